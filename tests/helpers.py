@@ -1,0 +1,107 @@
+"""What the tests share: other accounts, waiting for conditions, free ports."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Mapping, Sequence, TypeVar
+
+PROJECT = Path(__file__).resolve().parent.parent
+OWNER = "pw-owner"
+NEIGHBOUR = "pw-neighbour"
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+T = TypeVar("T")
+
+
+def identity(account: str) -> dict[str, Any]:
+    """Arguments of `subprocess` that make the child the given account; none for one's own."""
+    entry = pwd.getpwnam(account)
+    if entry.pw_uid == os.geteuid():
+        return {}
+    groups = [group.gr_gid for group in grp.getgrall() if account in group.gr_mem]
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
+
+
+def environment(account: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The small environment a login of the account starts with, and `extra` on top."""
+    entry = pwd.getpwnam(account)
+    return {
+        "HOME": entry.pw_dir,
+        "USER": account,
+        "LOGNAME": account,
+        "PATH": SYSTEM_PATH,
+        "LC_ALL": "C.UTF-8",
+        **(extra or {}),
+    }
+
+
+def as_user(account: str, argv: Sequence[str | Path], **kw: Any) -> subprocess.Popen[str]:
+    """Start `argv` as the account, in a session of its own; output and input are text pipes.
+
+    `env` replaces the account's environment, `extra_env` adds to it. Everything else is
+    `subprocess.Popen`'s. The caller ends the process (see `end`).
+    """
+    extra_env = kw.pop("extra_env", None)
+    kw.setdefault("env", environment(account, extra_env))
+    kw.setdefault("cwd", "/")
+    kw.setdefault("stdin", subprocess.DEVNULL)
+    kw.setdefault("stdout", subprocess.PIPE)
+    kw.setdefault("stderr", subprocess.PIPE)
+    kw.setdefault("start_new_session", True)
+    kw.setdefault("text", True)
+    return subprocess.Popen([str(word) for word in argv], **identity(account), **kw)
+
+
+def run_as(
+    account: str, argv: Sequence[str | Path], *, seconds: float = 30, **kw: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run `argv` as the account and return its status and output; the limit is in seconds."""
+    process = as_user(account, argv, **kw)
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    finally:
+        end(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill the process if it still lives, reap it and close our ends of its pipes."""
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def wait_until(condition: Callable[[], T], seconds: float = 10, what: str = "") -> T:
+    """Ask until the condition is true and return its value; fail after the limit in seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what or condition}")
+        time.sleep(0.01)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody held a moment ago."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def find_tool(name: str) -> str | None:
+    """Path of a program of the system, or of the virtual environment that runs the tests."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}:{SYSTEM_PATH}")
