@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Build the single file: ./build.sh [OUTPUT]     (default: dist/batchspawner-portwrap.pyz)
+#
+# Needs bash, Python >= 3.8 with venv, and a package index. PYTHON names the Python to build with;
+# the bytes are the same whichever it is. SOURCE_DATE_EPOCH is the time in the archive.
+set -euo pipefail
+umask 022
+
+project=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+output=${1:-$project/dist/batchspawner-portwrap.pyz}
+# One fixed time, so that a build from a git checkout and one from a tarball are the same.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1577836800}
+unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER
+
+die() {
+    printf 'build.sh: %s\n' "$@" >&2
+    exit 1
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.{14,13,12,11,10,9,8}; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' \
+            2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    die "no Python 3.8 or newer with venv found" \
+        "  on Debian and Ubuntu: apt-get install python3-venv; or name one with PYTHON=..."
+}
+
+# Run a command; its output is shown only if it fails.
+quietly() {
+    "$@" >"$work/log" 2>&1 || {
+        cat "$work/log" >&2
+        die "failed: $*"
+    }
+}
+
+python=$(find_python)
+work=$(mktemp -d)
+staged=
+trap 'rm -rf -- "$work" ${staged:+"$staged"}' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+quietly "$python" -m venv "$work/venv"
+venv=$work/venv/bin/python
+quietly "$venv" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r "$project/archive/requirements.txt"
+
+cd -- "$project"
+quietly "$venv" -m hatchling build --target wheel --directory "$work/wheel"
+# A wheel of pure Python is installed by unpacking it. pip would add records of this build's
+# paths and times.
+quietly "$venv" -m zipfile -e "$work"/wheel/*.whl "$work/site-packages"
+quietly "$venv" -m shiv --reproducible --uncompressed --site-packages "$work/site-packages" \
+    --entry-point batchspawner_portwrap:main --output-file "$work/shiv.pyz"
+
+cd -- "$OLDPWD"
+mkdir -p -- "$(dirname -- "$output")"
+staged=$(mktemp "$output.XXXXXX")
+quietly "$venv" "$project/archive/pack.py" "$work/shiv.pyz" "$project/archive/__main__.py" "$staged"
+# A rename: whoever is running the old file keeps it whole.
+mv -f -- "$staged" "$output"
+staged=
+
+printf '%s\n' "$output"
+printf '%s bytes, sha256 %s\n' "$(stat -c %s -- "$output")" "$(sha256sum <"$output" | cut -d' ' -f1)"
