@@ -1,0 +1,210 @@
+"""batchspawner-portwrap: what `c.Spawner.cmd` calls to start a single-user server in a sandbox.
+
+batchspawner-singleuser has chosen a port of the host and told the hub. This module finds that
+port, has the sandbox listen on it, and makes everything inside say the guest port instead:
+
+    batchspawner       JupyterHub   what arrives
+    1.2 and older      any          `--port=N` as the command's last word; the URL, if any, says 0
+    1.3 and newer      before 2     `--port=N` as the command's last word
+    1.3 and newer      2 and newer  only JUPYTERHUB_SERVICE_URL with port N
+
+The sandbox itself is the package `portwrap`; its story is in `portwrap/launching.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from portwrap import PortwrapError, Sandbox, __version__, launch, launching
+from portwrap.__main__ import GUEST_PORT_WORD, fill_in
+from portwrap.options import Option, Parser, run
+from portwrap.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+PROGRAM = "batchspawner-portwrap"
+SERVICE_URL = "JUPYTERHUB_SERVICE_URL"
+API_URL = "JUPYTERHUB_API_URL"
+PORT_WORD = "--port="
+
+PARSER = Parser(
+    PROGRAM,
+    "batchspawner-portwrap [-P GUEST_PORT] [--port PORT] COMMAND [ARG ...]",
+    "Run a JupyterHub single-user server in a user and network namespace of its own. Outside\n"
+    "there is one port only, the one that batchspawner-singleuser chose. In jupyterhub_config.py:\n"
+    "\n"
+    "  c.Spawner.cmd = ['/path/batchspawner-portwrap.pyz', 'jupyterhub-singleuser']\n"
+    "\n"
+    "{guest-port} in COMMAND stands for the port inside.",
+    [
+        Option(
+            ("-P", "--guest-port"),
+            "PORT",
+            f"port that the server listens on inside (default {launching.GUEST_PORT})",
+        ),
+        Option(
+            ("--port",),
+            "PORT",
+            "port of the host, if it is neither in JUPYTERHUB_SERVICE_URL nor the last word",
+        ),
+        Option(
+            ("--portwrap-path",),
+            "PATH",
+            "hand over to this portwrap program instead of the one inside",
+        ),
+    ],
+)
+
+
+class ServiceUrl:
+    """JUPYTERHUB_SERVICE_URL, taken apart by hand.
+
+    batchspawner rewrites it with IPv6 addresses out of their brackets (http://:::1234/) and with
+    the word None for a missing host: urllib.parse raises on such text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.scheme, separator, rest = text.partition("://")
+        if not separator:
+            self.scheme, rest = "http", text
+        place, slash, path = rest.partition("/")
+        self.path = slash + path
+        # without a port, a bracketed or empty host has its last colon inside
+        has_port = ":" in place and not place.endswith("]")
+        self.host, _, self.port = place.rpartition(":") if has_port else (place, "", "")
+
+    @property
+    def host_port(self) -> int | None:
+        """The port, if it is one from 1 to 65535."""
+        return parse_port(self.port)
+
+    @property
+    def bind_address(self) -> str:
+        """The address of the host to listen on; "" means every address."""
+        address = self.host[1:-1] if self.host.startswith("[") else self.host
+        return "" if address in ("", "None", "*") else address
+
+    def with_place(self, host: str, port: int) -> str:
+        """The same URL with another host and port."""
+        return f"{self.scheme}://{host}:{port}{self.path}"
+
+
+class Request:
+    """What arrived: our options, the command, the environment, and the host port among them."""
+
+    def __init__(
+        self, values: Mapping[str, str], command: Sequence[str], environ: Mapping[str, str]
+    ) -> None:
+        self.command = list(command)
+        self.environ = dict(environ)
+        self.url = ServiceUrl(environ[SERVICE_URL]) if environ.get(SERVICE_URL) else None
+        self.guest_port = PARSER.port(
+            values.get("guest-port", str(launching.GUEST_PORT)), "-P/--guest-port"
+        )
+        own = PARSER.port(values["port"], "--port") if "port" in values else None
+        url_port = self.url.host_port if self.url else None
+        self.last_word = self._last_word(own, url_port)
+        self.host_port = own or url_port or self.last_word or 0
+        if not self.host_port:
+            raise self._no_port()
+
+    def _last_word(self, own: int | None, url_port: int | None) -> int | None:
+        """The port of a last word `--port=N` that batchspawner has put there, else None.
+
+        Next to a URL with a port it is batchspawner's only if it says the same: otherwise it
+        belongs to the command (`standaloneproxy -- app --port=5000`).
+        """
+        word = self.command[-1]
+        if len(self.command) < 2 or not word.startswith(PORT_WORD):
+            return None
+        number = parse_port(word[len(PORT_WORD) :])
+        return None if url_port and number not in (own, url_port) else number
+
+    def _no_port(self) -> PortwrapError:
+        seen = []
+        if self.url:
+            seen.append(f"{SERVICE_URL} says {self.environ[SERVICE_URL]!r}")
+        if self.command[-1].startswith(PORT_WORD):
+            seen.append(f"the command ends with {self.command[-1]!r}")
+        found = " and ".join(seen) or f"there is no {SERVICE_URL} and no last word --port=N"
+        return PARSER.error(f"no host port from 1 to 65535: {found}")
+
+    @property
+    def bind_address(self) -> str:
+        """The address of the host that the server would have listened on."""
+        if self.url is None:
+            return EVERY_IPV4
+        return self.url.bind_address or EVERY_ADDRESS
+
+    def inner_command(self) -> list[str]:
+        """The command with the guest port in place of the host port."""
+        command = list(self.command)
+        if self.last_word:
+            command[-1] = f"{PORT_WORD}{self.guest_port}"
+        elif not self.url and not any(GUEST_PORT_WORD in word for word in command):
+            command.append(f"{PORT_WORD}{self.guest_port}")
+        return fill_in(command, self.guest_port)
+
+    def inner_environ(self, host: str = "127.0.0.1") -> dict[str, str]:
+        """The environment with the guest port in place of the host port."""
+        environ = dict(self.environ)
+        if self.url:
+            environ[SERVICE_URL] = self.url.with_place(host, self.guest_port)
+        return environ
+
+
+def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
+    """Run the command in a sandbox, or return an exit status.
+
+    `afresh` tells that this interpreter was started for nothing else.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(PROGRAM, lambda: _main(words, afresh))
+
+
+def _main(words: list[str], afresh: bool) -> int:
+    values, command = PARSER.parse(words)
+    if "help" in values or "version" in values:
+        sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
+        return 0
+    if not command:
+        raise PARSER.error("no command")
+    request = Request(values, command, os.environ)
+    if "portwrap-path" in values:
+        _hand_over(values["portwrap-path"], request)
+    if launching.is_threaded() and not afresh:
+        launching.start_afresh("batchspawner_portwrap:main", words)
+    _warn_of_loopback_hub(os.environ)
+    sandbox = Sandbox(request.host_port, request.guest_port, request.bind_address, PROGRAM)
+    launch(sandbox, request.inner_command(), request.inner_environ())
+
+
+def _warn_of_loopback_hub(environ: Mapping[str, str]) -> None:
+    """A hub on the host's loopback is out of reach from inside."""
+    host = ServiceUrl(environ.get(API_URL, "")).host
+    if host == "localhost" or host.startswith("127.") or host == "[::1]":
+        sys.stderr.write(
+            f"{PROGRAM}: {API_URL} is {environ[API_URL]}, which cannot be reached from inside the"
+            " sandbox: set c.JupyterHub.hub_connect_ip to an address of the hub's host\n"
+        )
+
+
+def _hand_over(path: str, request: Request) -> NoReturn:
+    """Become an external portwrap, which takes `-p HOST -P GUEST COMMAND… --port={guest-port}`."""
+    program = launching.find_command(path, os.environ)
+    command = request.command[:-1] if request.last_word else list(request.command)
+    if not any(GUEST_PORT_WORD in word for word in command):
+        command.append(PORT_WORD + GUEST_PORT_WORD)
+    ports = ["-p", str(request.host_port), "-P", str(request.guest_port)]
+    # Its forward may lead to another address than 127.0.0.1 inside: the host stays as it is.
+    host = request.url.host if request.url else ""
+    environ = request.inner_environ(host)
+    launching.become(program, [path, *ports, *command], environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The portwrap command: the sandbox by itself, without anything of JupyterHub."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import __version__, launching, ports
+from .options import Option, Parser, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM = "portwrap"
+GUEST_PORT_WORD = "{guest-port}"
+
+PARSER = Parser(
+    PROGRAM,
+    "portwrap -p HOST_PORT [-P GUEST_PORT] [--host ADDRESS] COMMAND [ARG ...]",
+    "Run COMMAND in a user and network namespace of its own. The host's HOST_PORT leads to\n"
+    "GUEST_PORT inside; nothing else does. {guest-port} in COMMAND stands for that number.",
+    [
+        Option(("-p", "--host-port"), "PORT", "port of the host to listen on"),
+        Option(
+            ("-P", "--guest-port"),
+            "PORT",
+            f"port that COMMAND listens on inside (default {launching.GUEST_PORT})",
+        ),
+        Option(("--host",), "ADDRESS", "address of the host to listen on (default 0.0.0.0)"),
+    ],
+)
+
+
+def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
+    """The command with the guest port wherever {guest-port} stands."""
+    return [word.replace(GUEST_PORT_WORD, str(guest_port)) for word in command]
+
+
+def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
+    """Run the command in a sandbox, or return an exit status.
+
+    `afresh` tells that this interpreter was started for nothing else.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(PROGRAM, lambda: _main(words, afresh))
+
+
+def _main(words: list[str], afresh: bool) -> int:
+    values, command = PARSER.parse(words)
+    if "help" in values or "version" in values:
+        sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
+        return 0
+    if not command:
+        raise PARSER.error("no command")
+    if "host-port" not in values:
+        raise PARSER.error("the port of the host is missing: -p HOST_PORT")
+    sandbox = launching.Sandbox(
+        host_port=PARSER.port(values["host-port"], "-p/--host-port"),
+        guest_port=PARSER.port(
+            values.get("guest-port", str(launching.GUEST_PORT)), "-P/--guest-port"
+        ),
+        host=values.get("host", ports.EVERY_IPV4),
+        program=PROGRAM,
+    )
+    if launching.is_threaded() and not afresh:
+        launching.start_afresh("portwrap.__main__:main", words)
+    launching.launch(sandbox, fill_in(command, sandbox.guest_port), os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The keeper: the one helper process that stays, from its fork until it becomes the lean relay.
+
+It is a grandchild of the process that becomes the command, so the command gets no child that it
+does not know. All that it will run is in memory before the fork: the archive on the site's share
+may be replaced at any time.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import marshal
+import os
+import resource
+import select
+
+import _signal as signals  # the C half of `signal`, as with `_socket`: 4 ms of every start
+import _socket
+
+from . import namespaces
+from .errors import PortwrapError, helper_hint
+from .network import READY_LIMIT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from .network import Slirp4netns
+    from .ports import HostPort
+
+ANSWER_LIMIT = READY_LIMIT + 10.0
+"""Seconds to wait for the keeper's word; it has limits of its own and answers well before."""
+OWN_DESCRIPTORS = 32
+"""Descriptors that the keeper needs besides those of the connections it relays."""
+WAITING_SIGNALS = frozenset(signals.valid_signals()) - {
+    signals.SIGCHLD,
+    signals.SIGSEGV,
+    signals.SIGBUS,
+    signals.SIGFPE,
+    signals.SIGILL,
+    signals.SIGABRT,
+    signals.SIGSYS,
+    signals.SIGTRAP,
+}
+"""Signals that a batch system may send to every process of a job. Only the command is to act on
+them; the keeper and the network helper stay until it is gone. A blocked signal stays blocked
+across exec and also holds back handlers that a program installs (pasta does)."""
+
+INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
+
+
+class Lifeline:
+    """The command's end of the socket pair that it shares with its keeper."""
+
+    def __init__(self, socket: _socket.socket) -> None:
+        self.socket = socket
+
+    def send_namespaces(self) -> None:
+        """Tell the keeper to go, with descriptors of this process's namespaces."""
+        kinds = ("user", "net")
+        descriptors = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in kinds]
+        rights = array.array("i", descriptors).tobytes()
+        try:
+            self.socket.sendmsg([b"go"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        except OSError as error:
+            raise _keeper_died() from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def check_alive(self) -> None:
+        """Raise PortwrapError if the keeper has ended."""
+        try:
+            self.socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        raise _keeper_died()
+
+    def wait_until_ready(self) -> None:
+        """Return when the way out works and the host port is served. Raises PortwrapError."""
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLIN)
+        if not poll.poll(1000 * ANSWER_LIMIT):
+            raise PortwrapError(f"the keeper did not answer in {ANSWER_LIMIT:g} s", _OVERLOADED)
+        try:
+            answer = self.socket.recv(65536)
+        except OSError:
+            answer = b""
+        if not answer:
+            raise _keeper_died()
+        if answer != b"ready":
+            text = answer.decode("utf-8", "replace")
+            raise PortwrapError(text, helper_hint(text))
+
+
+_OVERLOADED = "The node may be out of processor time or memory: look at its load, then try again."
+
+
+def _keeper_died() -> PortwrapError:
+    return PortwrapError("the keeper process ended while the sandbox was set up", _OVERLOADED)
+
+
+def start(port: HostPort, guest_port: int, helper: Slirp4netns, program: str) -> Lifeline:
+    """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError."""
+    command = os.getpid()
+    process, has_pidfd = namespaces.open_process(command)
+    # Messages with boundaries; end of file when the last descriptor of the other end is closed.
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+    settings: dict[str, Any] = {
+        "program": program,
+        "guest_port": guest_port,
+        "command": command,
+        "process": process,
+        "has_pidfd": has_pidfd,
+        "serving": [socket.fileno() for socket in port.serving],
+        "guards": [socket.fileno() for socket in port.guards],
+        "lifeline": theirs.fileno(),
+        "ready_limit": READY_LIMIT,
+    }
+    source = _relay_source()
+    try:
+        middle = os.fork()
+        if middle == 0:
+            _in_child(lambda: _fork_again(settings, helper, source, ours, theirs))
+    except OSError as error:
+        raise PortwrapError(f"fork: {error.strerror}", _OVERLOADED) from error
+    theirs.close()
+    os.close(process)
+    try:
+        os.waitpid(middle, 0)
+    except ChildProcessError:
+        pass  # an inherited "ignore SIGCHLD" has the kernel reap for us (wait(2))
+    return Lifeline(ours)
+
+
+def _relay_source() -> bytes:
+    """The text of relay.py, from a file or from inside an archive."""
+    path = os.path.join(os.path.dirname(__file__), "relay.py")
+    assert __spec__ is not None and __spec__.loader is not None
+    return bytes(__spec__.loader.get_data(path))  # type: ignore[attr-defined]
+
+
+def _in_child(action: Any) -> NoReturn:
+    """Run in a forked child: nothing of the parent's clean-up may run here."""
+    try:
+        action()
+    finally:
+        os._exit(0)
+
+
+def _fork_again(
+    settings: dict[str, Any],
+    helper: Slirp4netns,
+    source: bytes,
+    ours: _socket.socket,
+    theirs: _socket.socket,
+) -> None:
+    if os.fork() != 0:
+        return
+    ours.close()
+    signals.pthread_sigmask(signals.SIG_BLOCK, WAITING_SIGNALS)
+    signals.signal(signals.SIGCHLD, signals.SIG_DFL)
+    try:
+        _keep(settings, helper, source, theirs)
+    except OSError as error:
+        theirs.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
+
+
+def _keep(
+    settings: dict[str, Any], helper: Slirp4netns, source: bytes, lifeline: _socket.socket
+) -> None:
+    """Wait for "go", start the network helper, enter the sandbox and become the lean relay."""
+    os.chdir("/")
+    leave_standard_streams()
+    # Compiled here, beside the making of the namespaces: the two take about as long.
+    code = compile(source, "portwrap/relay.py", "exec", dont_inherit=True, optimize=2)
+    descriptors = _receive_namespaces(lifeline)
+    if not descriptors:
+        return  # the other end is gone: it has said why
+    settings.update(_start_helper(helper, settings["command"]))
+    for descriptor, kind in zip(descriptors, (namespaces.CLONE_NEWUSER, namespaces.CLONE_NEWNET)):
+        namespaces.setns(descriptor, kind)
+        os.close(descriptor)
+    settings["most_connections"] = _raise_descriptor_limit()
+    _become_lean(code, settings)
+
+
+def leave_standard_streams() -> None:
+    """Keep nothing of the job's input and output open: a reader of it waits for its end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _receive_namespaces(lifeline: _socket.socket) -> list[int]:
+    """The descriptors of the user and the network namespace; none if the command is gone."""
+    room = _socket.CMSG_SPACE(2 * array.array("i").itemsize)
+    data, ancillary, _, _ = lifeline.recvmsg(16, room)
+    descriptors = array.array("i")
+    for _, _, rights in ancillary:
+        descriptors.frombytes(rights)
+    return list(descriptors) if data else []
+
+
+def _start_helper(helper: Slirp4netns, command: int) -> dict[str, int]:
+    """Start the network helper on the command's namespaces, from the host's side of them."""
+    ready, ready_end = os.pipe()
+    words, words_end = os.pipe()
+    process = os.fork()
+    if process == 0:
+        _in_child(lambda: _exec_helper(helper.command(command, ready_end), ready_end, words_end))
+    os.close(ready_end)  # else a helper that has ended looks like a slow one
+    os.close(words_end)
+    settings = {"helper": process, "ready": ready, "helper_words": words}
+    pidfd, has_pidfd = namespaces.open_process(process)
+    if has_pidfd:
+        settings["helper_process"] = pidfd
+    else:
+        os.close(pidfd)
+    return settings
+
+
+def _exec_helper(command: list[str], ready_end: int, words_end: int) -> None:
+    """Become the network helper, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
+    parent = os.getppid()
+    namespaces.prctl(namespaces.PR_SET_PDEATHSIG, signals.SIGKILL)
+    if os.getppid() != parent:
+        return  # the keeper died before the kernel had been told
+    os.set_inheritable(ready_end, True)
+    os.dup2(words_end, 2)
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+
+
+def _raise_descriptor_limit() -> int:
+    """Raise the soft limit to the hard one; return how many connections fit, at two each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(1, (hard - OWN_DESCRIPTORS) // 2)
+
+
+def _become_lean(code: Any, settings: dict[str, Any]) -> None:
+    """Replace this copy of the launching interpreter, and all its memory, by a small one."""
+    memory = os.memfd_create("portwrap-keeper")  # a pipe might be smaller than what it must hold
+    with open(memory, "wb", closefd=False) as file:
+        marshal.dump((code, settings), file)
+    os.lseek(memory, 0, os.SEEK_SET)
+    passed = [settings[key] for key in ("process", "lifeline", "ready", "helper_words")]
+    passed += [*settings["serving"], *settings["guards"], memory]
+    if "helper_process" in settings:
+        passed.append(settings["helper_process"])
+    close_all_but(passed)
+    text = f"""# {settings["program"]}: keeper of process {settings["command"]}
+import marshal
+with open({memory}, "rb") as file: code, settings = marshal.load(file)
+names = {{"__name__": "keeper"}}
+exec(code, names)
+names["main"](settings)"""
+    os.execve(INTERPRETER, interpreter_command("-c", text), _lean_environment())
+
+
+def close_all_but(kept: list[int]) -> None:
+    """Hand on these descriptors and 0-2 at exec; everything else closes there."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2:
+            try:
+                os.set_inheritable(descriptor, descriptor in kept)
+            except OSError as error:
+                if error.errno != errno.EBADF:  # that of the listing itself
+                    raise
+
+
+def interpreter_command(*arguments: str) -> list[str]:
+    """Words to start this interpreter with, alone with its standard library.
+
+    -I ignores PYTHONHOME, without which some interpreters do not find that library.
+    """
+    isolated = ["-s"] if os.environ.get("PYTHONHOME") else ["-I"]
+    return [os.path.realpath(INTERPRETER), *isolated, "-S", *arguments]
+
+
+def _lean_environment() -> dict[str, str]:
+    """The environment without what PYTHON… variables may do to the keeper."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "PYTHONHOME" or not name.startswith("PYTHON")
+    }

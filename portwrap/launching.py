@@ -1,0 +1,186 @@
+"""The story: from the arguments to the command running in its sandbox. Read this first.
+
+    P  the process that the batch system started; it ends up being the command itself
+    K  the keeper (keeper.py, relay.py), the one helper that stays, with the network helper as child
+
+     1  P binds and listens on the host port
+     2  P opens what K needs of it and forks K, which stays in the host's namespaces for now
+     3  P moves into new user and network namespaces and tells K to go
+     4  K starts the network helper on them, follows P inside and becomes the lean relay
+     5  K says that it is ready: from here on the forward and the way out work
+     6  P arms the lifeline and execs the command in place
+
+There is no supervisor. The command keeps its PID, parent, terminal and exit status, because it is
+exec'ed; K ends when the command does, because it holds a pidfd of it; and the command is told with
+SIGTERM when K ends, because the kernel does so when K's end of the lifeline closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+
+import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
+
+from . import keeper, namespaces, network, ports
+from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+GUEST_PORT = 8888
+"""The port that the server listens on inside, unless another one is asked for."""
+LIFELINE_FROM = 960
+"""Lowest descriptor number of the lifeline: far above those a program expects to get next."""
+
+
+class Sandbox:
+    """What to make: which port of the host leads to which port inside."""
+
+    def __init__(
+        self,
+        host_port: int,
+        guest_port: int = GUEST_PORT,
+        host: str = ports.EVERY_IPV4,
+        program: str = "portwrap",
+    ) -> None:
+        self.host_port = host_port
+        self.guest_port = guest_port
+        self.host = host
+        self.program = program
+
+
+def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Make the sandbox and become the command. Returns only by raising PortwrapError."""
+    _reserve_standard_descriptors()
+    _die_natively()
+    path = find_command(command[0], environ)
+    helper = network.choose(environ)
+    port = ports.bind(sandbox.host, sandbox.host_port)
+    lifeline = keeper.start(port, sandbox.guest_port, helper, sandbox.program)
+    port.close()
+    namespaces.enter_new(0)
+    lifeline.send_namespaces()
+    lifeline.wait_until_ready()
+    _arm(lifeline)
+    become(path, command, environ)
+
+
+def is_threaded() -> bool:
+    """Whether this process runs more than one thread: unshare(CLONE_NEWUSER) is EINVAL then."""
+    return len(os.listdir("/proc/self/task")) > 1
+
+
+def start_afresh(entry: str, argv: Sequence[str]) -> NoReturn:
+    """Exec this interpreter anew with the same program: `entry` is "module:function"."""
+    module, _, function = entry.partition(":")
+    place = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    text = (
+        f"import sys; sys.path.append({place!r}); sys.argv[0] = {sys.argv[0]!r}\n"
+        f"from {module} import {function}; sys.exit({function}(afresh=True))"
+    )
+    command = keeper.interpreter_command("-c", text, *argv)
+    os.execv(keeper.INTERPRETER, command)
+
+
+def find_command(name: str, environ: Mapping[str, str]) -> str:
+    """Return the path that execvp(3) would run. Raises PortwrapError, status 126 or 127."""
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    candidates = [name] if "/" in name else [os.path.join(folder, name) for folder in folders]
+    found = [path for path in candidates if os.path.exists(path)] if name else []
+    for path in found:
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            _check_interpreter(path)
+            return path
+    if not found:
+        where = "no such file" if "/" in name else "not found on PATH"
+        hint = f"PATH is {environ.get('PATH', os.defpath)}" if "/" not in name else ""
+        raise PortwrapError(f"{name}: {where}", hint or "Check the path.", NOT_FOUND)
+    if os.path.isdir(found[0]):
+        raise PortwrapError(f"{found[0]}: is a directory", "Name the program in it.", CANNOT_RUN)
+    raise PortwrapError(f"{found[0]}: permission denied", _MODE_HINT, CANNOT_RUN)
+
+
+_MODE_HINT = "Its user must have the right to execute it: 'chmod +x', or a mount without noexec."
+
+
+def _check_interpreter(path: str) -> None:
+    """A script's #! line must name a program that exists: exec would say so too late."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return  # executable, but not readable: not a script
+    words = first[2:].split()
+    if first.startswith(b"#!") and words and not os.path.exists(words[0]):
+        interpreter = os.fsdecode(words[0])
+        raise PortwrapError(
+            f"{path}: its interpreter {interpreter} does not exist",
+            "Install it, or mend the first line of the script.",
+            CANNOT_RUN,
+        )
+
+
+def _reserve_standard_descriptors() -> None:
+    """Fill closed places among 0-2 until exec, so that no socket of ours lands there."""
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+
+
+def _die_natively() -> None:
+    """Give every signal that Python handles its default action, as exec would: until then it ends
+    this process at once, without a traceback, and the keeper sees that it is gone."""
+    for number in signals.valid_signals():
+        if callable(signals.getsignal(number)):
+            signals.signal(number, signals.SIG_DFL)
+
+
+def _arm(lifeline: keeper.Lifeline) -> None:
+    """Have the kernel send this process SIGTERM when the keeper's end of the lifeline closes.
+
+    The setting belongs to the open file, so it outlives exec (fcntl(2)). Set first, looked at
+    afterwards: in the other order a keeper that ends in between is never noticed.
+    """
+    descriptor = _high_descriptor(lifeline.socket.fileno())
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signals.SIGTERM)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        lifeline.check_alive()
+    finally:
+        keeper.close_all_but([descriptor])
+
+
+def _high_descriptor(descriptor: int) -> int:
+    """A duplicate with a high number, or as high as the limit of descriptors allows."""
+    for lowest in (LIFELINE_FROM, 200, 20, 3):
+        try:
+            return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EMFILE):
+                raise
+    return descriptor
+
+
+def become(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Exec the command, with the signal settings it would have had without us."""
+    # Python ignores these two at start-up, and "ignored" survives exec.
+    for number in (signals.SIGPIPE, signals.SIGXFSZ):
+        signals.signal(number, signals.SIG_DFL)
+    try:
+        os.execve(path, list(command), dict(environ))
+    except OSError as error:
+        missing = error.errno == errno.ENOENT
+        raise PortwrapError(
+            f"{path}: {os.strerror(error.errno or 0)}",
+            "The file cannot be run on this node: 'file' and 'ldd' tell what it needs.",
+            NOT_FOUND if missing else CANNOT_RUN,
+        ) from error

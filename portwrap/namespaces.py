@@ -1,0 +1,168 @@
+"""Linux system calls that Python has no words for: one small wrapper each.
+
+Numbers are from the kernel's headers: linux/sched.h, linux/prctl.h, linux/capability.h and the
+generic system call table (all architectures but Alpha share the numbers above 424).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import sys
+
+import _socket  # the C half of `socket`: the other half costs 5 ms of every start
+
+from .errors import PortwrapError
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECUREBITS = 28
+SECBIT_NOROOT_LOCKED = 0b11  # SECBIT_NOROOT | SECBIT_NOROOT_LOCKED
+
+SYS_PIDFD_OPEN = 434
+
+SIOCGIFFLAGS = 0x8913  # linux/sockios.h
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 0x1
+IFREQ_SIZE = 40
+
+libc = ctypes.CDLL(None, use_errno=True)  # without use_errno, get_errno() is always 0
+libc.unshare.argtypes = (ctypes.c_int,)
+libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+libc.syscall.argtypes = (ctypes.c_long,) * 4
+libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, name: str) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): leave the named namespaces for new ones. Raises OSError."""
+    _checked(libc.unshare(flags), "unshare")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """setns(2): enter the namespace of this descriptor. Raises OSError."""
+    _checked(libc.setns(descriptor, kind), "setns")
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument. Raises OSError."""
+    _checked(libc.prctl(option, value, 0, 0, 0), "prctl")
+
+
+def open_process(pid: int) -> tuple[int, bool]:
+    """Return (descriptor, True) for a pidfd, or (directory of /proc, False) before Linux 5.3.
+
+    Either one goes on meaning this very process after its number has been given to another.
+    """
+    try:
+        return _checked(libc.syscall(SYS_PIDFD_OPEN, pid, 0, 0), "pidfd_open"), True
+    except OSError as error:
+        # EPERM: seccomp filters of older container engines answer it for calls they do not know
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
+
+
+def enter_new(flags: int) -> None:
+    """Move this process into new user and network namespaces, as the same user.
+
+    Raises PortwrapError: namespaces are switched off, used up or forbidden here.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    # The map files of a process that is not dumpable belong to root (proc(5)).
+    prctl(PR_SET_DUMPABLE, 1)
+    try:
+        unshare(CLONE_NEWUSER | CLONE_NEWNET | flags)
+    except OSError as error:
+        raise _refused(error, "unshare(CLONE_NEWUSER|CLONE_NEWNET)") from error
+    try:
+        # Linux >= 3.19 refuses gid_map from an unprivileged process (EPERM) until setgroups
+        # says "deny" (CVE-2014-8989). The order is the point: do not sort.
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{uid} {uid} 1")
+        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        bring_up_loopback()
+        if uid == 0:
+            # uid 0 would be given every capability of its namespace back at each exec.
+            prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED)
+    except OSError as error:
+        raise _refused(error, f"setting up the user namespace ({error.filename})") from error
+
+
+def bring_up_loopback() -> None:
+    """Set the interface lo of this network namespace up (netdevice(7)). Raises OSError."""
+    control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        request = bytearray(b"lo".ljust(IFREQ_SIZE, b"\0"))
+        fcntl.ioctl(control.fileno(), SIOCGIFFLAGS, request)
+        flags = int.from_bytes(request[16:18], sys.byteorder) | IFF_UP
+        request[16:18] = flags.to_bytes(2, sys.byteorder)
+        fcntl.ioctl(control.fileno(), SIOCSIFFLAGS, request)
+    finally:
+        control.close()
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _refused(error: OSError, tried: str) -> PortwrapError:
+    """The refusal of a namespace as a message: the errno and the sysctls choose the hint."""
+    return PortwrapError(f"{tried}: {error.strerror}", _why_refused(error.errno or 0))
+
+
+def _why_refused(number: int) -> str:
+    if _read("/proc/sys/user/max_user_namespaces") == "0":
+        return (
+            "User namespaces are switched off: as root,"
+            " 'sysctl -w user.max_user_namespaces=28633' and the same line in /etc/sysctl.d."
+        )
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return (
+            "User namespaces are for root only: as root,"
+            " 'sysctl -w kernel.unprivileged_userns_clone=1' and the same line in /etc/sysctl.d."
+        )
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return (
+            "AppArmor restricts user namespaces (Ubuntu 24.04 and later): allow this program with"
+            " a profile that says 'userns,', or as root"
+            " 'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0'."
+        )
+    if number == errno.ENOSPC:
+        return (
+            "A limit of namespaces is reached: see user.max_user_namespaces and"
+            " user.max_net_namespaces, and how many are in use with 'lsns'."
+        )
+    if number in (errno.EPERM, errno.EACCES):
+        return (
+            "Something outside forbids user namespaces: a container, a chroot, a seccomp filter"
+            " or a security module. 'unshare -Urn true' in the same place must work."
+        )
+    return "This kernel has no user or network namespaces: Linux 4.18 or newer with both is needed."

@@ -1,0 +1,104 @@
+"""Our own options, which stand before the command. Nothing of the command itself is looked at.
+
+argparse would not do: it takes options out of the command that follows, accepts prefixes of
+names, and drops "--" there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .errors import OURS, USAGE, PortwrapError
+from .ports import parse_port
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Option:
+    """One option: its names, the name of its value ("" for none), and its help."""
+
+    def __init__(self, names: Sequence[str], value: str, text: str) -> None:
+        self.names = names
+        self.value = value
+        self.text = text
+
+    @property
+    def key(self) -> str:
+        """The long name without its dashes."""
+        return self.names[-1].lstrip("-")
+
+
+class Parser:
+    """Reads our options up to the first word that is none of them."""
+
+    def __init__(self, program: str, usage: str, about: str, options: Sequence[Option]) -> None:
+        self.program = program
+        self.usage = usage
+        self.about = about
+        self.options = [
+            *options,
+            Option(("-h", "--help"), "", "show this help and exit"),
+            Option(("--version",), "", "show the version and exit"),
+        ]
+        self.by_name = {name: option for option in self.options for name in option.names}
+
+    def parse(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        """Return the values of our options and the command. Raises PortwrapError, status 2."""
+        values: dict[str, str] = {}
+        rest = list(words)
+        while rest and rest[0].startswith("-") and rest[0] != "-":
+            word = rest.pop(0)
+            if word == "--":
+                break
+            option, value = self._split(word)
+            if option.value and value is None:
+                if not rest:
+                    raise self.error(f"{word} needs a value: {option.value}")
+                value = rest.pop(0)
+            elif not option.value and value is not None:
+                raise self.error(f"{word}: {option.names[-1]} takes no value")
+            values[option.key] = value or ""
+        return values, rest
+
+    def _split(self, word: str) -> tuple[Option, str | None]:
+        """The option of this word, and its value where it holds one: --name=VALUE or -xVALUE."""
+        if word in self.by_name:
+            return self.by_name[word], None
+        name, equals, value = word.partition("=")
+        if equals and word.startswith("--") and name in self.by_name:
+            return self.by_name[name], value
+        short = self.by_name.get(word[:2])
+        if short is not None and short.value and not word.startswith("--"):
+            return short, word[2:]
+        raise self.error(f"unknown option {word}")
+
+    def error(self, message: str) -> PortwrapError:
+        """A usage error."""
+        return PortwrapError(message, f"Usage: {self.usage}; --help tells more.", USAGE)
+
+    def port(self, text: str, what: str) -> int:
+        """The number of a TCP port. Raises PortwrapError, status 2."""
+        number = parse_port(text)
+        if number is None:
+            raise self.error(f"{what} must be a number from 1 to 65535, not {text!r}")
+        return number
+
+    def help(self) -> str:
+        """The text of --help."""
+        left = [", ".join(option.names) + f" {option.value}".rstrip() for option in self.options]
+        width = max(map(len, left)) + 2
+        rows = [f"  {a:<{width}}{option.text}\n" for a, option in zip(left, self.options)]
+        return f"usage: {self.usage}\n\n{self.about}\n\noptions:\n{''.join(rows)}"
+
+
+def run(program: str, action: Callable[[], int]) -> int:
+    """Print an expected failure on standard error and return its exit status."""
+    try:
+        return action()
+    except PortwrapError as error:
+        sys.stderr.write(error.lines(program))
+        return error.exit_code
+    except BrokenPipeError:
+        return OURS

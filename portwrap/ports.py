@@ -1,0 +1,164 @@
+"""The host port: bound before anything else, so that nobody slips in front of the server."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import _socket  # the C half of `socket`: the other half costs 5 ms of every start
+
+from .errors import PortwrapError
+
+BACKLOG = 4096
+"""Connections the kernel keeps for us while we are busy; it lowers this to net.core.somaxconn."""
+
+HIGHEST = 65535
+EVERY_IPV4 = "0.0.0.0"
+EVERY_ADDRESS = "::"
+
+
+class HostPort:
+    """Listening sockets of the host's network namespace.
+
+    `serving` are to be accepted from. `guards` only keep the other address family of the port out
+    of a neighbour's hands: the kernel refuses what connects to them, or, where one had to listen
+    to get the port, it is to be reset.
+    """
+
+    def __init__(self, number: int, address: str) -> None:
+        self.number = number
+        self.address = address
+        self.serving: list[_socket.socket] = []
+        self.guards: list[_socket.socket] = []
+
+    def close(self) -> None:
+        """Let go of the port."""
+        for socket in self.serving + self.guards:
+            socket.close()
+
+
+def parse_port(text: str) -> int | None:
+    """Return the number if this is a TCP port, 1 to 65535, in plain ASCII digits; else None."""
+    if text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= HIGHEST and len(text) <= 5:
+        return int(text)
+    return None
+
+
+def bind(address: str, number: int) -> HostPort:
+    """Bind and listen on TCP port `number` of the host's `address`.
+
+    "" and "::" mean every address of both families; "0.0.0.0" every IPv4 address, and then the
+    IPv6 side of the port is held without being served: a neighbour who binds [::] would otherwise
+    be asked by whoever looks the node up by IPv6. Raises PortwrapError.
+    """
+    port = HostPort(number, address)
+    try:
+        if address in ("", EVERY_ADDRESS):
+            _bind_every_address(port)
+        elif address == EVERY_IPV4:
+            port.serving.append(_listen(_socket.AF_INET, EVERY_IPV4, number))
+            _guard_ipv6(port)
+        else:
+            port.serving.append(_listen(*_resolve(address), number))
+    except OSError as error:
+        port.close()
+        raise _cannot_bind(error, address or EVERY_ADDRESS, number) from error
+    return port
+
+
+def _bind_every_address(port: HostPort) -> None:
+    if _has_ipv6():
+        port.serving.append(_listen(_socket.AF_INET6, EVERY_ADDRESS, port.number))
+    else:
+        port.serving.append(_listen(_socket.AF_INET, EVERY_IPV4, port.number))
+
+
+def _guard_ipv6(port: HostPort) -> None:
+    """Hold [::]:PORT. Bound alone is enough, and a client that tries IPv6 first goes on to IPv4."""
+    if not _has_ipv6():
+        return
+    try:
+        guard = _bind_once(_socket.AF_INET6, EVERY_ADDRESS, port.number, only_ipv6=True)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        guard = _listen(_socket.AF_INET6, EVERY_ADDRESS, port.number, only_ipv6=True)
+    port.guards.append(guard)
+
+
+def _has_ipv6() -> bool:
+    try:
+        probe = _socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        probe.bind((EVERY_ADDRESS, 0))
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
+
+
+def _resolve(address: str) -> tuple[int, str]:
+    """Return the family and the numeric form of an address or host name; IPv4 where it has both."""
+    found = _socket.getaddrinfo(address, None, type=_socket.SOCK_STREAM)
+    family, _, _, _, where = min(found, key=lambda entry: entry[0] != _socket.AF_INET)
+    return family, str(where[0])
+
+
+def _listen(family: int, address: str, number: int, only_ipv6: bool = False) -> _socket.socket:
+    """Listen, with SO_REUSEADDR only where the port is not free without it.
+
+    Connections in TIME_WAIT make bind(2) fail without the option. With it a rival who has bound,
+    but does not listen yet, lets us bind too; listen(2) then decides who has the port, and
+    EADDRINUSE there means busy.
+    """
+    for reuse in (False, True):
+        try:
+            socket = _bind_once(family, address, number, only_ipv6, reuse)
+        except OSError as error:
+            if reuse or error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            break
+    try:
+        socket.listen(BACKLOG)
+    except OSError:
+        socket.close()
+        raise
+    return socket
+
+
+def _bind_once(
+    family: int, address: str, number: int, only_ipv6: bool = False, reuse: bool = False
+) -> _socket.socket:
+    socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        if family == _socket.AF_INET6:
+            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, only_ipv6)
+        if reuse:
+            socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        socket.bind((address, number))
+    except OSError:
+        socket.close()
+        raise
+    return socket
+
+
+def _cannot_bind(error: OSError, address: str, number: int) -> PortwrapError:
+    where = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
+    if isinstance(error, _socket.gaierror):
+        return PortwrapError(
+            f"cannot look up the host address {address!r}: {error.strerror}",
+            "It comes from JUPYTERHUB_SERVICE_URL or --host: set c.Spawner.ip to '0.0.0.0'.",
+        )
+    hints = {
+        errno.EADDRINUSE: "Another program of this node took it first: start the server again"
+        " (it gets another port); 'ss -ltnp' shows who.",
+        errno.EADDRNOTAVAIL: "This node has no such address: set c.Spawner.ip to '0.0.0.0'.",
+        errno.EACCES: "Ports below net.ipv4.ip_unprivileged_port_start are root's:"
+        " choose one from 1024 up.",
+    }
+    reason = os.strerror(error.errno or 0)
+    return PortwrapError(f"host port {where}: {reason}", hints.get(error.errno or 0, ""))
