@@ -1,4 +1,4 @@
-"""Fixtures, and the one place that decides what a machine cannot test."""
+"""Fixtures, and what a machine must have for the marked tests."""
 
 from __future__ import annotations
 
@@ -13,24 +13,10 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from helpers import NEIGHBOUR, OWNER, PROJECT, find_tool, run_as
 
-MUST_WORK = os.environ.get("PORTWRAP_MUST_WORK", "") not in ("", "0")
+from helpers import NEIGHBOUR, OWNER, PROJECT, cannot, find_tool, run_as
+
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
-
-
-def cannot(reason: str) -> None:
-    """Skip the test on a newcomer's machine; fail it where everything must work."""
-    if MUST_WORK:
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
-
-
-def needs(*tools: str) -> None:
-    """Skip or fail (see `cannot`) unless every one of these programs is installed."""
-    missing = [name for name in tools if find_tool(name) is None]
-    if missing:
-        cannot(f"not installed: {' '.join(missing)}; tests/setup.sh says how")
 
 
 @functools.lru_cache(maxsize=None)

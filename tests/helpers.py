@@ -11,12 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Mapping, NoReturn, Sequence, TypeVar
+
+import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 OWNER = "pw-owner"
 NEIGHBOUR = "pw-neighbour"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+# Nothing may be skipped: what this machine cannot test is then a failure.
+MUST_WORK = os.environ.get("PORTWRAP_MUST_WORK", "") not in ("", "0")
 
 T = TypeVar("T")
 
@@ -105,3 +110,17 @@ def free_port(host: str = "127.0.0.1") -> int:
 def find_tool(name: str) -> str | None:
     """Path of a program of the system, or of the virtual environment that runs the tests."""
     return shutil.which(name, path=f"{Path(sys.executable).parent}:{SYSTEM_PATH}")
+
+
+def cannot(reason: str) -> NoReturn:
+    """Skip the test on a newcomer's machine; fail it where everything must work."""
+    if MUST_WORK:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def needs(*tools: str) -> None:
+    """Skip or fail (see `cannot`) unless every one of these programs is installed."""
+    missing = [name for name in tools if find_tool(name) is None]
+    if missing:
+        cannot(f"not installed: {' '.join(missing)}; tests/setup.sh says how")

@@ -40,17 +40,18 @@ trap 'rm -f -- "$log"' EXIT
 
 heading() { printf '\n======== %s ========\n' "$*"; }
 
-# Adds up pytest's closing lines: "12 passed, 1 skipped in 0.3s".
-declare -A total=([passed]=0 [failed]=0 [skipped]=0)
+# Adds up pytest's closing lines, "== 12 passed, 1 skipped in 0.3s ==", and keeps the last one.
+declare -A total=([passed]=0 [failed]=0 [error]=0 [skipped]=0)
+closing=
 count() {
-    local outcome number last
-    last=$(grep -E '(passed|failed|skipped|error|no tests ran).* in [0-9.:]+' "$log" | tail -n 1)
-    for outcome in passed failed skipped error; do
-        number=$(grep -oE "[0-9]+ $outcome" <<<"$last" | cut -d' ' -f1)
-        [[ $outcome != error ]] || outcome=failed
-        total[$outcome]=$((${total[$outcome]} + ${number:-0}))
+    local outcome number
+    closing=$(grep -E '(passed|failed|skipped|error|no tests ran).* in [0-9.:]+' "$log" | tail -n 1) ||
+        closing='pytest did not finish'
+    for outcome in "${!total[@]}"; do
+        number=$(grep -oE "[0-9]+ $outcome" <<<"$closing") || continue
+        total[$outcome]=$((${total[$outcome]} + ${number%% *}))
     done
-    printf '%s\n' "${last//=/}" | sed 's/^ *//; s/ *$//'
+    closing=$(sed -E 's/^=+ | =+$//g' <<<"$closing")
 }
 
 # run_part TITLE INTERPRETER ARGUMENTS...
@@ -62,22 +63,26 @@ run_part() {
         </dev/null 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
     case $status in
         0) ;;
-        2) summary+=("$title: interrupted") && finish ;;
+        2) # Interrupted, or the test files themselves are broken.
+            count
+            summary+=("$title: $closing")
+            broken=yes
+            finish
+            ;;
         5) # No test matched: right for a selection, wrong for a whole part.
             [[ ${#pytest_arguments[@]} -gt 0 || ${PORTWRAP_MUST_WORK:-0} == 0 ]] || broken=yes ;;
         *) broken=yes ;;
     esac
-    count >"$log.count"
-    summary+=("$title: $(<"$log.count")")
-    rm -f -- "$log.count"
+    count
+    summary+=("$title: $closing")
 }
 
 finish() {
     heading "what ran"
     printf '%s\n' "${summary[@]}"
     printf '%s passed, %s failed, %s skipped\n' \
-        "${total[passed]}" "${total[failed]}" "${total[skipped]}"
-    [[ $broken == no && ${total[failed]} == 0 && ${total[passed]} -gt 0 ]] && exit 0
+        "${total[passed]}" "$((total[failed] + total[error]))" "${total[skipped]}"
+    [[ $broken == no && ${total[passed]} -gt 0 ]] && exit 0
     exit 1
 }
 
