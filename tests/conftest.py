@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import functools
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
-from helpers import NEIGHBOUR, OWNER, PROJECT, cannot, find_tool, run_as
+from helpers import (
+    NEIGHBOUR,
+    OWNER,
+    PROJECT,
+    cannot,
+    children_of,
+    descendants,
+    describe,
+    find_tool,
+    run_as,
+    state_of,
+)
 
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
 
@@ -86,3 +101,91 @@ def pyz() -> Iterator[Path]:
         yield copy
     finally:
         shutil.rmtree(path)
+
+
+# ---- nothing is left after a test -----------------------------------------------------------
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+WATCHED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/netns")
+LEFTOVER_LIMIT = 5.0
+"""Seconds that what a test has ended may take to be gone."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_lock() -> Iterator[int | None]:
+    """Orphans of the tests become children of this process, so that it knows them as its own; and
+    a lock shared by all runs on this machine: one that is alone may look at what all share."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        lock = os.open(TEST_ROOT / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError:
+        yield None
+        return
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    yield lock
+    os.close(lock)
+
+
+def _is_alone(lock: int | None) -> bool:
+    if lock is None:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def _reap_orphans() -> None:
+    for pid in children_of(os.getpid()):
+        if state_of(pid) == "Z":
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass
+
+
+def _live_descendants() -> set[int]:
+    return {pid for pid in descendants(os.getpid()) if state_of(pid) not in ("Z", "X", "")}
+
+
+def _shared_things() -> set[str]:
+    """What the whole machine sees: mounts, network interfaces, entries of temporary folders."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    things = {f"mount {line.split()[4]}" for line in mounts}
+    things |= {f"interface {name}" for name in os.listdir("/sys/class/net")}
+    for folder in WATCHED_FOLDERS:
+        if os.path.isdir(folder):
+            names = (name for name in os.listdir(folder) if not name.startswith("pytest-of-"))
+            things |= {f"file {folder}/{name}" for name in names}
+    return things
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers(request: pytest.FixtureRequest, run_lock: int | None) -> Iterator[None]:
+    """Fail a test that leaves a process, and with it whatever holds a port, or a mount, a network
+    interface or a temporary file."""
+    # Only these tests make any, and listing them takes longer than most unit tests.
+    shared = any(request.node.get_closest_marker(name) for name in ("namespaces", "e2e"))
+    processes = _live_descendants()
+    things = _shared_things() if shared and _is_alone(run_lock) else None
+    yield
+    deadline = time.monotonic() + LEFTOVER_LIMIT
+    while True:
+        left = _live_descendants() - processes
+        made: set[str] = set()
+        if things is not None and _is_alone(run_lock):
+            made = _shared_things() - things
+        if not (left or made) or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    told = [*map(describe, sorted(left)), *sorted(made)]
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    _reap_orphans()
+    assert not told, "left behind:\n" + "\n".join(told)

@@ -124,3 +124,39 @@ def needs(*tools: str) -> None:
     missing = [name for name in tools if find_tool(name) is None]
     if missing:
         cannot(f"not installed: {' '.join(missing)}; tests/setup.sh says how")
+
+
+def state_of(pid: int) -> str:
+    """The state letter of a process, as in proc(5); "" if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[0]
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process, zombies among them."""
+    try:
+        lists = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return [int(word) for text in lists for word in text.split()]
+
+
+def descendants(pid: int) -> set[int]:
+    """All that a process has started, and what they have started."""
+    found: set[int] = set()
+    for child in children_of(pid):
+        found |= {child, *descendants(child)}
+    return found
+
+
+def describe(pid: int) -> str:
+    """A process in one line: its number, its name and its command line."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    except OSError:
+        return f"process {pid} (gone)"
+    return f"process {pid} ({name}): {words.decode(errors='replace')[:300]}"
