@@ -17,7 +17,7 @@ import os
 import sys
 
 from portwrap import PortwrapError, Sandbox, __version__, launch, launching
-from portwrap.__main__ import GUEST_PORT_WORD, fill_in
+from portwrap.__main__ import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
 from portwrap.options import Option, Parser, run
 from portwrap.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
 
@@ -42,11 +42,6 @@ PARSER = Parser(
     "{guest-port} in COMMAND stands for the port inside.",
     [
         Option(
-            ("-P", "--guest-port"),
-            "PORT",
-            f"port that the server listens on inside (default {launching.GUEST_PORT})",
-        ),
-        Option(
             ("--port",),
             "PORT",
             "port of the host, if it is neither in JUPYTERHUB_SERVICE_URL nor the last word",
@@ -56,6 +51,7 @@ PARSER = Parser(
             "PATH",
             "hand over to this portwrap program instead of the one inside",
         ),
+        *COMMON_OPTIONS,
     ],
 )
 
@@ -102,9 +98,7 @@ class Request:
         self.command = list(command)
         self.environ = dict(environ)
         self.url = ServiceUrl(environ[SERVICE_URL]) if environ.get(SERVICE_URL) else None
-        self.guest_port = PARSER.port(
-            values.get("guest-port", str(launching.GUEST_PORT)), "-P/--guest-port"
-        )
+        self.guest_port = PARSER.port(values["guest-port"], "-P/--guest-port")
         own = PARSER.port(values["port"], "--port") if "port" in values else None
         url_port = self.url.host_port if self.url else None
         self.last_word = self._last_word(own, url_port)
@@ -167,7 +161,7 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 
 
 def _main(words: list[str], afresh: bool) -> int:
-    values, command = PARSER.parse(words)
+    values, command = PARSER.parse(words, os.environ)
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
@@ -179,7 +173,12 @@ def _main(words: list[str], afresh: bool) -> int:
     if launching.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
     _warn_of_loopback_hub(os.environ)
-    sandbox = Sandbox(request.host_port, request.guest_port, request.bind_address, PROGRAM)
+    sandbox = Sandbox(
+        host_port=request.host_port,
+        host=request.bind_address,
+        program=PROGRAM,
+        **common_settings(PARSER, values),
+    )
     launch(sandbox, request.inner_command(), request.inner_environ())
 
 

@@ -176,7 +176,11 @@ class Rig(contextlib.AbstractContextManager["Rig"]):
             "PYTHONPATH": str(PROJECT),
             "PORTWRAP_DEMO_SETTINGS": f"{run}/hub/settings.json",
         }
-        command = [f"{root}/hub-venv/bin/jupyterhub", "--config", str(HERE / "jupyterhub_config.py")]
+        command = [
+            f"{root}/hub-venv/bin/jupyterhub",
+            "--config",
+            str(HERE / "jupyterhub_config.py"),
+        ]
         with open(run / "hub" / "hub.log", "wb") as log:
             self.hub = subprocess.Popen(
                 command,

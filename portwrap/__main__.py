@@ -5,15 +5,32 @@ from __future__ import annotations
 import os
 import sys
 
-from . import __version__, launching, ports
+from . import __version__, keeper, launching, ports
 from .options import Option, Parser, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 PROGRAM = "portwrap"
 GUEST_PORT_WORD = "{guest-port}"
+
+COMMON_OPTIONS = (
+    Option(
+        ("-P", "--guest-port"),
+        "PORT",
+        f"port that COMMAND listens on inside (default {launching.GUEST_PORT})",
+        str(launching.GUEST_PORT),
+    ),
+    Option(
+        ("--forward",),
+        "auto|native|relay",
+        "native: the server gets the host's socket; relay: we carry the bytes (default auto)",
+        "relay",
+    ),
+    Option(("-v", "--verbose"), "", "say on standard error what is done"),
+)
 
 PARSER = Parser(
     PROGRAM,
@@ -23,11 +40,12 @@ PARSER = Parser(
     [
         Option(("-p", "--host-port"), "PORT", "port of the host to listen on"),
         Option(
-            ("-P", "--guest-port"),
-            "PORT",
-            f"port that COMMAND listens on inside (default {launching.GUEST_PORT})",
+            ("--host",),
+            "ADDRESS",
+            "address of the host to listen on (default 0.0.0.0)",
+            ports.EVERY_IPV4,
         ),
-        Option(("--host",), "ADDRESS", "address of the host to listen on (default 0.0.0.0)"),
+        *COMMON_OPTIONS,
     ],
 )
 
@@ -35,6 +53,15 @@ PARSER = Parser(
 def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
     """The command with the guest port wherever {guest-port} stands."""
     return [word.replace(GUEST_PORT_WORD, str(guest_port)) for word in command]
+
+
+def common_settings(parser: Parser, values: Mapping[str, str]) -> dict[str, Any]:
+    """What COMMON_OPTIONS say, for a Sandbox. Raises PortwrapError, status 2."""
+    return {
+        "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
+        "forward": parser.choice(values["forward"], "--forward", keeper.FORWARDS),
+        "verbose": "verbose" in values,
+    }
 
 
 def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
@@ -47,7 +74,7 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 
 
 def _main(words: list[str], afresh: bool) -> int:
-    values, command = PARSER.parse(words)
+    values, command = PARSER.parse(words, os.environ)
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
@@ -57,11 +84,9 @@ def _main(words: list[str], afresh: bool) -> int:
         raise PARSER.error("the port of the host is missing: -p HOST_PORT")
     sandbox = launching.Sandbox(
         host_port=PARSER.port(values["host-port"], "-p/--host-port"),
-        guest_port=PARSER.port(
-            values.get("guest-port", str(launching.GUEST_PORT)), "-P/--guest-port"
-        ),
-        host=values.get("host", ports.EVERY_IPV4),
+        host=values["host"],
         program=PROGRAM,
+        **common_settings(PARSER, values),
     )
     if launching.is_threaded() and not afresh:
         launching.start_afresh("portwrap.__main__:main", words)

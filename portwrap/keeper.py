@@ -1,8 +1,9 @@
-"""The keeper: the one helper process that stays, from its fork until it becomes the lean relay.
+"""The keeper: the one helper process that stays, from its fork until it becomes lean.
 
-It is a grandchild of the process that becomes the command, so the command gets no child that it
-does not know. All that it will run is in memory before the fork: the archive on the site's share
-may be replaced at any time.
+It starts as a copy of the launching process, makes ready, and execs a lean interpreter that runs
+`watch.py`. It is a grandchild of the process that becomes the command, which so gets no child that
+it does not know. All that it will run is in memory before the fork: the archive on the site's
+share may be replaced at any time.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import select
 import _signal as signals  # the C half of `signal`, as with `_socket`: 4 ms of every start
 import _socket
 
-from . import namespaces
+from . import namespaces, notify
 from .errors import PortwrapError, helper_hint
 from .network import READY_LIMIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
+    from .launching import Sandbox
     from .network import Slirp4netns
     from .ports import HostPort
 
@@ -46,7 +49,16 @@ WAITING_SIGNALS = frozenset(signals.valid_signals()) - {
 them; the keeper and the network helper stay until it is gone. A blocked signal stays blocked
 across exec and also holds back handlers that a program installs (pasta does)."""
 
+READY = "ready"
+NATIVE = "native"
+RELAY_ROOMS = ("relay", "watch")
+NATIVE_ROOMS = ("relay", "notify", "handover", "watch")
+"""The modules that the lean interpreter runs, in the order of their imports."""
+
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
+
+
+FORWARDS = ("auto", "native", "relay")
 
 
 class Lifeline:
@@ -55,18 +67,59 @@ class Lifeline:
     def __init__(self, socket: _socket.socket) -> None:
         self.socket = socket
 
-    def send_namespaces(self) -> None:
-        """Tell the keeper to go, with descriptors of this process's namespaces."""
-        kinds = ("user", "net")
-        descriptors = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in kinds]
+    def send(self, word: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, with descriptors. Raises PortwrapError."""
         rights = array.array("i", descriptors).tobytes()
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
         try:
-            self.socket.sendmsg([b"go"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+            self.socket.sendmsg([word], ancillary)
         except OSError as error:
             raise _keeper_died() from error
+
+    def send_namespaces(self) -> None:
+        """Tell the keeper to go, with descriptors of this process's namespaces."""
+        descriptors = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
+        try:
+            self.send(b"go", descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def offer_native(self) -> str:
+        """Agree with the keeper on the hand-over; return why there is none, or nothing."""
+        why = self.receive()
+        machine = notify.this_machine()
+        if why != NATIVE or machine is None:
+            return why
+        try:
+            questions = notify.install_filter(machine)
+        except OSError as error:
+            why = f"the kernel gives no seccomp listener: {error.strerror}"
+            self.send(b"relay")
+            return why
+        self.send(b"native", [questions])
+        os.close(questions)
+        return ""
+
+    def receive(self) -> str:
+        """The keeper's next message. Raises PortwrapError."""
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLIN)
+        if not poll.poll(1000 * ANSWER_LIMIT):
+            raise PortwrapError(f"the keeper did not answer in {ANSWER_LIMIT:g} s", _OVERLOADED)
+        try:
+            answer = self.socket.recv(65536)
+        except OSError:
+            answer = b""
+        if not answer:
+            raise _keeper_died()
+        return answer.decode("utf-8", "replace")
+
+    def wait_until_ready(self) -> None:
+        """Return when the way out works and the host port is served. Raises PortwrapError."""
+        answer = self.receive()
+        if answer != READY:
+            raise PortwrapError(answer, helper_hint(answer))
 
     def check_alive(self) -> None:
         """Raise PortwrapError if the keeper has ended."""
@@ -78,22 +131,6 @@ class Lifeline:
             pass
         raise _keeper_died()
 
-    def wait_until_ready(self) -> None:
-        """Return when the way out works and the host port is served. Raises PortwrapError."""
-        poll = select.poll()
-        poll.register(self.socket.fileno(), select.POLLIN)
-        if not poll.poll(1000 * ANSWER_LIMIT):
-            raise PortwrapError(f"the keeper did not answer in {ANSWER_LIMIT:g} s", _OVERLOADED)
-        try:
-            answer = self.socket.recv(65536)
-        except OSError:
-            answer = b""
-        if not answer:
-            raise _keeper_died()
-        if answer != b"ready":
-            text = answer.decode("utf-8", "replace")
-            raise PortwrapError(text, helper_hint(text))
-
 
 _OVERLOADED = "The node may be out of processor time or memory: look at its load, then try again."
 
@@ -102,28 +139,32 @@ def _keeper_died() -> PortwrapError:
     return PortwrapError("the keeper process ended while the sandbox was set up", _OVERLOADED)
 
 
-def start(port: HostPort, guest_port: int, helper: Slirp4netns, program: str) -> Lifeline:
+def start(sandbox: Sandbox, port: HostPort, helper: Slirp4netns) -> Lifeline:
     """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError."""
     command = os.getpid()
     process, has_pidfd = namespaces.open_process(command)
     # Messages with boundaries; end of file when the last descriptor of the other end is closed.
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
     settings: dict[str, Any] = {
-        "program": program,
-        "guest_port": guest_port,
+        "program": sandbox.program,
+        "verbose": sandbox.verbose,
+        "forward": sandbox.forward,
+        "guest_port": sandbox.guest_port,
         "command": command,
         "process": process,
         "has_pidfd": has_pidfd,
         "serving": [socket.fileno() for socket in port.serving],
         "guards": [socket.fileno() for socket in port.guards],
         "lifeline": theirs.fileno(),
+        "their_lifeline": ours.fileno(),
+        "helper_name": helper.name,
         "ready_limit": READY_LIMIT,
     }
-    source = _relay_source()
+    sources = {name: _source_of(name) for name in NATIVE_ROOMS}
     try:
         middle = os.fork()
         if middle == 0:
-            _in_child(lambda: _fork_again(settings, helper, source, ours, theirs))
+            _in_child(lambda: _fork_again(settings, helper, sources, ours, theirs))
     except OSError as error:
         raise PortwrapError(f"fork: {error.strerror}", _OVERLOADED) from error
     theirs.close()
@@ -135,9 +176,9 @@ def start(port: HostPort, guest_port: int, helper: Slirp4netns, program: str) ->
     return Lifeline(ours)
 
 
-def _relay_source() -> bytes:
-    """The text of relay.py, from a file or from inside an archive."""
-    path = os.path.join(os.path.dirname(__file__), "relay.py")
+def _source_of(name: str) -> bytes:
+    """The text of a module of this package, from a file or from inside an archive."""
+    path = os.path.join(os.path.dirname(__file__), f"{name}.py")
     assert __spec__ is not None and __spec__.loader is not None
     return bytes(__spec__.loader.get_data(path))  # type: ignore[attr-defined]
 
@@ -153,7 +194,7 @@ def _in_child(action: Any) -> NoReturn:
 def _fork_again(
     settings: dict[str, Any],
     helper: Slirp4netns,
-    source: bytes,
+    sources: dict[str, bytes],
     ours: _socket.socket,
     theirs: _socket.socket,
 ) -> None:
@@ -163,28 +204,62 @@ def _fork_again(
     signals.pthread_sigmask(signals.SIG_BLOCK, WAITING_SIGNALS)
     signals.signal(signals.SIGCHLD, signals.SIG_DFL)
     try:
-        _keep(settings, helper, source, theirs)
+        _keep(settings, helper, sources, theirs)
     except OSError as error:
         theirs.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
 
 
 def _keep(
-    settings: dict[str, Any], helper: Slirp4netns, source: bytes, lifeline: _socket.socket
+    settings: dict[str, Any],
+    helper: Slirp4netns,
+    sources: dict[str, bytes],
+    lifeline: _socket.socket,
 ) -> None:
-    """Wait for "go", start the network helper, enter the sandbox and become the lean relay."""
+    """Wait for "go", start the network helper and become the lean interpreter, where it has to be:
+    inside the sandbox to relay, outside to hand over."""
     os.chdir("/")
     leave_standard_streams()
-    # Compiled here, beside the making of the namespaces: the two take about as long.
-    code = compile(source, "portwrap/relay.py", "exec", dont_inherit=True, optimize=2)
-    descriptors = _receive_namespaces(lifeline)
-    if not descriptors:
+    namespaces_of_command = _receive(lifeline)
+    if not namespaces_of_command:
         return  # the other end is gone: it has said why
+    questions = _agree(settings, lifeline) if settings["forward"] != "relay" else []
     settings.update(_start_helper(helper, settings["command"]))
-    for descriptor, kind in zip(descriptors, (namespaces.CLONE_NEWUSER, namespaces.CLONE_NEWNET)):
-        namespaces.setns(descriptor, kind)
-        os.close(descriptor)
+    if questions:
+        settings["questions"] = questions[0]
+        settings["namespaces"] = namespaces_of_command
+    else:
+        _enter(namespaces_of_command)
+    rooms = NATIVE_ROOMS if questions else RELAY_ROOMS
+    codes = [(name, compile_lean(sources[name], name)) for name in rooms]
     settings["most_connections"] = _raise_descriptor_limit()
-    _become_lean(code, settings)
+    _become_lean(codes, settings)
+
+
+def compile_lean(source: bytes, name: str) -> Any:
+    """The code of a module, without the texts that only people read."""
+    return compile(source, f"portwrap/{name}.py", "exec", dont_inherit=True, optimize=2)
+
+
+def _agree(settings: dict[str, Any], lifeline: _socket.socket) -> list[int]:
+    """Say whether we can take descriptors from the command, as the hand-over must; receive the
+    descriptor of its questions if it has one."""
+    word = NATIVE
+    if notify.this_machine() is None:
+        word = "the hand-over knows no system call numbers of this architecture"
+    else:
+        try:
+            os.close(notify.take_descriptor(settings["command"], settings["their_lifeline"]))
+        except OSError as error:
+            word = f"pidfd_getfd: {error.strerror}"
+    lifeline.send(word.encode())
+    return _receive(lifeline) if word == NATIVE else []
+
+
+def _enter(descriptors: Sequence[int]) -> None:
+    """Follow the command into its user and its network namespace."""
+    for descriptor in descriptors:
+        namespaces.setns(descriptor, 0)
+        os.close(descriptor)
 
 
 def leave_standard_streams() -> None:
@@ -195,14 +270,14 @@ def leave_standard_streams() -> None:
     os.close(null)
 
 
-def _receive_namespaces(lifeline: _socket.socket) -> list[int]:
-    """The descriptors of the user and the network namespace; none if the command is gone."""
+def _receive(lifeline: _socket.socket) -> list[int]:
+    """The descriptors of the next message; none if the command is gone."""
     room = _socket.CMSG_SPACE(2 * array.array("i").itemsize)
-    data, ancillary, _, _ = lifeline.recvmsg(16, room)
+    _, ancillary, _, _ = lifeline.recvmsg(16, room)
     descriptors = array.array("i")
     for _, _, rights in ancillary:
         descriptors.frombytes(rights)
-    return list(descriptors) if data else []
+    return list(descriptors)
 
 
 def _start_helper(helper: Slirp4netns, command: int) -> dict[str, int]:
@@ -244,24 +319,34 @@ def _raise_descriptor_limit() -> int:
     return max(1, (hard - OWN_DESCRIPTORS) // 2)
 
 
-def _become_lean(code: Any, settings: dict[str, Any]) -> None:
+def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None:
     """Replace this copy of the launching interpreter, and all its memory, by a small one."""
     memory = os.memfd_create("portwrap-keeper")  # a pipe might be smaller than what it must hold
     with open(memory, "wb", closefd=False) as file:
-        marshal.dump((code, settings), file)
+        marshal.dump((codes, settings), file)
     os.lseek(memory, 0, os.SEEK_SET)
     passed = [settings[key] for key in ("process", "lifeline", "ready", "helper_words")]
     passed += [*settings["serving"], *settings["guards"], memory]
-    if "helper_process" in settings:
-        passed.append(settings["helper_process"])
+    passed += settings.get("namespaces", [])
+    passed += [settings[key] for key in ("helper_process", "questions") if key in settings]
     close_all_but(passed)
-    text = f"""# {settings["program"]}: keeper of process {settings["command"]}
-import marshal
-with open({memory}, "rb") as file: code, settings = marshal.load(file)
-names = {{"__name__": "keeper"}}
-exec(code, names)
-names["main"](settings)"""
+    text = LEAN_START.format(
+        program=settings["program"], command=settings["command"], memory=memory
+    )
     os.execve(INTERPRETER, interpreter_command("-c", text), _lean_environment())
+
+
+LEAN_START = """# {program}: keeper of process {command}
+import marshal, sys
+with open({memory}, "rb") as file: codes, settings = marshal.load(file)
+sys.modules["portwrap"] = package = type(sys)("portwrap")
+for name, code in codes:
+    sys.modules["portwrap." + name] = module = type(sys)(name)
+    setattr(package, name, module)
+    module.__package__ = "portwrap"
+    exec(code, module.__dict__)
+del codes, code
+module.main(settings)"""
 
 
 def close_all_but(kept: list[int]) -> None:

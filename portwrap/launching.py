@@ -47,11 +47,15 @@ class Sandbox:
         guest_port: int = GUEST_PORT,
         host: str = ports.EVERY_IPV4,
         program: str = "portwrap",
+        forward: str = "auto",
+        verbose: bool = False,
     ) -> None:
         self.host_port = host_port
         self.guest_port = guest_port
         self.host = host
         self.program = program
+        self.forward = forward  # "native", "relay", or "auto": native where it can be
+        self.verbose = verbose
 
 
 def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -61,13 +65,29 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     path = find_command(command[0], environ)
     helper = network.choose(environ)
     port = ports.bind(sandbox.host, sandbox.host_port)
-    lifeline = keeper.start(port, sandbox.guest_port, helper, sandbox.program)
+    lifeline = keeper.start(sandbox, port, helper)
     port.close()
     namespaces.enter_new(0)
     lifeline.send_namespaces()
+    _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
     _arm(lifeline)
     become(path, command, environ)
+
+
+def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
+    """Hand the host's socket over to the server where that works, else leave it to the relay."""
+    if sandbox.forward == "relay":
+        return
+    why = lifeline.offer_native()
+    if why and sandbox.forward == "native":
+        raise PortwrapError(
+            f"--forward native is not possible: {why}",
+            "It needs Linux 5.9 or newer and no other seccomp listener; --forward auto relays"
+            " where it cannot be had.",
+        )
+    if why and sandbox.verbose:
+        sys.stderr.write(f"{sandbox.program}: forward: relay, because {why}\n")
 
 
 def is_threaded() -> bool:

@@ -13,21 +13,27 @@ from .ports import parse_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Option:
     """One option: its names, the name of its value ("" for none), and its help."""
 
-    def __init__(self, names: Sequence[str], value: str, text: str) -> None:
+    def __init__(self, names: Sequence[str], value: str, text: str, default: str = "") -> None:
         self.names = names
         self.value = value
         self.text = text
+        self.default = default
 
     @property
     def key(self) -> str:
         """The long name without its dashes."""
         return self.names[-1].lstrip("-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it where the command line does not."""
+        return "PORTWRAP_" + self.key.upper().replace("-", "_")
 
 
 class Parser:
@@ -37,6 +43,7 @@ class Parser:
         self.program = program
         self.usage = usage
         self.about = about
+        self.settable = options
         self.options = [
             *options,
             Option(("-h", "--help"), "", "show this help and exit"),
@@ -44,9 +51,17 @@ class Parser:
         ]
         self.by_name = {name: option for option in self.options for name in option.names}
 
-    def parse(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-        """Return the values of our options and the command. Raises PortwrapError, status 2."""
-        values: dict[str, str] = {}
+    def parse(
+        self, words: Sequence[str], environ: Mapping[str, str]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Return the values of our options and the command. Raises PortwrapError, status 2.
+
+        The command line wins over the environment, and that over the default.
+        """
+        values = {option.key: option.default for option in self.settable if option.default}
+        for option in self.settable:
+            if environ.get(option.variable):
+                values[option.key] = environ[option.variable]
         rest = list(words)
         while rest and rest[0].startswith("-") and rest[0] != "-":
             word = rest.pop(0)
@@ -84,6 +99,12 @@ class Parser:
         if number is None:
             raise self.error(f"{what} must be a number from 1 to 65535, not {text!r}")
         return number
+
+    def choice(self, text: str, what: str, choices: Sequence[str]) -> str:
+        """One of the choices. Raises PortwrapError, status 2."""
+        if text not in choices:
+            raise self.error(f"{what} must be one of {', '.join(choices)}, not {text!r}")
+        return text
 
     def help(self) -> str:
         """The text of --help."""

@@ -67,10 +67,9 @@ def bind(address: str, number: int) -> HostPort:
 
 
 def _bind_every_address(port: HostPort) -> None:
+    port.serving.append(_listen(_socket.AF_INET, EVERY_IPV4, port.number))
     if _has_ipv6():
         port.serving.append(_listen(_socket.AF_INET6, EVERY_ADDRESS, port.number))
-    else:
-        port.serving.append(_listen(_socket.AF_INET, EVERY_IPV4, port.number))
 
 
 def _guard_ipv6(port: HostPort) -> None:
@@ -78,11 +77,11 @@ def _guard_ipv6(port: HostPort) -> None:
     if not _has_ipv6():
         return
     try:
-        guard = _bind_once(_socket.AF_INET6, EVERY_ADDRESS, port.number, only_ipv6=True)
+        guard = _bind_once(_socket.AF_INET6, EVERY_ADDRESS, port.number)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        guard = _listen(_socket.AF_INET6, EVERY_ADDRESS, port.number, only_ipv6=True)
+        guard = _listen(_socket.AF_INET6, EVERY_ADDRESS, port.number)
     port.guards.append(guard)
 
 
@@ -107,7 +106,7 @@ def _resolve(address: str) -> tuple[int, str]:
     return family, str(where[0])
 
 
-def _listen(family: int, address: str, number: int, only_ipv6: bool = False) -> _socket.socket:
+def _listen(family: int, address: str, number: int) -> _socket.socket:
     """Listen, with SO_REUSEADDR only where the port is not free without it.
 
     Connections in TIME_WAIT make bind(2) fail without the option. With it a rival who has bound,
@@ -116,7 +115,7 @@ def _listen(family: int, address: str, number: int, only_ipv6: bool = False) -> 
     """
     for reuse in (False, True):
         try:
-            socket = _bind_once(family, address, number, only_ipv6, reuse)
+            socket = _bind_once(family, address, number, reuse)
         except OSError as error:
             if reuse or error.errno != errno.EADDRINUSE:
                 raise
@@ -124,19 +123,20 @@ def _listen(family: int, address: str, number: int, only_ipv6: bool = False) -> 
             break
     try:
         socket.listen(BACKLOG)
+        # Accepted connections inherit it, and in their TIME_WAIT it lets the next server bind
+        # (both sides of the comparison must have it). While we listen it opens nothing.
+        socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
     except OSError:
         socket.close()
         raise
     return socket
 
 
-def _bind_once(
-    family: int, address: str, number: int, only_ipv6: bool = False, reuse: bool = False
-) -> _socket.socket:
+def _bind_once(family: int, address: str, number: int, reuse: bool = False) -> _socket.socket:
     socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         if family == _socket.AF_INET6:
-            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, only_ipv6)
+            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
         if reuse:
             socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         socket.bind((address, number))

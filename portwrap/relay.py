@@ -1,7 +1,7 @@
-"""The keeper at work: the relay and the watch over the command. Runs alone, in a lean interpreter.
+"""The relay: carries connections from listening sockets in one network namespace into another one.
 
-`keeper.py` starts this file with `python -I -S` inside the sandbox's namespaces, its code handed over
-in memory. It imports C modules only: `os`, `socket` and `signal` would add 1.3 MB to every session.
+Part of the keeper's lean interpreter (see `watch.py`), so it imports C modules only: `os`, `socket`
+and `signal` would add 1.3 MB to every session.
 
 One thread, one epoll, edge-triggered for connections: each descriptor is registered once, and an
 event says that something has changed since it was last read or written until EAGAIN.
@@ -10,7 +10,6 @@ event says that something has changed since it was last read or written until EA
 from __future__ import annotations
 
 import errno
-import posix
 import select
 import time
 
@@ -18,9 +17,10 @@ import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, NoReturn
+    from collections.abc import Callable, Sequence
 
+BACKLOG = 4096
+"""Connections that the kernel keeps for a socket we listen on (lowered to net.core.somaxconn)."""
 CHUNK = 256 * 1024
 """Bytes moved by one read at most; one buffer of this size serves every connection."""
 FIRST_CHUNK = 64 * 1024
@@ -33,11 +33,8 @@ REDIAL_FIRST, REDIAL_LAST = 0.01, 1.0
 """Seconds until a connection that the server's full backlog swallowed is tried again; doubles."""
 LATE_RETRY = 1.0
 """Seconds until accepting goes on after the system had no descriptor or memory for us."""
-LAST_WORDS = 0.5
-"""Seconds to deliver what the command sent before it ended."""
-PROC_INTERVAL = 2.0
-"""Seconds between two looks at the command's /proc entry where the kernel has no pidfd."""
 GUESTS = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))
+"""Family and address of where a server may listen inside; tried in this order."""
 
 MSG_DONTWAIT = _socket.MSG_DONTWAIT
 IN_OR_END = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -50,8 +47,17 @@ OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Side:
     """One of the two sockets of a relayed connection, and what flows out of it."""
 
-    __slots__ = ("chunk", "descriptor", "dialling", "ended", "hung_up", "peer", "readable")
-    __slots__ += ("socket", "unsent")
+    __slots__ = (
+        "chunk",
+        "descriptor",
+        "dialling",
+        "ended",
+        "hung_up",
+        "peer",
+        "readable",
+        "socket",
+        "unsent",
+    )
 
     peer: Side
 
@@ -69,21 +75,27 @@ class Side:
 class Dial:
     """A connection inward that has not been answered yet."""
 
-    __slots__ = ("again", "guest", "pause", "side")
+    __slots__ = ("again", "pause", "side", "target")
 
-    def __init__(self, side: Side, guest: int) -> None:
+    def __init__(self, side: Side, target: int) -> None:
         self.side = side
-        self.guest = guest
+        self.target = target
         self.pause = REDIAL_FIRST
         self.again = time.monotonic() + self.pause
 
 
 class Relay:
-    """Accepts on listening sockets of the host and connects each client to the guest port."""
+    """Accepts on listening sockets and connects each client to `port` at one of `targets`."""
 
-    def __init__(self, guest_port: int, most_connections: int) -> None:
-        self.guest_port = guest_port
+    def __init__(
+        self,
+        port: int,
+        most_connections: int,
+        targets: Sequence[tuple[int, str]] = GUESTS,
+    ) -> None:
+        self.port = port
         self.most_connections = most_connections
+        self.targets = targets
         self.epoll = select.epoll()
         self.watched: dict[int, Callable[[], None]] = {}
         self.listeners: dict[int, _socket.socket] = {}
@@ -92,16 +104,22 @@ class Relay:
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
-        self.guest = 0  # the entry of GUESTS that answered last
+        self.target = 0  # the entry of targets that answered last
         self.buffer = bytearray(CHUNK)
         self.view = memoryview(self.buffer)
 
+    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
+        """Connect clients to another place from now on."""
+        self.port, self.targets, self.target = port, targets, 0
+
     # -- what is watched -------------------------------------------------------------------
 
-    def watch(self, descriptor: int, action: Callable[[], None]) -> None:
-        """Call `action` whenever this descriptor is readable or at its end."""
+    def watch(self, descriptor: int, action: Callable[[], None], edge: bool = False) -> None:
+        """Call `action` whenever this descriptor is readable or at its end; with `edge` only when
+        it has become so."""
         self.watched[descriptor] = action
-        self.epoll.register(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
+        events = select.EPOLLIN | select.EPOLLRDHUP
+        self.epoll.register(descriptor, events | select.EPOLLET if edge else events)
 
     def unwatch(self, descriptor: int) -> None:
         """Undo `watch`."""
@@ -122,19 +140,22 @@ class Relay:
 
         def turn_away() -> None:
             try:
-                descriptor, _ = listener._accept()
+                reset(accept(listener))
             except OSError:
                 return
-            reset(_socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM, 0, descriptor))
 
         self.watch(listener.fileno(), turn_away)
 
+    def stop_serving(self, listener: _socket.socket) -> None:
+        """Undo `serve` and close the socket; connections that are there go on."""
+        self.unwatch(listener.fileno())
+        del self.listeners[listener.fileno()]
+        listener.close()
+
     def stop_listening(self) -> None:
-        """Free the host port; connections that are there go on."""
-        for descriptor, listener in self.listeners.items():
-            self.unwatch(descriptor)
-            listener.close()
-        self.listeners.clear()
+        """Undo every `serve`; connections that are there go on."""
+        for listener in list(self.listeners.values()):
+            self.stop_serving(listener)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -182,7 +203,7 @@ class Relay:
                     self.pause(0.0)
                     return
                 try:
-                    descriptor, _ = listener._accept()
+                    client = accept(listener)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -190,7 +211,7 @@ class Relay:
                         self.pause(time.monotonic() + LATE_RETRY)
                         return
                     continue  # ECONNABORTED and its like: this client is gone (accept(2))
-                self.connect(_socket.socket(listener.family, listener.type, 0, descriptor))
+                self.connect(client)
 
     def pause(self, resume_at: float) -> None:
         """Accept nothing until a connection has ended, or until a moment of time.monotonic()."""
@@ -214,7 +235,7 @@ class Relay:
         """Connect a new client inward."""
         outer = Side(client)
         try:
-            inner = self.dial(outer, self.guest)
+            inner = self.dial(outer, self.target)
         except OSError as error:
             reset(client)
             if error.errno in OUT_OF_RESOURCES:
@@ -222,17 +243,17 @@ class Relay:
             return
         outer.peer = inner
         self.add(outer)
-        self.dials[inner.descriptor] = Dial(inner, self.guest)
+        self.dials[inner.descriptor] = Dial(inner, self.target)
 
-    def dial(self, outer: Side, guest: int) -> Side:
-        """Start a connection to the guest port. Raises OSError."""
-        family, address = GUESTS[guest]
+    def dial(self, outer: Side, target: int) -> Side:
+        """Start a connection to a target. Raises OSError."""
+        family, address = self.targets[target]
         kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
         inner = Side(_socket.socket(family, kind))
         inner.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         inner.peer = outer
         inner.dialling = True
-        inner.socket.connect_ex((address, self.guest_port))  # the answer comes as an event
+        inner.socket.connect_ex((address, self.port))  # the answer comes as an event
         self.add(inner)
         return inner
 
@@ -245,10 +266,10 @@ class Relay:
         dial = self.dials.pop(inner.descriptor)
         if not event & (select.EPOLLERR | select.EPOLLHUP):
             inner.dialling = False
-            self.guest = dial.guest
+            self.target = dial.target
             return
-        tried = (dial.guest + 1) % len(GUESTS)
-        if tried != self.guest:
+        tried = (dial.target + 1) % len(self.targets)
+        if tried != self.target:
             self.replace(dial, tried)
         else:
             self.abort(inner)
@@ -261,18 +282,18 @@ class Relay:
         for dial in [dial for dial in self.dials.values() if dial.again <= now]:
             del self.dials[dial.side.descriptor]
             dial.pause = min(2 * dial.pause, REDIAL_LAST)
-            self.replace(dial, dial.guest)
+            self.replace(dial, dial.target)
 
-    def replace(self, dial: Dial, guest: int) -> None:
+    def replace(self, dial: Dial, target: int) -> None:
         """Give a client that waits for the server another socket inward."""
         outer = dial.side.peer
         self.drop(dial.side)
         try:
-            dial.side = outer.peer = self.dial(outer, guest)
+            dial.side = outer.peer = self.dial(outer, target)
         except OSError:
             self.drop(outer, with_reset=True)
             return
-        dial.guest = guest
+        dial.target = target
         dial.again = time.monotonic() + dial.pause
         self.dials[dial.side.descriptor] = dial
 
@@ -422,6 +443,12 @@ class Relay:
         return bool(self.turned_off) or any(side.unsent for side in self.sides.values())
 
 
+def accept(listener: _socket.socket) -> _socket.socket:
+    """accept(2), as `socket.accept` does it. Raises OSError."""
+    descriptor, _ = listener._accept()  # type: ignore[attr-defined]
+    return _socket.socket(listener.family, listener.type, 0, descriptor)
+
+
 def reset(socket: _socket.socket) -> None:
     """Close a connection so that its other end sees a reset (socket(7), SO_LINGER)."""
     try:
@@ -429,213 +456,3 @@ def reset(socket: _socket.socket) -> None:
     except OSError:
         pass
     socket.close()
-
-
-# -- the watch ---------------------------------------------------------------------------------
-
-
-class Keeper:
-    """Watches over the command, the network helper and the lifeline, and runs the relay."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.command = settings["command"]  # process number
-        self.process = settings["process"]  # its pidfd, or the directory of its /proc entry
-        self.has_pidfd = bool(settings["has_pidfd"])
-        self.helper = settings["helper"]  # process number
-        self.helper_words = settings["helper_words"]  # pipe from its standard error
-        self.tail = b""  # the end of what it said
-        kind = _socket.SOCK_SEQPACKET
-        self.lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
-        self.lifeline_whole = True
-        self.helper_piped = True
-        self.relay = Relay(settings["guest_port"], settings["most_connections"])
-
-    def run(self) -> NoReturn:
-        """Wait until the network helper is ready, say so, and serve until the command is gone."""
-        for descriptor in self.settings["serving"]:
-            self.relay.serve(_socket.socket(fileno=descriptor))
-        for descriptor in self.settings["guards"]:
-            self.relay.refuse(_socket.socket(fileno=descriptor))
-        self.wait_for_helper()
-        self.watch()
-        self.lifeline.send(b"ready")
-        while True:
-            self.relay.turn(-1.0 if self.has_pidfd else PROC_INTERVAL)
-            if not self.has_pidfd:
-                self.look_at_both()
-
-    def wait_for_helper(self) -> None:
-        """Return when the network helper has said that it is ready; else tell the command why."""
-        ready = self.settings["ready"]
-        poll = select.poll()
-        for descriptor in (ready, self.lifeline.fileno(), self.helper_words):
-            poll.register(descriptor, select.POLLIN)
-        limit = time.monotonic() + self.settings["ready_limit"]
-        while True:
-            events = dict(poll.poll(max(0, 1000 * (limit - time.monotonic()))))
-            if self.lifeline.fileno() in events:
-                self.leave()  # the command ended before it began
-            if self.helper_words in events and not self.listen_to_helper():
-                poll.unregister(self.helper_words)
-            if ready in events and posix.read(ready, 1):
-                posix.close(ready)
-                return
-            if ready in events:
-                self.give_up(f"ended before it was ready{self.verdict()}")
-            if not events:
-                self.give_up(f"was not ready in {self.settings['ready_limit']} s{self.verdict()}")
-
-    def watch(self) -> None:
-        """Put everything that can end the session into the relay's loop."""
-        if self.is_gone():
-            self.leave()
-        self.relay.watch(self.lifeline.fileno(), self.on_lifeline)
-        self.relay.watch(self.helper_words, self.on_helper_words)
-        if self.has_pidfd:
-            self.relay.watch(self.process, self.on_command_end)
-            self.relay.watch(self.settings["helper_process"], self.on_helper_end)
-
-    # -- the command -----------------------------------------------------------------------
-
-    def is_gone(self) -> bool:
-        """Whether the command has ended: a zombie has, too."""
-        if self.has_pidfd:
-            poll = select.poll()
-            poll.register(self.process, select.POLLIN)
-            return bool(poll.poll(0))
-        try:
-            stat = posix.open("stat", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.process)
-        except OSError:
-            return True
-        try:
-            # proc(5): the state stands behind the name, which may hold anything but is in brackets
-            return posix.read(stat, 4096).rpartition(b")")[2].split()[0] in (b"Z", b"X")
-        except OSError:
-            return True
-        finally:
-            posix.close(stat)
-
-    def on_command_end(self) -> None:
-        self.relay.unwatch(self.process)
-        self.relay.finish(LAST_WORDS)
-        self.leave()
-
-    def on_lifeline(self) -> None:
-        """End of file is no end of the command: some launchers close whatever they do not know."""
-        self.relay.unwatch(self.lifeline.fileno())
-        self.lifeline_whole = False
-        if self.is_gone():
-            self.relay.finish(LAST_WORDS)
-            self.leave()
-
-    def look_at_both(self) -> None:
-        """Without pidfds: see whether the command or the network helper has ended."""
-        if self.is_gone():
-            self.relay.finish(LAST_WORDS)
-            self.leave()
-        self.on_helper_end()
-
-    # -- the network helper ----------------------------------------------------------------
-
-    def on_helper_words(self) -> None:
-        if not self.listen_to_helper():
-            self.relay.unwatch(self.helper_words)
-            self.helper_piped = False
-            self.on_helper_end()
-
-    def listen_to_helper(self) -> bool:
-        """Keep the end of what the network helper says. False: it has closed its pipe."""
-        words = posix.read(self.helper_words, 4096)
-        self.tail = (self.tail + words)[-1024:]
-        return bool(words)
-
-    def on_helper_end(self) -> None:
-        """End the session if the network helper is gone: a job without a network is lost."""
-        process, status = posix.waitpid(self.helper, posix.WNOHANG)
-        if process == 0:
-            return
-        self.helper = 0
-        self.hear_out()
-        if not self.is_gone():
-            self.complain(f"network helper {self.how(status)}; ending the command (SIGTERM)")
-            self.end_command()
-        self.leave()
-
-    def hear_out(self) -> None:
-        """Read what is left in the pipe of a helper that has ended, without waiting."""
-        posix.set_blocking(self.helper_words, False)
-        try:
-            while self.helper_piped and self.listen_to_helper():
-                pass
-        except OSError:
-            pass
-
-    def how(self, status: int) -> str:
-        """How a process ended, with its last line."""
-        if posix.WIFSIGNALED(status):
-            text = f"was ended by signal {posix.WTERMSIG(status)}"
-        else:
-            text = f"ended with status {posix.WEXITSTATUS(status)}"
-        return text + self.last_words()
-
-    def last_words(self) -> str:
-        lines = self.tail.decode("utf-8", "replace").split("\n")
-        said = "; ".join(line.strip() for line in lines if line.strip())
-        return f": {said[-400:]}" if said else ""
-
-    def verdict(self) -> str:
-        """Why the network helper did not become ready."""
-        process, status = self.reap(0.2)
-        self.hear_out()
-        if process == 0:
-            return self.last_words()
-        return f" ({self.how(status)})"
-
-    def reap(self, limit: float) -> tuple[int, int]:
-        """waitpid for the network helper, `limit` seconds at most."""
-        until = time.monotonic() + limit
-        while True:
-            process, status = posix.waitpid(self.helper, posix.WNOHANG)
-            if process or time.monotonic() > until:
-                self.helper = 0 if process else self.helper
-                return process, status
-            time.sleep(0.005)
-
-    # -- endings ---------------------------------------------------------------------------
-
-    def end_command(self) -> None:
-        """SIGTERM for the command, exactly once.
-
-        The kernel sends it when the last descriptor of our end of the lifeline closes
-        (F_SETSIG, fcntl(2)); by hand only where the command has let its own end go.
-        """
-        poll = select.poll()
-        poll.register(self.lifeline.fileno(), select.POLLIN)
-        if poll.poll(0):
-            posix.kill(self.command, 15)
-
-    def give_up(self, why: str) -> NoReturn:
-        self.lifeline.send(why.encode("utf-8", "replace"))
-        self.leave()
-
-    def complain(self, text: str) -> None:
-        try:
-            posix.write(2, f"{self.settings['program']}: {text}\n".encode())
-        except OSError:
-            pass
-
-    def leave(self) -> NoReturn:
-        """End the network helper and this process; the kernel closes the rest."""
-        if self.helper:
-            posix.kill(self.helper, 9)
-            posix.waitpid(self.helper, 0)
-        posix._exit(0)
-
-
-
-def main(settings: dict[str, Any]) -> NoReturn:
-    """Serve as the keeper that `keeper.py` has described in these settings."""
-    with open("/proc/self/comm", "w") as comm:
-        comm.write("portwrap-keeper")
-    Keeper(settings).run()

@@ -1,0 +1,261 @@
+"""The watch: what the keeper does for the rest of its life.
+
+It runs alone, in a lean interpreter that `keeper.py` starts with `python -I -S`, its code handed
+over in memory, and imports C modules only: `os`, `socket` and `signal` would add 1.3 MB to every
+session. It ends when the command is gone, ends the command when the network helper is gone, and
+in between runs the relay (`relay.py`) or the hand-over (`handover.py`).
+"""
+
+from __future__ import annotations
+
+import posix
+import select
+import time
+
+import _socket
+
+from .relay import Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from .handover import Handover
+
+LAST_WORDS = 0.5
+"""Seconds to deliver what the command sent before it ended."""
+PROC_INTERVAL = 2.0
+"""Seconds between two looks at the command's /proc entry where the kernel has no pidfd."""
+
+
+class Keeper:
+    """Watches over the command, the network helper and the lifeline, and runs the relay."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.command = settings["command"]  # process number
+        self.process = settings["process"]  # its pidfd, or the directory of its /proc entry
+        self.has_pidfd = bool(settings["has_pidfd"])
+        self.helper = settings["helper"]  # process number
+        self.helper_words = settings["helper_words"]  # pipe from its standard error
+        self.tail = b""  # the end of what it said
+        kind = _socket.SOCK_SEQPACKET
+        self.lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
+        self.lifeline_whole = True
+        self.helper_piped = True
+        self.handover: Handover | None = None
+        self.relay = Relay(settings["guest_port"], settings["most_connections"])
+
+    def run(self) -> NoReturn:
+        """Wait until the network helper is ready, say so, and serve until the command is gone."""
+        self.begin_forwarding()
+        self.wait_for_helper()
+        self.watch()
+        self.lifeline.send(b"ready")
+        while True:
+            self.relay.turn(self.patience())
+            if not self.has_pidfd:
+                self.look_at_both()
+            if self.handover is not None:
+                self.handover.look()
+
+    def begin_forwarding(self) -> None:
+        """Serve the host port, or be ready to hand it over."""
+        for descriptor in self.settings["guards"]:
+            self.relay.refuse(_socket.socket(fileno=descriptor))
+        if "questions" in self.settings:
+            from .handover import Handover
+
+            self.handover = Handover(self.settings, self.relay, self.explain)
+            return
+        for descriptor in self.settings["serving"]:
+            self.relay.serve(_socket.socket(fileno=descriptor))
+
+    def patience(self) -> float:
+        """Seconds until something is to be looked at that gives no event; -1: nothing is."""
+        limits = [PROC_INTERVAL] if not self.has_pidfd else []
+        if self.handover is not None and self.handover.waiting:
+            limits.append(self.handover.patience())
+        return min(limits, default=-1.0)
+
+    def wait_for_helper(self) -> None:
+        """Return when the network helper has said that it is ready; else tell the command why."""
+        ready = self.settings["ready"]
+        poll = select.poll()
+        for descriptor in (ready, self.lifeline.fileno(), self.helper_words):
+            poll.register(descriptor, select.POLLIN)
+        limit = time.monotonic() + self.settings["ready_limit"]
+        while True:
+            events = dict(poll.poll(max(0, 1000 * (limit - time.monotonic()))))
+            if self.lifeline.fileno() in events:
+                self.leave()  # the command ended before it began
+            if self.helper_words in events and not self.listen_to_helper():
+                poll.unregister(self.helper_words)
+            if ready in events and posix.read(ready, 1):
+                posix.close(ready)
+                return
+            if ready in events:
+                self.give_up(f"ended before it was ready{self.verdict()}")
+            if not events:
+                self.give_up(f"was not ready in {self.settings['ready_limit']} s{self.verdict()}")
+
+    def watch(self) -> None:
+        """Put everything that can end the session into the relay's loop."""
+        if self.is_gone():
+            self.leave()
+        self.relay.watch(self.lifeline.fileno(), self.on_lifeline)
+        self.relay.watch(self.helper_words, self.on_helper_words)
+        if self.has_pidfd:
+            self.relay.watch(self.process, self.on_command_end)
+            self.relay.watch(self.settings["helper_process"], self.on_helper_end)
+
+    # -- the command -----------------------------------------------------------------------
+
+    def is_gone(self) -> bool:
+        """Whether the command has ended: a zombie has, too."""
+        if self.has_pidfd:
+            poll = select.poll()
+            poll.register(self.process, select.POLLIN)
+            return bool(poll.poll(0))
+        try:
+            stat = posix.open("stat", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.process)
+        except OSError:
+            return True
+        try:
+            # proc(5): the state stands behind the name, which may hold anything but is in brackets
+            return posix.read(stat, 4096).rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        except OSError:
+            return True
+        finally:
+            posix.close(stat)
+
+    def on_command_end(self) -> None:
+        self.relay.unwatch(self.process)
+        self.relay.finish(LAST_WORDS)
+        self.leave()
+
+    def on_lifeline(self) -> None:
+        """End of file is no end of the command: some launchers close whatever they do not know."""
+        self.relay.unwatch(self.lifeline.fileno())
+        self.lifeline_whole = False
+        if self.is_gone():
+            self.relay.finish(LAST_WORDS)
+            self.leave()
+
+    def look_at_both(self) -> None:
+        """Without pidfds: see whether the command or the network helper has ended."""
+        if self.is_gone():
+            self.relay.finish(LAST_WORDS)
+            self.leave()
+        self.on_helper_end()
+
+    # -- the network helper ----------------------------------------------------------------
+
+    def on_helper_words(self) -> None:
+        if not self.listen_to_helper():
+            self.relay.unwatch(self.helper_words)
+            self.helper_piped = False
+            self.on_helper_end()
+
+    def listen_to_helper(self) -> bool:
+        """Keep the end of what the network helper says. False: it has closed its pipe."""
+        words = posix.read(self.helper_words, 4096)
+        self.tail = (self.tail + words)[-1024:]
+        return bool(words)
+
+    def on_helper_end(self) -> None:
+        """End the session if the network helper is gone: a job without a network is lost."""
+        process, status = posix.waitpid(self.helper, posix.WNOHANG)
+        if process == 0:
+            return
+        self.helper = 0
+        self.hear_out()
+        if not self.is_gone():
+            self.complain(
+                f"{self.settings['helper_name']} {self.how(status)}; ending the command (SIGTERM)"
+            )
+            self.end_command()
+        self.leave()
+
+    def hear_out(self) -> None:
+        """Read what is left in the pipe of a helper that has ended, without waiting."""
+        posix.set_blocking(self.helper_words, False)
+        try:
+            while self.helper_piped and self.listen_to_helper():
+                pass
+        except OSError:
+            pass
+
+    def how(self, status: int) -> str:
+        """How a process ended, with its last line."""
+        if posix.WIFSIGNALED(status):
+            text = f"ended by signal {posix.WTERMSIG(status)}"
+        else:
+            text = f"ended with status {posix.WEXITSTATUS(status)}"
+        return text + self.last_words()
+
+    def last_words(self) -> str:
+        lines = self.tail.decode("utf-8", "replace").split("\n")
+        said = "; ".join(line.strip() for line in lines if line.strip())
+        return f": {said[-400:]}" if said else ""
+
+    def verdict(self) -> str:
+        """Why the network helper did not become ready."""
+        process, status = self.reap(0.2)
+        self.hear_out()
+        if process == 0:
+            return self.last_words()
+        return f" ({self.how(status)})"
+
+    def reap(self, limit: float) -> tuple[int, int]:
+        """waitpid for the network helper, `limit` seconds at most."""
+        until = time.monotonic() + limit
+        while True:
+            process, status = posix.waitpid(self.helper, posix.WNOHANG)
+            if process or time.monotonic() > until:
+                self.helper = 0 if process else self.helper
+                return process, status
+            time.sleep(0.005)
+
+    # -- endings ---------------------------------------------------------------------------
+
+    def end_command(self) -> None:
+        """SIGTERM for the command, exactly once.
+
+        The kernel sends it when the last descriptor of our end of the lifeline closes
+        (F_SETSIG, fcntl(2)); by hand only where the command has let its own end go.
+        """
+        poll = select.poll()
+        poll.register(self.lifeline.fileno(), select.POLLIN)
+        if poll.poll(0):
+            posix.kill(self.command, 15)
+
+    def give_up(self, why: str) -> NoReturn:
+        text = f"{self.settings['helper_name']} {why}"
+        self.lifeline.send(text.encode("utf-8", "replace"))
+        self.leave()
+
+    def explain(self, text: str) -> None:
+        """Say what happens, where the user has asked to be told."""
+        if self.settings["verbose"]:
+            self.complain(text)
+
+    def complain(self, text: str) -> None:
+        try:
+            posix.write(2, f"{self.settings['program']}: {text}\n".encode())
+        except OSError:
+            pass
+
+    def leave(self) -> NoReturn:
+        """End the network helper and this process; the kernel closes the rest."""
+        if self.helper:
+            posix.kill(self.helper, 9)
+            posix.waitpid(self.helper, 0)
+        posix._exit(0)
+
+
+def main(settings: dict[str, Any]) -> NoReturn:
+    """Serve as the keeper that `keeper.py` has described in these settings."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("portwrap-keeper")
+    Keeper(settings).run()
