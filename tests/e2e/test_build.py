@@ -13,7 +13,7 @@ from typing import Iterator, Sequence
 
 import pytest
 
-from helpers import OWNER, PROJECT, as_user, cannot, end, environment, needs, run_as
+from helpers import OWNER, PROJECT, as_user, cannot, end, environment, free_port, needs, run_as
 
 pytestmark = pytest.mark.e2e
 
@@ -50,6 +50,15 @@ def account() -> str:
     if os.geteuid() != 0:
         cannot("needs root, to act as another account")
     return OWNER
+
+
+@pytest.fixture
+def new_home(world_dir: Path, account: str) -> Path:
+    """An empty home directory of the account."""
+    path = world_dir / "new home"
+    path.mkdir()
+    shutil.chown(path, account)
+    return path
 
 
 # ---- the build --------------------------------------------------------------------------------
@@ -251,8 +260,9 @@ def test_ours_win_over_other_packages_of_the_same_name(
 
 
 @pytest.mark.timeout(120)
-def test_fifty_first_starts_at_once(pyz: Path, account: str) -> None:
-    processes = [as_user(account, [pyz, "--version"]) for _ in range(50)]
+def test_fifty_first_starts_at_once(pyz: Path, account: str, new_home: Path) -> None:
+    home = {"HOME": str(new_home)}
+    processes = [as_user(account, [pyz, "--version"], extra_env=home) for _ in range(50)]
     try:
         for process in processes:
             stdout, stderr = process.communicate(timeout=60)
@@ -262,6 +272,7 @@ def test_fifty_first_starts_at_once(pyz: Path, account: str) -> None:
     finally:
         for process in processes:
             end(process)
+    assert list(new_home.iterdir()) == []
 
 
 # ---- it writes nothing ------------------------------------------------------------------------
@@ -273,34 +284,43 @@ WRITES = re.compile(
     r"|link|linkat|symlink|symlinkat|truncate|chmod|fchmodat2?|utimensat|setxattr)\("
 )
 
+KERNELS_FILE = re.compile(r'"(/proc|/dev)/')
 
-def writes_of(account: str, argv: Sequence[str | Path], trace_dir: Path) -> list[str]:
+
+def writes_of(account: str, argv: Sequence[str | Path], home: Path) -> list[str]:
     """System calls of the command and its children that write to the file system, per strace."""
-    trace = trace_dir / "trace"
+    trace = home.parent / "trace"
     trace.touch()
     trace.chmod(0o666)
     strace = ["strace", "-f", "-qq", "-e", "trace=file", "-o", str(trace), "--"]
-    assert_starts(run_as(account, [*strace, *argv]))
+    assert_starts(run_as(account, [*strace, *argv], extra_env={"HOME": str(home)}))
     calls = trace.read_text().splitlines()
     assert any("batchspawner" in call for call in calls), "strace saw nothing"
     return [call for call in calls if WRITES.search(call) and "/dev/null" not in call]
 
 
-def test_it_writes_no_file(pyz: Path, account: str, world_dir: Path) -> None:
+def test_it_writes_no_file(pyz: Path, account: str, new_home: Path) -> None:
     needs("strace")
-    assert writes_of(account, [pyz, "--version"], world_dir) == []
+    assert writes_of(account, [pyz, "--version"], new_home) == []
+    assert list(new_home.iterdir()) == []
 
 
-def test_the_search_for_writes_finds_them(pyz: Path, account: str, world_dir: Path) -> None:
+@pytest.mark.namespaces
+def test_a_session_writes_no_file(pyz: Path, account: str, new_home: Path) -> None:
+    needs("strace")
+    script = '"$0" --version; exec "$0" --port "$1" true'
+    argv = ["sh", "-c", script, str(pyz), str(free_port())]
+    # The id maps, /dev/net/tun and the like are files of the kernel's.
+    calls = [call for call in writes_of(account, argv, new_home) if not KERNELS_FILE.search(call)]
+    assert calls == []
+    assert list(new_home.iterdir()) == []
+
+
+def test_the_search_for_writes_finds_them(pyz: Path, account: str, new_home: Path) -> None:
     """The control of the test above."""
     needs("strace")
-    script = f'{pyz} --version; mkdir "$1"; echo x > "$1/y"'
-    target = f"/tmp/portwrap-control-{os.getpid()}"
-    try:
-        argv = ["sh", "-c", script, "sh", target]
-        assert len(writes_of(account, argv, world_dir)) == 2
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+    script = f'{pyz} --version; mkdir "$HOME/x"; echo x > "$HOME/x/y"'
+    assert len(writes_of(account, ["sh", "-c", script], new_home)) == 2
 
 
 @pytest.fixture(params=["missing", "read-only", "full", "not ours"])
@@ -334,6 +354,14 @@ def test_it_starts_whatever_the_home_is(pyz: Path, account: str, home: str) -> N
     assert control.returncode != 0, "this home can be written to: the test would show nothing"
     for extra in ({}, {"TMPDIR": home, "XDG_CACHE_HOME": home, "SHIV_ROOT": home}):
         assert_starts(run_as(account, [pyz, "--version"], extra_env={"HOME": home, **extra}))
+
+
+@pytest.mark.namespaces
+def test_a_session_runs_whatever_the_home_is(pyz: Path, account: str, home: str) -> None:
+    argv = [str(pyz), "--port", str(free_port()), "sh", "-c", 'echo "$@"; exit 7', "sh"]
+    result = run_as(account, argv, extra_env={"HOME": home, "TMPDIR": home})
+    assert result.returncode == 7, result.stderr
+    assert (result.stdout, result.stderr) == ("--port=8888\n", "")
 
 
 def test_it_starts_without_a_home(pyz: Path, account: str) -> None:
