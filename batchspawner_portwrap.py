@@ -18,7 +18,7 @@ import sys
 
 from portwrap import PortwrapError, Sandbox, __version__, launch, launching
 from portwrap.__main__ import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
-from portwrap.options import Option, Parser, run
+from portwrap.options import Option, Parser, run, say
 from portwrap.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ PARSER = Parser(
         Option(
             ("--port",),
             "PORT",
-            "port of the host, if it is neither in JUPYTERHUB_SERVICE_URL nor the last word",
+            "port of the host (default: that of the URL, else of a last word --port=N)",
         ),
         Option(
             ("--portwrap-path",),
@@ -67,8 +67,8 @@ class ServiceUrl:
         self.scheme, separator, rest = text.partition("://")
         if not separator:
             self.scheme, rest = "http", text
-        place, slash, path = rest.partition("/")
-        self.path = slash + path
+        end = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
+        place, self.path = rest[:end], rest[end:]
         # without a port, a bracketed or empty host has its last colon inside
         has_port = ":" in place and not place.endswith("]")
         self.host, _, self.port = place.rpartition(":") if has_port else (place, "", "")
@@ -186,7 +186,7 @@ def _warn_of_loopback_hub(environ: Mapping[str, str]) -> None:
     """A hub on the host's loopback is out of reach from inside."""
     host = ServiceUrl(environ.get(API_URL, "")).host
     if host == "localhost" or host.startswith("127.") or host == "[::1]":
-        sys.stderr.write(
+        say(
             f"{PROGRAM}: {API_URL} is {environ[API_URL]}, which cannot be reached from inside the"
             " sandbox: set c.JupyterHub.hub_connect_ip to an address of the hub's host\n"
         )
@@ -199,9 +199,8 @@ def _hand_over(path: str, request: Request) -> NoReturn:
     if not any(GUEST_PORT_WORD in word for word in command):
         command.append(PORT_WORD + GUEST_PORT_WORD)
     ports = ["-p", str(request.host_port), "-P", str(request.guest_port)]
-    # Its forward may lead to another address than 127.0.0.1 inside: the host stays as it is.
-    host = request.url.host if request.url else ""
-    environ = request.inner_environ(host)
+    # Its forward may lead to another address than 127.0.0.1 inside.
+    environ = request.inner_environ(EVERY_IPV4)
     launching.become(program, [path, *ports, *command], environ)
 
 

@@ -5,6 +5,7 @@ Usage: pack.py SHIV_ARCHIVE START_FILE OUTPUT
 shiv writes its own members in the order of a directory listing and with the modes that the
 umask left. Here they are sorted, with one time (SOURCE_DATE_EPOCH) and one mode, and stored:
 zlib's output differs between its versions, and importing stored members is quicker.
+Left out are the README, which the wheel's METADATA repeats, and RECORD, a list for uninstallers.
 """
 
 import os
@@ -17,9 +18,17 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 START = "__main__.py"
 
 
+def slim(name: str, content: bytes) -> bytes:
+    if name.endswith(".dist-info/METADATA"):
+        headers, _, _ = content.partition(b"\n\n")
+        return headers + b"\n"
+    return content
+
+
 def read_members(shiv_archive: str, start_file: str) -> "dict[str, bytes]":
     with zipfile.ZipFile(shiv_archive) as source:
-        members = {name: source.read(name) for name in source.namelist()}
+        names = [name for name in source.namelist() if not name.endswith(".dist-info/RECORD")]
+        members = {name: slim(name, source.read(name)) for name in names}
     if START not in members:
         raise SystemExit(f"{shiv_archive}: no {START}, not an archive that shiv made")
     with open(start_file, "rb") as file:

@@ -205,10 +205,10 @@ def print_table(rows: Sequence[Row]) -> None:
     titles = ("SESSION", "WHO", "ASKS", "ANSWER")
     cells = [(row.session, row.who, row.asks, row.answer) for row in rows]
     widths = [max(len(line[column]) for line in [titles, *cells]) for column in range(3)]
-    before = ""
+    before = titles[0]
     print()
     for line, holds in zip([titles, *cells], [True, *(row.holds for row in rows)]):
-        if line[0] != before and before:
+        if line[0] != before:
             print()
         before = line[0]
         padded = [cell.ljust(width) for cell, width in zip(line, [*widths, 0])]
@@ -218,8 +218,8 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def print_verdict(rig: Rig, proved: bool) -> None:
     if not rig.facts.stranger:
-        print("Not possible here: to be another account takes root. The rows above show your own")
-        print("account outside the session instead; for the network it is a stranger as well.\n")
+        print("Another account: not possible here, that takes root. The rows above show your own")
+        print("account outside the session instead; to the network it is a stranger as well.\n")
     if proved:
         print("In the sandbox the owner's work is reachable through her login only; without it,")
         print("any account on the node reads along.\n", flush=True)
@@ -241,8 +241,11 @@ def wait_for_the_end(rig: Rig) -> None:
     print(f"Log in    as {facts.owner}, password {facts.password}")
     print(f"Her app   {facts.url}/user/{facts.owner}/notes/")
     print("Ctrl-C    takes everything down again\n", flush=True)
-    while rig.still_up():
-        time.sleep(1)
+    try:
+        while rig.still_up():
+            time.sleep(1)
+    except Ended:
+        return
     raise RigError(f"the hub has ended\n{tail(rig.hub_log)}")
 
 

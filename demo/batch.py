@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A batch system in one file: submit, query and cancel, each a plain process.
 
-    batch.py --jobs DIRECTORY submit --export NAME,NAME…   the script on standard input; prints the ID
-    batch.py --jobs DIRECTORY query ID                      prints the state, and the node's address
+    batch.py --jobs DIRECTORY submit --export NAMES   the script on standard input; prints the ID
+    batch.py --jobs DIRECTORY query ID                prints the state, and the node's address
     batch.py --jobs DIRECTORY cancel ID
 
 There is no server and no queue. `submit` leaves one process per job behind, the step daemon, which

@@ -1,7 +1,7 @@
 """The hub of the demonstration. The lines that a site takes over stand at the end."""
 
 # ruff: noqa: F821
-# mypy: disable-error-code="name-defined"
+# mypy: disable-error-code="name-defined, unused-ignore"
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import batchspawner  # type: ignore[import-untyped]  # noqa: F401  # adds the hub's API for ports
+# Importing it adds the hub's API by which a session tells its port.
+import batchspawner  # type: ignore  # noqa: F401
 
+from demo.rig import SYSTEM_PATH
 from demo.spawner import ProcessSpawner
 
 c = get_config()
@@ -32,6 +34,9 @@ c.ConfigurableHTTPProxy.command = ["configurable-http-proxy"]
 c.ConfigurableHTTPProxy.api_url = settings["proxy_api_url"]
 c.ConfigurableHTTPProxy.pid_file = f"{run}/hub/proxy.pid"
 
+# A start is reported as it goes on, not only once it took long.
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
+
 # One password, new at every start: who knows it runs programs as the owner's account.
 c.JupyterHub.authenticator_class = "shared-password"
 c.SharedPasswordAuthenticator.user_password = settings["password"]
@@ -46,8 +51,7 @@ c.ProcessSpawner.exec_prefix = "runuser -u {username} --" if os.geteuid() == 0 e
 c.ProcessSpawner.start_timeout = 60
 c.ProcessSpawner.http_timeout = settings["http_timeout"]
 c.ProcessSpawner.environment = {
-    "PATH": f"{settings['root']}/hub-venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-    "JUPYTER_CONFIG_DIR": f"{run}/etc/jupyter",
+    "PATH": f"{settings['root']}/hub-venv/bin:{SYSTEM_PATH}",
     "JUPYTER_CONFIG_PATH": f"{run}/etc/jupyter",
 }
 if settings["default_url"]:

@@ -31,7 +31,7 @@ class Notes(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         notes = html.escape(self.file.read_text())
-        page = PAGE.format(notes=notes, port=self.server.server_address[1])
+        page = PAGE.format(notes=notes, port=sys.argv[1])
         self._answer(200, page.encode())
 
     def do_POST(self) -> None:

@@ -33,6 +33,7 @@ from demo import batch
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 SHIPPED = ("batch.py", "notes_app.py", "stranger.py")
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 GECOS = "batchspawner-portwrap demonstration"
 PR_SET_CHILD_SUBREAPER = 36
 HUB_START_SECONDS = 60.0
@@ -169,21 +170,17 @@ class Rig(contextlib.AbstractContextManager["Rig"]):
         run, root = Path(self.facts.run), self.plan.root
         # Nothing of the caller's environment: the sessions are made of the hub's.
         environment = {
-            "PATH": f"{root}/hub-venv/bin:{root}/chp/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{root}/hub-venv/bin:{root}/chp/bin:{SYSTEM_PATH}",
             "HOME": f"{run}/hub",
             "LC_ALL": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": str(PROJECT),
             "PORTWRAP_DEMO_SETTINGS": f"{run}/hub/settings.json",
         }
-        command = [
-            f"{root}/hub-venv/bin/jupyterhub",
-            "--config",
-            str(HERE / "jupyterhub_config.py"),
-        ]
+        config = str(HERE / "jupyterhub_config.py")
         with open(run / "hub" / "hub.log", "wb") as log:
             self.hub = subprocess.Popen(
-                command,
+                [f"{root}/hub-venv/bin/jupyterhub", "--config", config],
                 cwd=run / "hub",
                 env=environment,
                 stdin=subprocess.DEVNULL,

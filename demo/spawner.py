@@ -1,16 +1,19 @@
 """The batchspawner class for the batch system in `batch.py`."""
 
+# Checked with the hub's packages beside mypy or without them.
+# mypy: disable-error-code="unused-ignore"
+
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
-from batchspawner import BatchSpawnerRegexStates  # type: ignore[import-untyped]
-from batchspawner.batchspawner import UserEnvMixin  # type: ignore[import-untyped]
-from traitlets import Unicode
+from batchspawner import BatchSpawnerRegexStates  # type: ignore
+from batchspawner.batchspawner import UserEnvMixin  # type: ignore
+from traitlets import Unicode  # type: ignore
 
 
-class ProcessSpawner(UserEnvMixin, BatchSpawnerRegexStates):  # type: ignore[misc]
+class ProcessSpawner(UserEnvMixin, BatchSpawnerRegexStates):  # type: ignore
     """Each job is a process on this machine; submit, query and cancel are processes as well."""
 
     batch_script = Unicode("#!/bin/bash\n{{prologue}}\nexec {{cmd}}\n").tag(config=True)

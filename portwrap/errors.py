@@ -27,8 +27,13 @@ class PortwrapError(Exception):
 
     def lines(self, program: str) -> str:
         """The message and its hint as they stand on standard error."""
-        hint = f"\n  {self.hint}" if self.hint else ""
-        return f"{program}: {self.message}{hint}\n"
+        hint = f"\n  {_one_line(self.hint)}" if self.hint else ""
+        return f"{program}: {_one_line(self.message)}{hint}\n"
+
+
+def _one_line(text: str) -> str:
+    """The text with the line ends in it spelled out: names of files may hold any."""
+    return "".join(repr(char)[1:-1] if char.splitlines() == [""] else char for char in text)
 
 
 HELPER_HINTS: Sequence[tuple[str, str]] = (

@@ -268,6 +268,8 @@ def leave_standard_streams() -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
+    # Ours alone if the caller had it closed: then too, no connection must get this number.
+    os.set_inheritable(2, True)
 
 
 def _receive(lifeline: _socket.socket) -> list[int]:

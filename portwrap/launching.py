@@ -135,8 +135,9 @@ def _check_interpreter(path: str) -> None:
             first = file.readline(256)
     except OSError:
         return  # executable, but not readable: not a script
-    words = first[2:].split()
-    if first.startswith(b"#!") and words and not os.path.exists(words[0]):
+    # The kernel knows blanks and tabs only: with a carriage return the name is another one.
+    words = first[2:].partition(b"\n")[0].replace(b"\t", b" ").strip(b" ").split(b" ")
+    if first.startswith(b"#!") and words[0] and not os.path.exists(words[0]):
         interpreter = os.fsdecode(words[0])
         raise PortwrapError(
             f"{path}: its interpreter {interpreter} does not exist",
@@ -196,7 +197,7 @@ def become(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoR
     for number in (signals.SIGPIPE, signals.SIGXFSZ):
         signals.signal(number, signals.SIG_DFL)
     try:
-        os.execve(path, list(command), dict(environ))
+        os.execve(path, list(command), _without_coercion(environ))
     except OSError as error:
         missing = error.errno == errno.ENOENT
         raise PortwrapError(
@@ -204,3 +205,13 @@ def become(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoR
             "The file cannot be run on this node: 'file' and 'ldd' tell what it needs.",
             NOT_FOUND if missing else CANNOT_RUN,
         ) from error
+
+
+def _without_coercion(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the LC_CTYPE that Python itself sets in the C locale (PEP 538)."""
+    given = dict(environ)
+    if given.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
+        with open("/proc/self/environ", "rb") as file:  # as it was when this program was exec'ed
+            if not any(item.startswith(b"LC_CTYPE=") for item in file.read().split(b"\0")):
+                del given["LC_CTYPE"]
+    return given

@@ -114,12 +114,21 @@ class Parser:
         return f"usage: {self.usage}\n\n{self.about}\n\noptions:\n{''.join(rows)}"
 
 
+def say(text: str) -> None:
+    """Write to standard error at once; where it is closed or full, do without."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+    except OSError:
+        pass
+
+
 def run(program: str, action: Callable[[], int]) -> int:
     """Print an expected failure on standard error and return its exit status."""
     try:
         return action()
     except PortwrapError as error:
-        sys.stderr.write(error.lines(program))
+        say(error.lines(program))
         return error.exit_code
     except BrokenPipeError:
         return OURS

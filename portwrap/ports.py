@@ -101,7 +101,10 @@ def _has_ipv6() -> bool:
 
 def _resolve(address: str) -> tuple[int, str]:
     """Return the family and the numeric form of an address or host name; IPv4 where it has both."""
-    found = _socket.getaddrinfo(address, None, type=_socket.SOCK_STREAM)
+    try:
+        found = _socket.getaddrinfo(address, None, type=_socket.SOCK_STREAM)
+    except UnicodeError:  # an empty label, or one that is too long
+        raise _socket.gaierror(_socket.EAI_NONAME, "not a host name") from None
     family, _, _, _, where = min(found, key=lambda entry: entry[0] != _socket.AF_INET)
     return family, str(where[0])
 
@@ -161,4 +164,5 @@ def _cannot_bind(error: OSError, address: str, number: int) -> PortwrapError:
         " choose one from 1024 up.",
     }
     reason = os.strerror(error.errno or 0)
-    return PortwrapError(f"host port {where}: {reason}", hints.get(error.errno or 0, ""))
+    other = "'ip address' shows which addresses this node has, 'ss -ltnp' which ports are taken."
+    return PortwrapError(f"host port {where}: {reason}", hints.get(error.errno or 0, other))

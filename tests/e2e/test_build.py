@@ -1,0 +1,446 @@
+"""The archive: built twice it is the same, holds only what it should, and starts everywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import pytest
+
+from helpers import OWNER, PROJECT, as_user, cannot, end, environment, free_port, needs, run_as
+
+pytestmark = pytest.mark.e2e
+
+LIMIT = 150_000  # bytes
+SOURCES = ("archive", "build.sh", "pyproject.toml", "batchspawner_portwrap.py", "portwrap")
+TEXTS = ("README.md", "LICENSE")
+SHIV = {
+    "__main__.py",  # ours in its place
+    "environment.json",
+    "_bootstrap/__init__.py",
+    "_bootstrap/environment.py",
+    "_bootstrap/filelock.py",
+    "_bootstrap/interpreter.py",
+}
+DIST_INFO = {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+
+
+def project_version() -> str:
+    text = (PROJECT / "portwrap" / "__init__.py").read_text()
+    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    assert match
+    return match[1]
+
+
+def assert_starts(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"batchspawner-portwrap {project_version()}\n"
+    assert result.stderr == ""
+
+
+@pytest.fixture
+def account() -> str:
+    """The account that starts the archive: pw-owner, made by tests/setup.sh."""
+    if os.geteuid() != 0:
+        cannot("needs root, to act as another account")
+    return OWNER
+
+
+@pytest.fixture
+def new_home(world_dir: Path, account: str) -> Path:
+    """An empty home directory of the account."""
+    path = world_dir / "new home"
+    path.mkdir()
+    shutil.chown(path, account)
+    return path
+
+
+# ---- the build --------------------------------------------------------------------------------
+
+
+def copy_of_the_sources(target: Path) -> Path:
+    """What the build reads, and nothing else: no git, no output of an earlier build."""
+    target.mkdir()
+    for name in SOURCES:
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name)  # with its __pycache__, if any
+        else:
+            shutil.copy2(source, target / name)
+    for name in TEXTS:
+        shutil.copyfile(PROJECT / name, target / name)
+    return target
+
+
+def another_python() -> str | None:
+    """A Python of another version than the one that `build.sh` takes by itself."""
+    root = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
+    for path in sorted(root.glob("venv-3.*/bin/python")):
+        if path.exists():
+            return str(path.resolve())
+    return None
+
+
+def build(project: Path, output: Path, **extra_env: str) -> str:
+    """Run build.sh and return what it printed."""
+    return subprocess.run(
+        [project / "build.sh", output],
+        env={**os.environ, **extra_env},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.pyz", tmp_path / "second.pyz"
+    build(PROJECT, first)
+    # As different as two builds can be: other Python, time zone, umask, place, file times, no git.
+    sources = copy_of_the_sources(tmp_path / "a copy")
+    for path in sources.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o070)
+        os.utime(path, (1e9, 1e9))
+    other = another_python()
+    old_umask = os.umask(0o077)
+    try:
+        build(sources, second, TZ="Asia/Tokyo", **({"PYTHON": other} if other else {}))
+    finally:
+        os.umask(old_umask)
+    assert first.read_bytes() == second.read_bytes()
+    assert second.stat().st_mode & 0o7777 == 0o755
+    assert sorted(path.name for path in sources.iterdir()) == sorted([*SOURCES, *TEXTS])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_changed_source_changes_the_bytes(tmp_path: Path, pyz: Path) -> None:
+    """The control of the test above: a build that always gave the same file would be no build."""
+    sources = copy_of_the_sources(tmp_path / "copy")
+    with (sources / "portwrap" / "__init__.py").open("a") as file:
+        file.write("# changed\n")
+    build(sources, tmp_path / "changed.pyz")
+    assert (tmp_path / "changed.pyz").read_bytes() != pyz.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_build_prints_path_size_and_sum_and_renames_into_place(tmp_path: Path) -> None:
+    output = tmp_path / "out" / "here.pyz"
+    output.parent.mkdir()
+    output.write_text("the old one")
+    with output.open() as running:
+        printed = build(PROJECT, output, TMPDIR=str(tmp_path))
+        assert running.read() == "the old one"
+    size = output.stat().st_size
+    total = subprocess.check_output(["sha256sum", output], text=True).split()[0]
+    assert printed == f"{output}\n{size} bytes, sha256 {total}\n"
+    assert list(output.parent.iterdir()) == [output]
+    assert list(tmp_path.iterdir()) == [output.parent], "the build left something behind"
+
+
+@pytest.mark.timeout(300)
+def test_a_failed_build_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    sources = copy_of_the_sources(tmp_path / "copy")
+    (sources / "portwrap" / "__init__.py").write_text("no version\n")
+    output = tmp_path / "old.pyz"
+    output.write_text("the old one")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    result = subprocess.run(
+        [sources / "build.sh", output],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "build.sh: failed: " in result.stderr
+    assert output.read_text() == "the old one"
+    assert list(temporary.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "old.pyz", "tmp"]
+
+
+# ---- what is in it ----------------------------------------------------------------------------
+
+
+def expected_members() -> set[str]:
+    ours = {"batchspawner_portwrap.py"}
+    ours |= {f"portwrap/{path.name}" for path in (PROJECT / "portwrap").glob("*.py")}
+    dist_info = f"batchspawner_portwrap-{project_version()}.dist-info"
+    ours |= {f"{dist_info}/{name}" for name in DIST_INFO}
+    return SHIV | {f"site-packages/{name}" for name in ours}
+
+
+def test_the_archive_holds_only_ours_and_shivs(pyz: Path) -> None:
+    with zipfile.ZipFile(pyz) as archive:
+        assert set(archive.namelist()) == expected_members()
+        assert archive.testzip() is None
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert archive.read("__main__.py") == (PROJECT / "archive/__main__.py").read_bytes()
+        for path in (PROJECT / "portwrap").glob("*.py"):
+            assert archive.read(f"site-packages/portwrap/{path.name}") == path.read_bytes()
+
+
+def test_the_archive_is_small_and_an_executable_script(pyz: Path) -> None:
+    content = pyz.read_bytes()
+    assert len(content) < LIMIT
+    assert content.startswith(b"#!/usr/bin/env python3\nPK")
+    built = PROJECT / "dist" / pyz.name
+    assert built.stat().st_mode & 0o7777 == 0o755
+
+
+# ---- how it starts ----------------------------------------------------------------------------
+
+RUN_PATH = """
+import runpy, shutil, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(shutil.which(sys.argv[0]), run_name="__main__")
+"""
+
+
+@pytest.fixture(params=["portwrap.pyz", "a path/with two  spaces.pyz"])
+def placed(request: pytest.FixtureRequest, pyz: Path, world_dir: Path) -> Path:
+    """A copy of the archive, once with spaces in its path."""
+    target: Path = world_dir / request.param
+    target.parent.mkdir(mode=0o755, exist_ok=True)
+    shutil.copy2(pyz, target)
+    return target
+
+
+def test_it_starts_as_a_script(placed: Path, account: str) -> None:
+    assert_starts(run_as(account, [placed, "--version"]))
+
+
+def test_it_starts_by_its_bare_name(placed: Path, account: str) -> None:
+    path = f"{placed.parent}:{environment(account)['PATH']}"
+    assert_starts(run_as(account, ["env", placed.name, "--version"], extra_env={"PATH": path}))
+
+
+def test_it_starts_from_a_relative_path(placed: Path, account: str) -> None:
+    argv = ["./" + placed.name, "--version"]
+    assert_starts(run_as(account, ["env", *argv], cwd=placed.parent))
+
+
+def test_it_starts_with_a_named_python(placed: Path, account: str, python: str) -> None:
+    assert_starts(run_as(account, [python, placed, "--version"]))
+    assert_starts(
+        run_as(account, [python, "-I", "-S", placed.name, "--version"], cwd=placed.parent)
+    )
+
+
+@pytest.mark.parametrize("by", ["absolute path", "bare name"])
+def test_it_starts_in_a_running_python(placed: Path, account: str, python: str, by: str) -> None:
+    """As batchspawner-singleuser does it: `runpy.run_path` of what it found on PATH."""
+    word = str(placed) if by == "absolute path" else placed.name
+    path = f"{placed.parent}:{environment(account)['PATH']}"
+    result = run_as(account, [python, "-c", RUN_PATH, word, "--version"], extra_env={"PATH": path})
+    assert_starts(result)
+
+
+def test_ours_win_over_other_packages_of_the_same_name(
+    pyz: Path, account: str, python: str, world_dir: Path
+) -> None:
+    (world_dir / "portwrap.py").write_text("raise SystemExit('the wrong portwrap')\n")
+    (world_dir / "batchspawner_portwrap.py").write_text("raise SystemExit('the wrong one')\n")
+    path = str(world_dir)
+    # The control: that directory does come before the others.
+    control = run_as(account, [python, "-c", "import portwrap"], extra_env={"PYTHONPATH": path})
+    assert control.stderr == "the wrong portwrap\n"
+    result = run_as(account, [pyz, "--version"], cwd=world_dir, extra_env={"PYTHONPATH": path})
+    assert_starts(result)
+
+
+@pytest.mark.timeout(120)
+def test_fifty_first_starts_at_once(pyz: Path, account: str, new_home: Path) -> None:
+    home = {"HOME": str(new_home)}
+    processes = [as_user(account, [pyz, "--version"], extra_env=home) for _ in range(50)]
+    try:
+        for process in processes:
+            stdout, stderr = process.communicate(timeout=60)
+            assert_starts(
+                subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+            )
+    finally:
+        for process in processes:
+            end(process)
+    assert list(new_home.iterdir()) == []
+
+
+# ---- it writes nothing ------------------------------------------------------------------------
+
+# What opens a file for writing, or changes a directory.
+WRITES = re.compile(
+    r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC"
+    r"|\b(creat|mkdir|mkdirat|mknod|mknodat|rename|renameat2?|unlink|unlinkat|rmdir"
+    r"|link|linkat|symlink|symlinkat|truncate|chmod|fchmodat2?|utimensat|setxattr)\("
+)
+
+KERNELS_FILE = re.compile(r'"(/proc|/dev)/')
+
+
+def writes_of(account: str, argv: Sequence[str | Path], home: Path) -> list[str]:
+    """System calls of the command and its children that write to the file system, per strace."""
+    trace = home.parent / "trace"
+    trace.touch()
+    trace.chmod(0o666)
+    strace = ["strace", "-f", "-qq", "-e", "trace=file", "-o", str(trace), "--"]
+    assert_starts(run_as(account, [*strace, *argv], extra_env={"HOME": str(home)}))
+    calls = trace.read_text().splitlines()
+    assert any("batchspawner" in call for call in calls), "strace saw nothing"
+    return [call for call in calls if WRITES.search(call) and "/dev/null" not in call]
+
+
+def test_it_writes_no_file(pyz: Path, account: str, new_home: Path) -> None:
+    needs("strace")
+    assert writes_of(account, [pyz, "--version"], new_home) == []
+    assert list(new_home.iterdir()) == []
+
+
+@pytest.mark.namespaces
+def test_a_session_writes_no_file(pyz: Path, account: str, new_home: Path) -> None:
+    needs("strace")
+    script = '"$0" --version; exec "$0" --port "$1" true'
+    argv = ["sh", "-c", script, str(pyz), str(free_port())]
+    # The id maps, /dev/net/tun and the like are files of the kernel's.
+    calls = [call for call in writes_of(account, argv, new_home) if not KERNELS_FILE.search(call)]
+    assert calls == []
+    assert list(new_home.iterdir()) == []
+
+
+def test_the_search_for_writes_finds_them(pyz: Path, account: str, new_home: Path) -> None:
+    """The control of the test above."""
+    needs("strace")
+    script = f'{pyz} --version; mkdir "$HOME/x"; echo x > "$HOME/x/y"'
+    assert len(writes_of(account, ["sh", "-c", script], new_home)) == 2
+
+
+@pytest.fixture(params=["missing", "read-only", "full", "not ours"])
+def home(request: pytest.FixtureRequest, world_dir: Path) -> Iterator[str]:
+    """A home directory that nothing can be written to; each is shown to be so."""
+    path = world_dir / "home"
+    if request.param == "missing":
+        yield str(path)
+        return
+    path.mkdir(mode=0o777 if request.param != "not ours" else 0o755)
+    if request.param == "not ours":
+        yield str(path)
+        return
+    path.chmod(0o777)
+    # A file system of one page: used up, or made read-only.
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k,mode=777", "none", str(path)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        cannot("this machine lets root mount nothing")
+    try:
+        if request.param == "full":
+            (path / "filler").write_bytes(b"x" * 4096)
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", path], check=True)
+        yield str(path)
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_it_starts_whatever_the_home_is(pyz: Path, account: str, home: str) -> None:
+    control = run_as(account, ["sh", "-c", f"echo x > {home}/file"])
+    assert control.returncode != 0, "this home can be written to: the test would show nothing"
+    for extra in ({}, {"TMPDIR": home, "XDG_CACHE_HOME": home, "SHIV_ROOT": home}):
+        assert_starts(run_as(account, [pyz, "--version"], extra_env={"HOME": home, **extra}))
+
+
+@pytest.mark.namespaces
+def test_a_session_runs_whatever_the_home_is(pyz: Path, account: str, home: str) -> None:
+    argv = [str(pyz), "--port", str(free_port()), "sh", "-c", 'echo "$@"; exit 7', "sh"]
+    result = run_as(account, argv, extra_env={"HOME": home, "TMPDIR": home})
+    assert result.returncode == 7, result.stderr
+    assert (result.stdout, result.stderr) == ("--port=8888\n", "")
+
+
+def test_it_starts_without_a_home(pyz: Path, account: str) -> None:
+    variables = environment(account)
+    del variables["HOME"]
+    assert_starts(run_as(account, [pyz, "--version"], env=variables))
+
+
+# ---- Python too old, and Ctrl-C ---------------------------------------------------------------
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], version: str, path: str) -> None:
+    assert result.returncode == 125
+    assert result.stdout == ""
+    wanted = f"batchspawner-portwrap: needs Python 3.8 or newer, this is {version} ({path})\n"
+    assert result.stderr == wanted
+
+
+def test_an_old_python_gets_one_line(pyz: Path) -> None:
+    claim = (
+        "import sys, runpy; sys.version_info = (3, 7, 9);"
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", claim, pyz], capture_output=True, text=True, check=False
+    )
+    assert_refused(result, "3.7.9", sys.executable)
+
+
+def old_pythons() -> list[Path]:
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [*versions.glob("2.7*/bin/python"), *versions.glob("3.[4-7].*/bin/python")]
+    return sorted(
+        [*found, *Path("/usr/bin").glob("python2.7"), *Path("/usr/bin").glob("python3.6")]
+    )
+
+
+@pytest.mark.parametrize("old", old_pythons(), ids=lambda path: path.parent.parent.name)
+def test_a_real_old_python_gets_one_line(pyz: Path, old: Path) -> None:
+    """None installed: this one is empty, the one above still looks at the sentence."""
+    asked = "import sys; print('.'.join(map(str, sys.version_info[:3]))); print(sys.executable)"
+    version, path = subprocess.check_output([old, "-c", asked], text=True).split()
+    result = subprocess.run([old, pyz], capture_output=True, text=True, check=False)
+    assert_refused(result, version, path)
+
+
+INTERRUPT_DURING_IMPORT = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "batchspawner_portwrap":
+            print("importing", flush=True)
+            signal.pause()
+sys.meta_path.insert(0, Finder())
+if sys.argv[2] == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_ctrl_c_during_the_imports_ends_it_without_a_traceback(pyz: Path, python: str) -> None:
+    argv = [python, "-c", INTERRUPT_DURING_IMPORT, str(pyz), "default"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == b"importing\n"
+            process.send_signal(2)
+            assert process.wait(10) == -2
+            assert process.stderr and process.stderr.read() == b""
+        finally:
+            process.kill()
+
+
+def test_an_inherited_ignored_ctrl_c_stays_ignored(pyz: Path, python: str) -> None:
+    argv = [python, "-c", INTERRUPT_DURING_IMPORT, str(pyz), "ignored"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == b"importing\n"
+            process.send_signal(2)
+            process.send_signal(15)
+            assert process.wait(10) == -15
+        finally:
+            process.kill()
