@@ -140,11 +140,13 @@ class Relay:
 
         def turn_away() -> None:
             try:
-                reset(accept(listener))
+                while True:
+                    reset(accept(listener))
             except OSError:
                 return
 
-        self.watch(listener.fileno(), turn_away)
+        # Edge-triggered: a socket that is only bound is at its end all the time (EPOLLHUP).
+        self.watch(listener.fileno(), turn_away, edge=True)
 
     def stop_serving(self, listener: _socket.socket) -> None:
         """Undo `serve` and close the socket; connections that are there go on."""
