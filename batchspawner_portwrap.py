@@ -44,12 +44,12 @@ PARSER = Parser(
         Option(
             ("--port",),
             "PORT",
-            "port of the host (default: that of the URL, else of a last word --port=N)",
+            "port of the host (default: of the URL, else of a last word --port=N)",
         ),
         Option(
             ("--portwrap-path",),
             "PATH",
-            "hand over to this portwrap program instead of the one inside",
+            "become this portwrap program instead of the one inside",
         ),
         *COMMON_OPTIONS,
     ],

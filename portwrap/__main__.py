@@ -26,7 +26,7 @@ COMMON_OPTIONS = (
     Option(
         ("--forward",),
         "auto|native|relay",
-        "native: the server gets the host's socket; relay: we carry the bytes (default auto)",
+        "give the server the host's own socket, or relay to it (default auto)",
         "relay",
     ),
     Option(("-v", "--verbose"), "", "say on standard error what is done"),

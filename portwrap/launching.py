@@ -26,6 +26,7 @@ import _signal as signals  # the C half of `signal`: the other half costs 4 ms o
 
 from . import keeper, namespaces, network, ports
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
+from .options import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
             " where it cannot be had.",
         )
     if why and sandbox.verbose:
-        sys.stderr.write(f"{sandbox.program}: forward: relay, because {why}\n")
+        say(f"{sandbox.program}: forward: relay, because {why}\n")
 
 
 def is_threaded() -> bool:

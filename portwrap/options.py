@@ -119,8 +119,10 @@ def say(text: str) -> None:
     try:
         if sys.stderr is not None:
             sys.stderr.write(text)
+            sys.stderr.flush()  # before Python 3.9 it is buffered where it is no terminal
     except OSError:
-        pass
+        # Its buffer keeps the text: to fail once more at exit would make the status 120.
+        sys.stderr = None
 
 
 def run(program: str, action: Callable[[], int]) -> int:
