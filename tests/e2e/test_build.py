@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -392,14 +393,13 @@ def test_an_old_python_gets_one_line(pyz: Path) -> None:
 
 
 def old_pythons() -> list[Path]:
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [*versions.glob("2.7*/bin/python"), *versions.glob("3.[4-7].*/bin/python")]
-    return sorted(
-        [*found, *Path("/usr/bin").glob("python2.7"), *Path("/usr/bin").glob("python3.6")]
-    )
+    versions = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv")) + "/versions"
+    patterns = [f"{versions}/{number}/bin/python" for number in ("2.7*", "3.[4-7].*")]
+    patterns += [f"/usr/bin/python{number}" for number in ("2.7", "3.[4-7]")]
+    return [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
 
 
-@pytest.mark.parametrize("old", old_pythons(), ids=lambda path: path.parent.parent.name)
+@pytest.mark.parametrize("old", old_pythons(), ids=str)
 def test_a_real_old_python_gets_one_line(pyz: Path, old: Path) -> None:
     """None installed: this one is empty, the one above still looks at the sentence."""
     asked = "import sys; print('.'.join(map(str, sys.version_info[:3]))); print(sys.executable)"
