@@ -323,7 +323,7 @@ def _raise_descriptor_limit() -> int:
 
 def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None:
     """Replace this copy of the launching interpreter, and all its memory, by a small one."""
-    memory = os.memfd_create("portwrap-keeper")  # a pipe might be smaller than what it must hold
+    memory = namespaces.memory_file("portwrap-keeper")  # a pipe may be too small for all of it
     with open(memory, "wb", closefd=False) as file:
         marshal.dump((codes, settings), file)
     os.lseek(memory, 0, os.SEEK_SET)
