@@ -72,45 +72,50 @@ class Side:
         self.chunk = FIRST_CHUNK
 
 
+class Place:
+    """Where clients are led: a TCP port, and the family and address of each place to try there."""
+
+    __slots__ = ("last", "port", "targets")
+
+    def __init__(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
+        self.port = port
+        self.targets = targets
+        self.last = 0  # the entry of targets that answered last
+
+    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
+        """Lead clients elsewhere from now on."""
+        self.port, self.targets, self.last = port, targets, 0
+
+
 class Dial:
-    """A connection inward that has not been answered yet."""
+    """A connection that has not been answered yet."""
 
-    __slots__ = ("again", "pause", "side", "target")
+    __slots__ = ("again", "pause", "place", "side", "target")
 
-    def __init__(self, side: Side, target: int) -> None:
+    def __init__(self, side: Side, place: Place) -> None:
         self.side = side
-        self.target = target
+        self.place = place
+        self.target = place.last
         self.pause = REDIAL_FIRST
         self.again = time.monotonic() + self.pause
 
 
 class Relay:
-    """Accepts on listening sockets and connects each client to `port` at one of `targets`."""
+    """Accepts on listening sockets and connects each client to the place of its listener."""
 
-    def __init__(
-        self,
-        port: int,
-        most_connections: int,
-        targets: Sequence[tuple[int, str]] = GUESTS,
-    ) -> None:
-        self.port = port
+    def __init__(self, most_connections: int) -> None:
         self.most_connections = most_connections
-        self.targets = targets
         self.epoll = select.epoll()
         self.watched: dict[int, Callable[[], None]] = {}
         self.listeners: dict[int, _socket.socket] = {}
+        self.places: dict[int, Place] = {}  # of the listeners
         self.sides: dict[int, Side] = {}
         self.dials: dict[int, Dial] = {}
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
-        self.target = 0  # the entry of targets that answered last
         self.buffer = bytearray(CHUNK)
         self.view = memoryview(self.buffer)
-
-    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
-        """Connect clients to another place from now on."""
-        self.port, self.targets, self.target = port, targets, 0
 
     # -- what is watched -------------------------------------------------------------------
 
@@ -126,12 +131,13 @@ class Relay:
         del self.watched[descriptor]
         self.epoll.unregister(descriptor)
 
-    def serve(self, listener: _socket.socket) -> None:
-        """Relay every connection that this listening socket takes."""
+    def serve(self, listener: _socket.socket, place: Place) -> None:
+        """Relay every connection that this listening socket takes to this place."""
         # Sockets from accept(2) inherit it (tcp(7)): small messages must not wait for an answer.
         listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         listener.setblocking(False)
         self.listeners[listener.fileno()] = listener
+        self.places[listener.fileno()] = place
         self.watch(listener.fileno(), lambda: None)
 
     def refuse(self, listener: _socket.socket) -> None:
@@ -148,14 +154,19 @@ class Relay:
         # Edge-triggered: a socket that is only bound is at its end all the time (EPOLLHUP).
         self.watch(listener.fileno(), turn_away, edge=True)
 
-    def stop_serving(self, listener: _socket.socket) -> None:
-        """Undo `serve` and close the socket; connections that are there go on."""
+    def release(self, listener: _socket.socket) -> None:
+        """Undo `serve`; connections that are there go on."""
         self.unwatch(listener.fileno())
         del self.listeners[listener.fileno()]
+        del self.places[listener.fileno()]
+
+    def stop_serving(self, listener: _socket.socket) -> None:
+        """Undo `serve` and close the socket."""
+        self.release(listener)
         listener.close()
 
     def stop_listening(self) -> None:
-        """Undo every `serve`; connections that are there go on."""
+        """Undo every `serve` and close its socket."""
         for listener in list(self.listeners.values()):
             self.stop_serving(listener)
 
@@ -213,7 +224,7 @@ class Relay:
                         self.pause(time.monotonic() + LATE_RETRY)
                         return
                     continue  # ECONNABORTED and its like: this client is gone (accept(2))
-                self.connect(client)
+                self.connect(client, self.places[listener.fileno()])
 
     def pause(self, resume_at: float) -> None:
         """Accept nothing until a connection has ended, or until a moment of time.monotonic()."""
@@ -233,11 +244,11 @@ class Relay:
             self.epoll.modify(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
         return True
 
-    def connect(self, client: _socket.socket) -> None:
-        """Connect a new client inward."""
+    def connect(self, client: _socket.socket, place: Place) -> None:
+        """Connect a new client to its place."""
         outer = Side(client)
         try:
-            inner = self.dial(outer, self.target)
+            inner = self.dial(outer, place, place.last)
         except OSError as error:
             reset(client)
             if error.errno in OUT_OF_RESOURCES:
@@ -245,17 +256,17 @@ class Relay:
             return
         outer.peer = inner
         self.add(outer)
-        self.dials[inner.descriptor] = Dial(inner, self.target)
+        self.dials[inner.descriptor] = Dial(inner, place)
 
-    def dial(self, outer: Side, target: int) -> Side:
-        """Start a connection to a target. Raises OSError."""
-        family, address = self.targets[target]
+    def dial(self, outer: Side, place: Place, target: int) -> Side:
+        """Start a connection to an entry of the place's targets. Raises OSError."""
+        family, address = place.targets[target]
         kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
         inner = Side(_socket.socket(family, kind))
         inner.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         inner.peer = outer
         inner.dialling = True
-        inner.socket.connect_ex((address, self.port))  # the answer comes as an event
+        inner.socket.connect_ex((address, place.port))  # the answer comes as an event
         self.add(inner)
         return inner
 
@@ -268,10 +279,10 @@ class Relay:
         dial = self.dials.pop(inner.descriptor)
         if not event & (select.EPOLLERR | select.EPOLLHUP):
             inner.dialling = False
-            self.target = dial.target
+            dial.place.last = dial.target
             return
-        tried = (dial.target + 1) % len(self.targets)
-        if tried != self.target:
+        tried = (dial.target + 1) % len(dial.place.targets)
+        if tried != dial.place.last:
             self.replace(dial, tried)
         else:
             self.abort(inner)
@@ -291,7 +302,7 @@ class Relay:
         outer = dial.side.peer
         self.drop(dial.side)
         try:
-            dial.side = outer.peer = self.dial(outer, target)
+            dial.side = outer.peer = self.dial(outer, dial.place, target)
         except OSError:
             self.drop(outer, with_reset=True)
             return
