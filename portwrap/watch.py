@@ -54,7 +54,7 @@ class Keeper:
         self.begin_forwarding()
         self.wait_for_helper()
         self.watch()
-        self.lifeline.send(b"ready")
+        self.tell("ready")
         self.ready = True
         while True:
             self.relay.turn(self.patience())
@@ -289,10 +289,17 @@ class Keeper:
         if poll.poll(0):
             posix.kill(self.command, 15)
 
-    def give_up(self, text: str) -> NoReturn:
+    def give_up(self, why: str) -> NoReturn:
         """Have the launching process say why there is no session."""
-        self.lifeline.send(text.encode("utf-8", "replace"))
+        self.tell(why)
         self.leave()
+
+    def tell(self, word: str) -> None:
+        """Answer the command; if it has ended in the meantime, nobody is left to serve."""
+        try:
+            self.lifeline.send(word.encode("utf-8", "replace"))
+        except OSError:
+            self.leave()
 
     def explain(self, text: str) -> None:
         """Say what happens, where the user has asked to be told."""
