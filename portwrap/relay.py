@@ -54,6 +54,7 @@ class Side:
         "dialling",
         "ended",
         "hung_up",
+        "inward",
         "peer",
         "readable",
         "socket",
@@ -69,6 +70,7 @@ class Side:
         self.hung_up = False  # the kernel told that an end or an error is among it
         self.ended = False  # its end of file was read
         self.dialling = False  # connect(2) is under way
+        self.inward = False  # the end at the server
         self.unsent: memoryview | None = None  # read from the peer, not yet taken by this socket
         self.chunk = FIRST_CHUNK
 
@@ -260,7 +262,7 @@ class Relay:
         inner = Side(_socket.socket(family, kind))
         inner.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         inner.peer = outer
-        inner.dialling = True
+        inner.dialling = inner.inward = True
         inner.socket.connect_ex((address, self.port))  # the answer comes as an event
         self.add(inner)
         return inner
@@ -467,8 +469,11 @@ class Relay:
             self.turn(until - time.monotonic())
 
     def undelivered(self) -> bool:
-        """Whether anything is left that a client has not taken."""
-        return bool(self.turned_off) or any(side.unsent for side in self.sides.values())
+        """Whether anything is left that a client has not taken. The end of file of a server that
+        has gone comes after all that it has sent, part of which may still be on its way."""
+        return bool(self.turned_off) or any(
+            side.unsent or (side.inward and not side.ended) for side in self.sides.values()
+        )
 
 
 def accept(listener: _socket.socket) -> _socket.socket:
