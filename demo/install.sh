@@ -72,7 +72,8 @@ install_system_packages() {
         give_up "neither apt-get nor dnf is here" "install these yourself: $debian"
     fi
     things=$(missing_things)
-    [[ -z $things ]] || give_up "still not installed: $(cut -d'|' -f1 <<<"$things" | tr '\n' ' ')"
+    [[ -z $things ]] || give_up "still missing: $(cut -d'|' -f1 <<<"$things" | tr '\n' ' ')" \
+        "the packages are installed; PATH is $PATH"
 }
 
 # ---- JupyterHub and its proxy ---------------------------------------------------------------
