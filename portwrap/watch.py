@@ -91,7 +91,7 @@ class Keeper:
     def offer(self, listener: _socket.socket) -> None:
         """Relay from this socket inside to the same address and port of the host, where we are."""
         address, port = listener.getsockname()[:2]
-        self.relay.serve(listener, Place(port, [(listener.family, address)]))
+        self.relay.serve(listener, Place(port, [(listener.family, address)], inward=False))
 
     def go_inside(self, hosts: list[_socket.socket], port: int) -> None:
         """Relay from these sockets of the host to this port inside, for good."""
