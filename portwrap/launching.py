@@ -26,7 +26,7 @@ import sys
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import keeper, namespaces, network, ports, services
+from . import dns, keeper, namespaces, network, ports, services
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
@@ -73,7 +73,9 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _die_natively()
     path = find_command(command[0], environ)
     helper = network.choose(environ)
-    services.check(sandbox.host_services, sandbox.guest_port, sandbox.published)
+    resolvers = dns.needed()
+    offered = services.distinct([*sandbox.host_services, *resolvers])
+    services.check(offered, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
     published = [
         (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
@@ -83,10 +85,10 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     for bound in (port, *(other for other, _ in published)):
         bound.close()
     namespaces.enter_new(0)
-    _offer(sandbox.host_services, lifeline)
+    _offer(offered, lifeline)
     _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
-    _announce(sandbox)
+    _announce(sandbox, resolvers)
     _arm(lifeline)
     become(path, command, environ)
 
@@ -114,15 +116,16 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
         say(f"{sandbox.program}: forward: relay, because {why}\n")
 
 
-def _announce(sandbox: Sandbox) -> None:
-    """Tell what leads in besides the host port, and out besides the network helper."""
+def _announce(sandbox: Sandbox, resolvers: Sequence[Service]) -> None:
+    """Tell what leads in besides the host port, and out besides the network helper and names."""
     said = []
     if sandbox.verbose:
         said.append(f"host port {sandbox.host_port} leads to {sandbox.guest_port} inside")
     if sandbox.published:
         said.append(f"published: {ports.describe_pairs(sandbox.published)}")
-    if sandbox.host_services:
-        places = ", ".join(str(service) for service in sandbox.host_services)
+    told = [*sandbox.host_services, *(resolvers if sandbox.verbose else ())]
+    if told:
+        places = ", ".join(str(service) for service in told)
         said.append(f"the host's own inside: {places}")
     if said:
         say(f"{sandbox.program}: {'; '.join(said)}\n")
