@@ -148,10 +148,14 @@ class Relay:
         # Edge-triggered: a socket that is only bound is at its end all the time (EPOLLHUP).
         self.watch(listener.fileno(), turn_away, edge=True)
 
-    def stop_serving(self, listener: _socket.socket) -> None:
-        """Undo `serve` and close the socket; connections that are there go on."""
+    def leave(self, listener: _socket.socket) -> None:
+        """Undo `serve`; connections that are there go on."""
         self.unwatch(listener.fileno())
         del self.listeners[listener.fileno()]
+
+    def stop_serving(self, listener: _socket.socket) -> None:
+        """Undo `serve` and close the socket; connections that are there go on."""
+        self.leave(listener)
         listener.close()
 
     def stop_listening(self) -> None:
