@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A batch system in one file: submit, query and cancel, each a plain process.
 
-    batch.py --jobs DIRECTORY submit --export NAMES   the script on standard input; prints the ID
-    batch.py --jobs DIRECTORY query ID                prints the state, and the node's address
+    batch.py --jobs DIRECTORY submit --home HOME --export NAMES
+                                         the script is on standard input; prints the job's ID
+    batch.py --jobs DIRECTORY query ID   prints the job's state, and the node's address
     batch.py --jobs DIRECTORY cancel ID
 
 There is no server and no queue. `submit` leaves one process per job behind, the step daemon, which
@@ -37,12 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", default="127.0.0.1", help="the address of this node")
     commands = parser.add_subparsers(dest="command", required=True)
     submit_ = commands.add_parser("submit")
+    submit_.add_argument("--home", type=Path, required=True, help="the job's HOME, where it starts")
     submit_.add_argument("--export", default="", help="names of the variables that the job gets")
     for name in ("query", "cancel"):
         commands.add_parser(name).add_argument("id")
     options = parser.parse_args(argv)
     if options.command == "submit":
-        print(submit(options.jobs, sys.stdin.read(), options.export.split(",")))
+        environment = {"PATH": os.defpath}
+        names = options.export.split(",")
+        environment.update((name, os.environ[name]) for name in names if name in os.environ)
+        environment["HOME"] = str(options.home)
+        print(submit(options.jobs, sys.stdin.read(), environment))
         return 0
     directory = options.jobs / options.id
     if not (directory / STATE).exists():
@@ -55,14 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def submit(jobs: Path, script: str, export: Sequence[str]) -> str:
-    """Start the script as a job, with the named variables of our environment; returns its ID."""
+def submit(jobs: Path, script: str, environment: dict[str, str]) -> str:
+    """Start the script as a job, in its HOME; returns the job's ID."""
     directory = new_directory(jobs)
     path = directory / SCRIPT
     path.write_text(script)
     path.chmod(0o700)
-    environment = {"PATH": os.defpath, "DEMO_JOB_ID": directory.name}
-    environment.update((name, os.environ[name]) for name in export if name in os.environ)
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(read_end)
@@ -154,7 +158,7 @@ def start_job(directory: Path, environment: dict[str, str]) -> subprocess.Popen[
     return subprocess.Popen(
         [directory / SCRIPT],
         env=environment,
-        cwd=environment.get("HOME", "/"),
+        cwd=environment["HOME"],
         start_new_session=True,
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -107,7 +108,7 @@ class HubClient:
                 raise HubError(str(event.get("message")))
             if event.get("ready"):
                 # The first page exchanges the hub's cookie for one of the server's own.
-                self.get(f"/user/{self.user}/")
+                self.get(f"/user/{self.user}/files/")
                 return
         raise HubError("the hub stopped reporting before the server was ready")
 
@@ -119,13 +120,20 @@ class HubClient:
                     yield json.loads(line[5:])
 
     def stop(self) -> None:
-        """Stop the server, and wait until the hub says that it is gone."""
-        path = f"/hub/api/users/{self.user}/server"
-        answer = self.api("DELETE", path)
-        if answer.status == 202:  # the hub goes on by itself; asking again waits for it
-            answer = self.api("DELETE", path)
-        if answer.status not in (202, 204, 404):
+        """Stop the server, ready or still starting, and wait until the hub says that it is gone."""
+        answer = self.api("DELETE", f"/hub/api/users/{self.user}/server")
+        if answer.status not in (202, 204, 400, 404):  # 400: there is none
             raise HubError(f"the server cannot be stopped: {answer.status} {answer.text}")
+        deadline = time.monotonic() + self.seconds
+        while self.is_known():
+            if time.monotonic() > deadline:
+                raise HubError("the hub does not stop the server")
+            time.sleep(0.1)
+
+    def is_known(self) -> bool:
+        """Whether the hub knows of a server of the user's that starts, runs or stops."""
+        user = self.get(f"/hub/api/users/{self.user}").json()
+        return bool(user["server"] or user["pending"] or user["servers"])
 
     def _open(
         self,

@@ -26,7 +26,9 @@ class ProcessSpawner(UserEnvMixin, BatchSpawnerRegexStates):  # type: ignore
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.batch_submit_cmd = f"{self.batch_command} submit --export {{keepvars}}"
+        self.batch_submit_cmd = (
+            f"{self.batch_command} submit --home {{homedir}} --export {{keepvars}}"
+        )
         self.batch_query_cmd = f"{self.batch_command} query {{job_id}}"
         self.batch_cancel_cmd = f"{self.batch_command} cancel {{job_id}}"
 
@@ -34,8 +36,8 @@ class ProcessSpawner(UserEnvMixin, BatchSpawnerRegexStates):  # type: ignore
         """The command line in the job's script; paths may have spaces."""
         return shlex.join([self.batchspawner_singleuser_cmd, *self.cmd, *self.get_args()])
 
-    def get_env(self) -> dict[str, str]:
-        """The session's environment, with a home directory that goes when the hub goes."""
-        environment: dict[str, str] = super().get_env()
-        environment["HOME"] = str(Path(self.homes) / self.user.name)
-        return environment
+    def get_req_subvars(self) -> dict[str, str]:
+        """The variables of the templates; the home directory is one that goes with the hub."""
+        variables: dict[str, str] = super().get_req_subvars()
+        variables["homedir"] = str(Path(self.homes) / self.user.name)
+        return variables

@@ -14,6 +14,7 @@ import marshal
 import os
 import resource
 import select
+import sys
 
 import _signal as signals  # the C half of `signal`, as with `_socket`: 4 ms of every start
 import _socket
@@ -187,6 +188,8 @@ def _in_child(action: Any) -> NoReturn:
     """Run in a forked child: nothing of the parent's clean-up may run here."""
     try:
         action()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(0)
 
@@ -205,6 +208,8 @@ def _fork_again(
     signals.signal(signals.SIGCHLD, signals.SIG_DFL)
     try:
         _keep(settings, helper, sources, theirs)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the other end is gone: it has said why
     except OSError as error:
         theirs.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
 
@@ -286,9 +291,11 @@ def _start_helper(helper: Slirp4netns, command: int) -> dict[str, int]:
     """Start the network helper on the command's namespaces, from the host's side of them."""
     ready, ready_end = os.pipe()
     words, words_end = os.pipe()
+    words_of_command = helper.command(command, ready_end)
+    keeper = os.getpid()
     process = os.fork()
     if process == 0:
-        _in_child(lambda: _exec_helper(helper.command(command, ready_end), ready_end, words_end))
+        _in_child(lambda: _exec_helper(words_of_command, keeper, ready_end, words_end))
     os.close(ready_end)  # else a helper that has ended looks like a slow one
     os.close(words_end)
     settings = {"helper": process, "ready": ready, "helper_words": words}
@@ -300,11 +307,10 @@ def _start_helper(helper: Slirp4netns, command: int) -> dict[str, int]:
     return settings
 
 
-def _exec_helper(command: list[str], ready_end: int, words_end: int) -> None:
+def _exec_helper(command: list[str], keeper: int, ready_end: int, words_end: int) -> None:
     """Become the network helper, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
-    parent = os.getppid()
     namespaces.prctl(namespaces.PR_SET_PDEATHSIG, signals.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != keeper:
         return  # the keeper died before the kernel had been told
     os.set_inheritable(ready_end, True)
     os.dup2(words_end, 2)
@@ -318,12 +324,12 @@ def _raise_descriptor_limit() -> int:
     """Raise the soft limit to the hard one; return how many connections fit, at two each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(1, (hard - OWN_DESCRIPTORS) // 2)
+    return max(1, (hard - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
 
 
 def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None:
     """Replace this copy of the launching interpreter, and all its memory, by a small one."""
-    memory = os.memfd_create("portwrap-keeper")  # a pipe might be smaller than what it must hold
+    memory = namespaces.memory_file("portwrap-keeper")  # a pipe may be too small for all of it
     with open(memory, "wb", closefd=False) as file:
         marshal.dump((codes, settings), file)
     os.lseek(memory, 0, os.SEEK_SET)

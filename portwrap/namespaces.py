@@ -36,6 +36,7 @@ libc = ctypes.CDLL(None, use_errno=True)  # without use_errno, get_errno() is al
 libc.unshare.argtypes = (ctypes.c_int,)
 libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+libc.memfd_create.argtypes = (ctypes.c_char_p, ctypes.c_uint)
 libc.syscall.argtypes = (ctypes.c_long,) * 4
 libc.syscall.restype = ctypes.c_long
 
@@ -60,6 +61,14 @@ def setns(descriptor: int, kind: int) -> None:
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument. Raises OSError."""
     _checked(libc.prctl(option, value, 0, 0, 0), "prctl")
+
+
+def memory_file(name: str) -> int:
+    """memfd_create(2): a file that exists in memory only, kept across exec. Raises OSError.
+
+    `os.memfd_create` is missing where Python was built on an older system, as conda's is.
+    """
+    return _checked(libc.memfd_create(name.encode(), 0), "memfd_create")
 
 
 def open_process(pid: int) -> tuple[int, bool]:
@@ -159,6 +168,11 @@ def _why_refused(number: int) -> str:
         return (
             "A limit of namespaces is reached: see user.max_user_namespaces and"
             " user.max_net_namespaces, and how many are in use with 'lsns'."
+        )
+    if number == errno.EINVAL and len(os.listdir("/proc/self/task")) > 1:
+        return (
+            "This interpreter starts a thread by itself, and a process with threads cannot enter a"
+            " user namespace: look at LD_PRELOAD and at .pth files of this Python."
         )
     if number in (errno.EPERM, errno.EACCES):
         return (

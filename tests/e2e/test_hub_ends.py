@@ -1,0 +1,121 @@
+"""How a session ends under a real hub, and how one that cannot start says so: with the sandbox as
+without, in what the batch system sees, and in what is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+import pytest
+from e2e.hub import Hub
+
+from helpers import wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+# ---- the end --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sandboxed", [True, False], ids=["sandboxed", "plain"])
+def test_a_session_that_the_hub_stops_shuts_down_cleanly(hub: Hub, sandboxed: bool) -> None:
+    with hub.running(sandboxed=sandboxed):
+        assert hub.start_kernel().cell("print('up')") == "up\n"
+        port = hub.host_port()
+    # The server's own words, and the status of a process that ended by itself.
+    assert "received signal 15, stopping" in hub.log()
+    assert "Kernel shutdown" in hub.log()
+    assert_ended(hub, "CANCELLED 0:0")
+    assert_free(port)
+
+
+@pytest.mark.parametrize("sandboxed", [True, False], ids=["sandboxed", "plain"])
+def test_a_session_with_an_application_ends_as_a_whole(hub: Hub, sandboxed: bool) -> None:
+    """Once an application runs, it is jupyter-server-proxy that hears SIGTERM: it ends the
+    application and leaves the process at once."""
+    with hub.running(sandboxed=sandboxed):
+        assert hub.client.get(hub.user("notes/")).status == 200
+        port = hub.host_port()
+    assert_ended(hub, "CANCELLED 0:0")
+    assert_free(port)
+
+
+@pytest.mark.parametrize("sandboxed", [True, False], ids=["sandboxed", "plain"])
+def test_a_server_that_is_killed_is_seen_as_killed(hub: Hub, sandboxed: bool) -> None:
+    with hub.running(sandboxed=sandboxed):
+        port = hub.host_port()
+        os.kill(hub.job_pid(), 9)
+        wait_until(lambda: hub.state() != "RUNNING", 10, "the end of the job")
+    assert_ended(hub, "FAILED 0:9")
+    assert_free(port)
+
+
+def test_a_session_can_be_started_again(hub: Hub) -> None:
+    for _ in range(2):
+        with hub.running():
+            assert hub.client.get(hub.user("api/contents")).status == 200
+
+
+def assert_ended(hub: Hub, state: str) -> None:
+    """The job has ended this way, and all of it: the batch system had nothing left to kill."""
+    assert hub.state() == state
+    assert "killing what is left" not in hub.log()
+    # The step daemon itself ends just after it has written the state.
+    wait_until(lambda: not hub.processes(), 2, f"the end of {hub.processes()}")
+
+
+def assert_free(port: int) -> None:
+    """Nobody holds the port; connections that the kernel still remembers do not count."""
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((address, port))
+            probe.listen()
+
+
+# ---- starts that fail -----------------------------------------------------------------------
+
+# Each makes the kernel say no by itself, in a namespace that ends with the job.
+NO_NAMESPACES = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+NO_SLIRP4NETNS = 'mount --bind /dev/null "$(command -v slirp4netns)" && exec "$@"'
+
+
+def assert_fails(hub: Hub, cmd: list[str], state: str, pattern: str) -> None:
+    """The job ends by itself within seconds, with two lines of ours and no traceback."""
+    hub.begin_spawn(cmd)
+    try:
+        wait_until(lambda: hub.state() not in ("", "RUNNING"), 10, "the job's end")
+        lines = [line for line in hub.log().splitlines() if line]
+        assert re.search(rf"^batchspawner-portwrap: .*{pattern}", lines[-2]), lines
+        assert lines[-1].startswith("  "), lines
+        assert "Traceback" not in hub.log()
+        assert_ended(hub, state)
+    finally:
+        hub.stop()
+
+
+def test_a_missing_command_is_named(hub: Hub) -> None:
+    cmd = ["batchspawner-singleuser", str(hub.archive), "no-such-server"]
+    assert_fails(hub, cmd, "FAILED 127:0", "no-such-server: not found")
+
+
+def test_a_busy_host_port_is_named(hub: Hub) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as rival:
+        port = rival.getsockname()[1]
+        cmd = ["batchspawner-singleuser", str(hub.archive), "--port", str(port)]
+        assert_fails(hub, [*cmd, "jupyterhub-singleuser"], "FAILED 125:0", f"{port}.*in use")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "pattern"),
+    [
+        pytest.param(NO_NAMESPACES, "CLONE_NEWUSER.*No space left", id="no user namespaces"),
+        pytest.param(NO_SLIRP4NETNS, "slirp4netns is not on PATH", id="no slirp4netns"),
+    ],
+)
+def test_a_node_that_cannot_make_a_sandbox_is_told(hub: Hub, refusal: str, pattern: str) -> None:
+    cmd = ["batchspawner-singleuser", str(hub.archive), "jupyterhub-singleuser"]
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", refusal, "sh"]
+    assert_fails(hub, prefix + cmd, "FAILED 125:0", pattern)

@@ -1,0 +1,439 @@
+"""What goes through the host port: the relay, against sockets of the test on both of its sides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from helpers import OWNER, run_as, wait_until
+from sessions import Inside, Portwrap
+
+pytestmark = pytest.mark.namespaces
+LINGER_RESET = struct.pack("ii", 1, 0)
+MIB = 1 << 20
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Everything until end of file."""
+    chunks = iter(lambda: connection.recv(MIB), b"")
+    return b"".join(chunks)
+
+
+def reset(connection: socket.socket) -> None:
+    """Close so that the other end sees a reset (socket(7), SO_LINGER with 0 seconds)."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+    connection.close()
+
+
+@pytest.fixture
+def listener(inside: Inside) -> Iterator[socket.socket]:
+    """A server's listening socket on the guest port inside."""
+    with inside.listen() as made:
+        yield made
+
+
+# ---- who listens where, who asks from where -----------------------------------------------------
+
+REACHES = [  # listens inside on, host address asked for, asked through, answer?
+    ("127.0.0.1", "", "127.0.0.1", True),
+    ("0.0.0.0", "", "127.0.0.1", True),
+    ("::1", "", "127.0.0.1", True),
+    ("::", "", "127.0.0.1", True),
+    ("127.0.0.1", "", "::1", False),
+    ("127.0.0.1", "::", "127.0.0.1", True),
+    ("127.0.0.1", "::", "::1", True),
+    ("127.0.0.1", "127.0.0.1", "127.0.0.1", True),
+    ("127.0.0.1", "127.0.0.1", "127.0.0.2", False),
+    ("127.0.0.1", "127.0.0.2", "127.0.0.2", True),
+    ("127.0.0.1", "127.0.0.2", "127.0.0.1", False),
+    ("::1", "::1", "::1", True),
+    ("::1", "::1", "127.0.0.1", False),
+]
+
+
+@pytest.mark.parametrize(("listens", "host", "asked", "answers"), REACHES)
+def test_where_the_server_is_asked(
+    portwrap: Portwrap, listens: str, host: str, asked: str, answers: bool
+) -> None:
+    with Inside(portwrap, host=host) as session, session.listen(listens) as listener:
+        if not answers:
+            with pytest.raises(ConnectionRefusedError):
+                session.client(asked)
+            return
+        with session.client(asked) as client, listener.accept()[0] as server:
+            client.sendall(b"ping")
+            assert server.recv(9) == b"ping"
+            server.sendall(b"pong")
+            assert client.recv(9) == b"pong"
+
+
+# ---- what arrives -------------------------------------------------------------------------------
+
+
+class Stream:
+    """One direction of a large body: sent from memory, compared by its hash."""
+
+    def __init__(self, sender: socket.socket, receiver: socket.socket, size: int) -> None:
+        self.sender, self.receiver, self.size = sender, receiver, size
+        self.block = random.randbytes(MIB + 1)  # odd, so that chunks never line up with it
+        self.sent, self.received = hashlib.blake2b(), hashlib.blake2b()
+        self.threads = [threading.Thread(target=self.send), threading.Thread(target=self.receive)]
+
+    def send(self) -> None:
+        left = self.size
+        while left:
+            piece = memoryview(self.block)[: min(left, len(self.block))]
+            self.sender.sendall(piece)
+            self.sent.update(piece)
+            left -= len(piece)
+        self.sender.shutdown(socket.SHUT_WR)
+
+    def receive(self) -> None:
+        for chunk in iter(lambda: self.receiver.recv(MIB), b""):
+            self.received.update(chunk)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(64 * MIB, id="64MiB"),
+        pytest.param(1024 * MIB, id="1GiB", marks=[pytest.mark.slow, pytest.mark.timeout(240)]),
+    ],
+)
+def test_large_bodies_both_ways_at_once(inside: Inside, listener: socket.socket, size: int) -> None:
+    client, server = inside.pair(listener)
+    with client, server:
+        streams = [Stream(client, server, size // 2), Stream(server, client, size // 2)]
+        threads = [thread for stream in streams for thread in stream.threads]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for stream in streams:
+            assert stream.received.digest() == stream.sent.digest()
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_half_close(inside: Inside, listener: socket.socket, first: str) -> None:
+    client, server = inside.pair(listener)
+    asking, answering = (client, server) if first == "client" else (server, client)
+    answer = random.randbytes(300_000)
+    with client, server:
+        asking.sendall(b"question")
+        asking.shutdown(socket.SHUT_WR)
+        assert receive(answering) == b"question"
+        answering.sendall(answer[:1000])
+        got = asking.recv(1000, socket.MSG_WAITALL)
+        answering.sendall(answer[1000:])
+        answering.shutdown(socket.SHUT_WR)
+        assert got + receive(asking) == answer
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("idle", [True, False])
+def test_reset_is_passed_on(
+    inside: Inside, listener: socket.socket, first: str, idle: bool
+) -> None:
+    client, server = inside.pair(listener)
+    resetting, other = (client, server) if first == "client" else (server, client)
+    with client, server:
+        if not idle:
+            for one, another in ((client, server), (server, client)):
+                one.sendall(b"hello")
+                assert another.recv(9) == b"hello"
+        reset(resetting)
+        with pytest.raises(ConnectionResetError):
+            other.recv(1)
+
+
+def test_an_answer_given_before_a_request_was_read_to_its_end(
+    inside: Inside, listener: socket.socket
+) -> None:
+    """As a server does that finds a request too large: the client still learns why."""
+    client, server = inside.pair(listener)
+    with client, server:
+        client.sendall(bytes(100_000))
+        server.recv(10)
+        server.sendall(b"413 too large")
+        server.close()  # with unread data: a reset follows the answer
+        assert client.recv(100) == b"413 too large"
+
+
+def test_connections_that_are_there_outlive_the_listener(inside: Inside) -> None:
+    listener = inside.listen()
+    client, server = inside.pair(listener)
+    with client, server:
+        listener.close()
+        client.sendall(b"still here")
+        assert server.recv(100) == b"still here"
+        with pytest.raises(ConnectionResetError):
+            inside.client().recv(1)
+
+
+# ---- servers that do not answer -----------------------------------------------------------------
+
+
+def is_answered(session: Inside) -> bool:
+    """Whether a client gets the server's greeting, rather than a reset."""
+    try:
+        with session.client() as client:
+            return client.recv(9) == b"welcome"
+    except ConnectionResetError:
+        return False
+
+
+def greet(listener: socket.socket) -> None:
+    with listener.accept()[0] as server:
+        server.sendall(b"welcome")
+        server.shutdown(socket.SHUT_WR)
+        server.recv(1)
+
+
+def test_nobody_listens(inside: Inside) -> None:
+    """At once, not after a time limit: the hub's probe tries again."""
+    for _ in range(20):
+        with pytest.raises(ConnectionResetError):
+            inside.client().recv(1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_server_that_listens_late(inside: Inside, address: str) -> None:
+    assert not is_answered(inside)
+    with inside.listen(address) as listener:
+        greeter = threading.Thread(target=greet, args=[listener])
+        greeter.start()
+        assert is_answered(inside)
+        greeter.join()
+    assert not is_answered(inside)
+
+
+def test_a_server_that_moves_to_the_other_family(inside: Inside) -> None:
+    for address in ("127.0.0.1", "::1", "127.0.0.1"):
+        with inside.listen(address) as listener:
+            greeter = threading.Thread(target=greet, args=[listener])
+            greeter.start()
+            assert is_answered(inside)
+            greeter.join()
+
+
+def tcp_counters(pid: int) -> dict[str, int]:
+    """How often TCP had to send again in the network namespace of this process."""
+    found = {}
+    for file, group in (("snmp", "Tcp"), ("netstat", "TcpExt")):
+        lines = Path(f"/proc/{pid}/net/{file}").read_text().splitlines()
+        names, values = (line.split()[1:] for line in lines if line.startswith(f"{group}:"))
+        found.update(zip(names, map(int, values)))
+    return {name: found[name] for name in ("RetransSegs", "TCPTimeouts", "TCPSynRetrans")}
+
+
+def open_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_many_at_once_and_a_short_backlog(inside: Inside) -> None:
+    """Linux drops what a full backlog cannot take, and the client sends again a second later."""
+    with inside.listen(backlog=5) as listener:
+        keeper = inside.keeper
+        before = tcp_counters(inside.pid)
+        clients = [inside.client() for _ in range(200)]
+        wait_until(lambda: open_descriptors(keeper) > 400, what="all connections dialled inward")
+        servers = [inside.keep(listener.accept()[0]) for _ in clients]
+        for client in clients:
+            client.sendall(b"x")
+        for server in servers:
+            server.settimeout(10)
+            assert server.recv(9) == b"x"
+            server.close()
+        assert tcp_counters(inside.pid) == before
+
+
+# ---- a keeper that stays small and quiet --------------------------------------------------------
+
+
+def resident(pid: int) -> int:
+    """Resident memory in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+def wake_ups(pid: int) -> int:
+    """How often the process has gone to sleep so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+
+def processor_time(pid: int) -> int:
+    """Clock ticks of processor time used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def fill(connection: socket.socket, limit: int) -> int:
+    """Send until nothing has been taken for a while, or `limit` bytes; return how many were."""
+    block = bytes(range(256)) * 1024
+    sent = 0
+    connection.settimeout(0.3)
+    try:
+        while sent < limit:
+            begin = sent % len(block)
+            sent += connection.send(memoryview(block)[begin:])
+    except TimeoutError:
+        pass
+    return sent
+
+
+@pytest.mark.parametrize("slow", ["client", "server"])
+def test_a_slow_reader_costs_little_memory(
+    inside: Inside, listener: socket.socket, slow: str
+) -> None:
+    pairs = [inside.pair(listener) for _ in range(4)]
+    keeper = inside.keeper
+    before = resident(keeper)
+    limit = 64 * MIB
+    for client, server in pairs:
+        reader, writer = (client, server) if slow == "client" else (server, client)
+        sent = fill(writer, limit)
+        assert 0 < sent < limit, "the writer was never made to wait"
+        assert resident(keeper) - before < 4 * MIB
+        writer.shutdown(socket.SHUT_WR)
+        body = receive(reader)
+        assert body == (bytes(range(256)) * (sent // 256 + 1))[:sent]
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Room for thousands of sockets, here and in what is started from here."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, max(8192, before[1])))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_two_thousand_idle_connections(many_descriptors: None, portwrap: Portwrap) -> None:
+    with Inside(portwrap) as session, session.listen() as listener:
+        pairs = [session.pair(listener) for _ in range(2000)]
+        keeper = session.keeper
+        assert open_descriptors(keeper) > 4000
+        client, server = session.pair(listener)
+        with client, server:
+            client.sendall(b"x")
+            assert server.recv(9) == b"x"
+        for client, server in pairs[:: 2 * len(pairs) // 100]:
+            server.sendall(b"y")
+            assert client.recv(9) == b"y"
+        for client, server in pairs:
+            client.close()
+            server.close()
+        wait_until(lambda: open_descriptors(keeper) < 40, what="descriptors given back")
+
+
+def assert_quiet(keeper: int, seconds: float, most: int) -> None:
+    """The keeper sleeps through a window of time, but for `most` wake-ups."""
+    wakes, ticks = wake_ups(keeper), processor_time(keeper)
+    time.sleep(seconds)  # that nothing happens can only be seen by waiting
+    assert wake_ups(keeper) - wakes <= most
+    assert processor_time(keeper) - ticks <= 1
+
+
+def test_an_idle_keeper_never_wakes_up(inside: Inside, listener: socket.socket) -> None:
+    pairs = [inside.pair(listener) for _ in range(3)]
+    keeper = inside.keeper
+    for client, server in pairs:
+        client.sendall(b"x")
+        assert server.recv(9) == b"x"
+    pairs[1][0].shutdown(socket.SHUT_WR)
+    assert pairs[1][1].recv(1) == b""
+    settle(keeper)
+    assert_quiet(keeper, 2.5, most=0)
+
+
+def settle(keeper: int) -> None:
+    """Wait until the keeper has done what there was to do."""
+
+    def asleep() -> bool:
+        before = wake_ups(keeper)
+        time.sleep(0.05)
+        return wake_ups(keeper) == before
+
+    wait_until(asleep, what="the keeper asleep")
+
+
+def test_a_stuck_connection_does_not_keep_the_keeper_busy(
+    inside: Inside, listener: socket.socket
+) -> None:
+    client, server = inside.pair(listener)
+    with client, server:
+        fill(server, 64 * MIB)
+        fill(client, 64 * MIB)
+        settle(inside.keeper)
+        assert_quiet(inside.keeper, 1.0, most=0)
+
+
+def waits(client: socket.socket) -> bool:
+    """Whether nothing, not even an end, has come for this client."""
+    client.settimeout(0.01)
+    try:
+        client.recv(1)
+    except TimeoutError:
+        return True
+    except ConnectionResetError:
+        pass
+    return False
+
+
+def test_descriptors_exhausted_and_recovered(portwrap: Portwrap) -> None:
+    before = ("prlimit", "--nofile=64:64")
+    with Inside(portwrap, before=before) as session, session.listen() as listener:
+        keeper = session.keeper
+        clients = [session.client() for _ in range(40)]
+        settle(keeper)
+        served = open_descriptors(keeper) // 2
+        assert 10 < served < 32
+        assert all(map(waits, clients))
+        assert_quiet(keeper, 1.5, most=0)
+        for client in clients:  # each that ends makes room for one that waits
+            client.settimeout(10)
+            client.sendall(b"x")
+            with listener.accept()[0] as server:
+                server.settimeout(10)
+                assert server.recv(9) == b"x"
+                server.sendall(b"y")
+            assert receive(client) == b"y"
+            client.close()
+
+
+def limit_descriptors(pid: int, soft: int, hard: int) -> None:
+    """Set another process's limit: its account may, and root in a container may not."""
+    result = run_as(OWNER, ["prlimit", "--pid", str(pid), f"--nofile={soft}:{hard}"])
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_system_has_no_descriptor_for_the_keeper(
+    inside: Inside, listener: socket.socket
+) -> None:
+    """accept(2) itself fails, as it does where the whole system has run out (ENFILE)."""
+    keeper = inside.keeper
+    first_client, first_server = inside.pair(listener)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit_descriptors(keeper, 5, hard)
+    late = [inside.client() for _ in range(5)]
+    settle(keeper)
+    assert_quiet(keeper, 1.5, most=2)  # it looks again once a second
+    first_client.sendall(b"x")
+    assert first_server.recv(9) == b"x"
+    assert all(map(waits, late))
+    limit_descriptors(keeper, hard, hard)
+    for client in late:
+        client.sendall(b"x")
+        with listener.accept()[0] as server:
+            assert server.recv(9) == b"x"

@@ -1,0 +1,287 @@
+"""A session that a test plays with: started as an account, watched through /proc from outside."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Sequence
+
+from helpers import OWNER, PROJECT, as_user, end, environment, state_of, wait_until
+
+ENTRY = "from portwrap.__main__ import main"
+MARK = "PORTWRAP_TEST_MARK"
+KEEPER = "portwrap-keeper"
+HELPER = "slirp4netns"
+
+
+def unused_port() -> int:
+    """A TCP port that nobody holds, below those the kernel gives to clients by itself."""
+    while True:
+        port = random.randrange(10240, 32000)
+        if not holders_of(port):
+            return port
+
+
+def holders_of(port: int) -> list[str]:
+    """The address families in which somebody holds this TCP port of the host; closed connections
+    that the kernel still remembers do not count."""
+    held = []
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind((address, port))
+                probe.listen()
+            except OSError:
+                held.append(address)
+    return held
+
+
+def name_of(pid: int) -> str:
+    """The name of a process; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def bearers_of(mark: str) -> set[int]:
+    """The live processes that were started with this mark in their environment."""
+    found = set()
+    wanted = f"{MARK}={mark}".encode()
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                found.add(int(entry))
+        except OSError:
+            continue  # it has ended, or is about to
+    return {pid for pid in found if state_of(pid) not in ("Z", "X", "")}
+
+
+class Portwrap:
+    """A copy of the package, and of the programs of the tests, that every account can run."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        self.python = python
+        self.folder = folder
+        shutil.copytree(PROJECT / "portwrap", folder / "portwrap", dirs_exist_ok=True)
+        shutil.copytree(PROJECT / "tests" / "programs", folder / "programs", dirs_exist_ok=True)
+        subprocess.run([python, "-m", "compileall", "-q", folder], check=True)
+
+    @property
+    def words(self) -> list[str]:
+        """Words that start the portwrap command."""
+        text = f"import sys; sys.path.insert(0, {str(self.folder)!r})"
+        return [self.python, "-c", f"{text}; {ENTRY}; sys.exit(main())"]
+
+    def program(self, name: str, *arguments: str | Path) -> list[str]:
+        """Words that start one of the tests' programs."""
+        return [self.python, "-I", "-S", str(self.folder / "programs" / name), *map(str, arguments)]
+
+    def maker(self) -> list[str]:
+        """Words that start the maker of sockets."""
+        return self.program("socket_maker.py")
+
+
+class Session:
+    """A command started through portwrap, with everything that belongs to it.
+
+    Use it as a context manager: whatever is left at its end is killed.
+    """
+
+    def __init__(
+        self,
+        portwrap: Portwrap,
+        command: Sequence[str | Path],
+        *,
+        account: str = OWNER,
+        before: Sequence[str] = (),
+        host: str = "",
+        guest_port: int = 8888,
+        forward: str = "relay",
+        extra_env: dict[str, str] | None = None,
+        **popen: Any,
+    ) -> None:
+        self.mark = secrets.token_hex(8)
+        self.port = unused_port()
+        self.guest_port = guest_port
+        options = ["-p", str(self.port), "-P", str(guest_port), "--forward", forward]
+        if host:
+            options += ["--host", host]
+        env = environment(account, {**(extra_env or {}), MARK: self.mark})
+        argv = [*before, *portwrap.words, *options, *map(str, command)]
+        self.sockets: list[socket.socket] = []
+        self.process = as_user(account, argv, env=env, **popen)
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill and reap whatever lives, and close what `keep` has got."""
+        for made in self.sockets:
+            made.close()
+        for pid in self.alive():
+            kill(pid)
+        end(self.process)
+
+    def keep(self, made: socket.socket) -> socket.socket:
+        """Close this socket at the end of the session, if the test has not done so."""
+        self.sockets.append(made)
+        return made
+
+    def client(self, address: str = "127.0.0.1") -> socket.socket:
+        """A connection to the host port."""
+        return self.keep(socket.create_connection((address, self.port), timeout=10))
+
+    def pair(self, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+        """A client outside and the server's end of its connection inside."""
+        client = self.client()
+        server = self.keep(listener.accept()[0])
+        server.settimeout(10)
+        return client, server
+
+    def alive(self) -> set[int]:
+        """Every live process of this session, the command among them."""
+        return bearers_of(self.mark)
+
+    def others(self) -> set[int]:
+        """Every live process of this session but the command."""
+        return self.alive() - {self.pid}
+
+    def named(self, name: str) -> int:
+        """The one live process with this name besides the command; 0 if there is none."""
+        found = [pid for pid in self.others() if name_of(pid) == name]
+        return found[0] if found else 0
+
+    @property
+    def keeper(self) -> int:
+        return self.named(KEEPER)
+
+    @property
+    def helper(self) -> int:
+        return self.named(HELPER)
+
+    def wait_until_up(self) -> None:
+        """Wait until the command has been exec'ed in its sandbox."""
+        wait_until(lambda: self.keeper and self.helper, what=f"a keeper and a helper {self.mark}")
+        words = Path(f"/proc/{self.pid}/cmdline")
+        wait_until(lambda: ENTRY.encode() not in words.read_bytes(), what="exec of the command")
+
+    def wait_until_gone(self, seconds: float) -> None:
+        """Fail unless no process is left and the port is free within this many seconds."""
+        wait_until(lambda: not self.alive(), seconds, f"no process of {self.mark} left")
+        assert not holders_of(self.port)
+
+    def stderr(self) -> str:
+        """What was said on standard error; call it when all processes have ended."""
+        assert self.process.stderr is not None
+        return str(self.process.stderr.read())
+
+
+class Maker:
+    """Sockets made by another process, which runs socket_maker.py, and handed out to the test."""
+
+    channel: socket.socket
+
+    def ask(self, **request: Any) -> list[int]:
+        """Send one request and return the descriptors of its answer. Raises OSError as there."""
+        self.channel.send(json.dumps(request).encode())
+        room = socket.CMSG_SPACE(array.array("i").itemsize)
+        data, ancillary, _, _ = self.channel.recvmsg(65536, room)
+        assert data, "the maker of sockets has ended"
+        answer = json.loads(data)
+        if "errno" in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        descriptors = array.array("i")
+        for _, _, rights in ancillary:
+            descriptors.frombytes(rights)
+        return list(descriptors)
+
+    def make(self, **request: Any) -> socket.socket:
+        """A socket made there. Raises OSError as it happened there."""
+        made = socket.socket(fileno=self.ask(**request)[0])
+        made.settimeout(10)
+        return made
+
+    def connect(self, address: str, port: int) -> socket.socket:
+        """A TCP connection made there."""
+        return self.make(do="connect", address=address, port=port)
+
+
+class Inside(Session, Maker):
+    """A session whose command makes sockets in its sandbox and hands them out."""
+
+    def __init__(self, portwrap: Portwrap, **options: Any) -> None:
+        self.channel, theirs = channel_pair()
+        with theirs:
+            super().__init__(portwrap, portwrap.maker(), stdin=theirs, **options)
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def end(self) -> None:
+        self.channel.close()
+        super().end()
+
+    def listen(
+        self, address: str = "127.0.0.1", port: int | None = None, backlog: int = 1024
+    ) -> socket.socket:
+        """A TCP socket that listens inside, on the guest port unless another is named."""
+        where = self.guest_port if port is None else port
+        return self.make(do="listen", address=address, port=where, backlog=backlog)
+
+
+class Outside(Maker):
+    """The same maker of sockets without a sandbox, as the same account."""
+
+    def __init__(self, portwrap: Portwrap, account: str = OWNER) -> None:
+        self.channel, theirs = channel_pair()
+        with theirs:
+            self.process = as_user(account, portwrap.maker(), stdin=theirs)
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Outside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.channel.close()
+        end(self.process)
+
+
+def channel_pair() -> tuple[socket.socket, socket.socket]:
+    """Our end and a maker's end of a channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(10)
+    return ours, theirs
+
+
+def kill(pid: int) -> None:
+    """SIGKILL for a process that may have ended already."""
+    try:
+        os.kill(pid, 9)
+    except ProcessLookupError:
+        pass
+
+
+def end_of(process: subprocess.Popen[str], seconds: float = 10) -> int:
+    """The exit status, within a limit in seconds."""
+    return process.wait(timeout=seconds)
