@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Sequence
@@ -109,11 +110,12 @@ class Session:
         host: str = "",
         guest_port: int = 8888,
         forward: str = "relay",
+        port: int = 0,
         extra_env: dict[str, str] | None = None,
         **popen: Any,
     ) -> None:
         self.mark = secrets.token_hex(8)
-        self.port = unused_port()
+        self.port = port or unused_port()
         self.guest_port = guest_port
         options = ["-p", str(self.port), "-P", str(guest_port), "--forward", forward]
         if host:
@@ -139,9 +141,14 @@ class Session:
         """Kill and reap whatever lives, and close what `keep` has got."""
         for made in self.sockets:
             made.close()
+        self.end_processes()
+        end(self.process)
+
+    def end_processes(self) -> None:
+        """Kill whatever lives; what they have written can still be read."""
         for pid in self.alive():
             kill(pid)
-        end(self.process)
+        self.process.wait()
 
     def keep(self, made: socket.socket) -> socket.socket:
         """Close this socket at the end of the session, if the test has not done so."""
@@ -188,8 +195,11 @@ class Session:
 
     def wait_until_gone(self, seconds: float) -> None:
         """Fail unless no process is left and the port is free within this many seconds."""
+        deadline = time.monotonic() + seconds
         wait_until(lambda: not self.alive(), seconds, f"no process of {self.mark} left")
-        assert not holders_of(self.port)
+        # A process that ends has no environment any more some time before it closes its files.
+        rest = max(0, deadline - time.monotonic())
+        wait_until(lambda: not holders_of(self.port), rest, f"port {self.port} free")
 
     def stderr(self) -> str:
         """What was said on standard error; call it when all processes have ended."""
@@ -222,6 +232,10 @@ class Maker:
         made.settimeout(10)
         return made
 
+    def listen(self, address: str, port: int, backlog: int = 1024) -> socket.socket:
+        """A TCP socket that listens there."""
+        return self.make(do="listen", address=address, port=port, backlog=backlog)
+
     def connect(self, address: str, port: int) -> socket.socket:
         """A TCP connection made there."""
         return self.make(do="connect", address=address, port=port)
@@ -242,21 +256,20 @@ class Inside(Session, Maker):
         self.channel.close()
         super().end()
 
-    def listen(
-        self, address: str = "127.0.0.1", port: int | None = None, backlog: int = 1024
-    ) -> socket.socket:
-        """A TCP socket that listens inside, on the guest port unless another is named."""
-        where = self.guest_port if port is None else port
-        return self.make(do="listen", address=address, port=where, backlog=backlog)
+    def serve(self, address: str = "127.0.0.1", backlog: int = 1024) -> socket.socket:
+        """A TCP socket that listens on the guest port."""
+        return self.listen(address, self.guest_port, backlog)
 
 
 class Outside(Maker):
     """The same maker of sockets without a sandbox, as the same account."""
 
-    def __init__(self, portwrap: Portwrap, account: str = OWNER) -> None:
+    def __init__(
+        self, portwrap: Portwrap, account: str = OWNER, before: Sequence[str] = ()
+    ) -> None:
         self.channel, theirs = channel_pair()
         with theirs:
-            self.process = as_user(account, portwrap.maker(), stdin=theirs)
+            self.process = as_user(account, [*before, *portwrap.maker()], stdin=theirs)
         self.pid = self.process.pid
 
     def __enter__(self) -> Outside:

@@ -38,7 +38,7 @@ def reset(connection: socket.socket) -> None:
 @pytest.fixture
 def listener(inside: Inside) -> Iterator[socket.socket]:
     """A server's listening socket on the guest port inside."""
-    with inside.listen() as made:
+    with inside.serve() as made:
         yield made
 
 
@@ -65,7 +65,7 @@ REACHES = [  # listens inside on, host address asked for, asked through, answer?
 def test_where_the_server_is_asked(
     portwrap: Portwrap, listens: str, host: str, asked: str, answers: bool
 ) -> None:
-    with Inside(portwrap, host=host) as session, session.listen(listens) as listener:
+    with Inside(portwrap, host=host) as session, session.serve(listens) as listener:
         if not answers:
             with pytest.raises(ConnectionRefusedError):
                 session.client(asked)
@@ -170,7 +170,7 @@ def test_an_answer_given_before_a_request_was_read_to_its_end(
 
 
 def test_connections_that_are_there_outlive_the_listener(inside: Inside) -> None:
-    listener = inside.listen()
+    listener = inside.serve()
     client, server = inside.pair(listener)
     with client, server:
         listener.close()
@@ -209,7 +209,7 @@ def test_nobody_listens(inside: Inside) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_server_that_listens_late(inside: Inside, address: str) -> None:
     assert not is_answered(inside)
-    with inside.listen(address) as listener:
+    with inside.serve(address) as listener:
         greeter = threading.Thread(target=greet, args=[listener])
         greeter.start()
         assert is_answered(inside)
@@ -219,7 +219,7 @@ def test_a_server_that_listens_late(inside: Inside, address: str) -> None:
 
 def test_a_server_that_moves_to_the_other_family(inside: Inside) -> None:
     for address in ("127.0.0.1", "::1", "127.0.0.1"):
-        with inside.listen(address) as listener:
+        with inside.serve(address) as listener:
             greeter = threading.Thread(target=greet, args=[listener])
             greeter.start()
             assert is_answered(inside)
@@ -228,7 +228,7 @@ def test_a_server_that_moves_to_the_other_family(inside: Inside) -> None:
 
 def tcp_counters(pid: int) -> dict[str, int]:
     """How often TCP had to send again in the network namespace of this process."""
-    found = {}
+    found: dict[str, int] = {}
     for file, group in (("snmp", "Tcp"), ("netstat", "TcpExt")):
         lines = Path(f"/proc/{pid}/net/{file}").read_text().splitlines()
         names, values = (line.split()[1:] for line in lines if line.startswith(f"{group}:"))
@@ -242,7 +242,7 @@ def open_descriptors(pid: int) -> int:
 
 def test_many_at_once_and_a_short_backlog(inside: Inside) -> None:
     """Linux drops what a full backlog cannot take, and the client sends again a second later."""
-    with inside.listen(backlog=5) as listener:
+    with inside.serve(backlog=5) as listener:
         keeper = inside.keeper
         before = tcp_counters(inside.pid)
         clients = [inside.client() for _ in range(200)]
@@ -320,7 +320,7 @@ def many_descriptors() -> Iterator[None]:
 
 
 def test_two_thousand_idle_connections(many_descriptors: None, portwrap: Portwrap) -> None:
-    with Inside(portwrap) as session, session.listen() as listener:
+    with Inside(portwrap) as session, session.serve() as listener:
         pairs = [session.pair(listener) for _ in range(2000)]
         keeper = session.keeper
         assert open_descriptors(keeper) > 4000
@@ -393,7 +393,7 @@ def waits(client: socket.socket) -> bool:
 
 def test_descriptors_exhausted_and_recovered(portwrap: Portwrap) -> None:
     before = ("prlimit", "--nofile=64:64")
-    with Inside(portwrap, before=before) as session, session.listen() as listener:
+    with Inside(portwrap, before=before) as session, session.serve() as listener:
         keeper = session.keeper
         clients = [session.client() for _ in range(40)]
         settle(keeper)

@@ -3,20 +3,23 @@
 A request is one JSON message; the answer is a JSON message with the descriptor, or {"errno": N}.
 """
 
+from __future__ import annotations
+
 import array
 import json
 import os
 import socket
+from typing import Any, Callable
 
 asker = socket.socket(fileno=0)
 
 
-def name(text):
+def name(text: str) -> str:
     """'@name' for the abstract namespace."""
     return "\0" + text[1:] if text.startswith("@") else text
 
 
-def tcp_or_udp(address, kind):
+def tcp_or_udp(address: str, kind: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     made = socket.socket(family, kind)
     if family == socket.AF_INET6:
@@ -24,7 +27,7 @@ def tcp_or_udp(address, kind):
     return made
 
 
-def listen(address, port, backlog=1024):
+def listen(address: str, port: int, backlog: int = 1024) -> socket.socket:
     made = tcp_or_udp(address, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind((address, port))
@@ -32,38 +35,42 @@ def listen(address, port, backlog=1024):
     return made
 
 
-def connect(address, port):
+def connect(address: str, port: int) -> socket.socket:
     made = tcp_or_udp(address, socket.SOCK_STREAM)
     made.settimeout(5)
     made.connect((address, port))
     return made
 
 
-def bind_udp(address, port):
+def bind_udp(address: str, port: int) -> socket.socket:
     made = tcp_or_udp(address, socket.SOCK_DGRAM)
     made.bind((address, port))
     return made
 
 
-def listen_unix(path):
+def listen_unix(path: str) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
     made.bind(name(path))
     made.listen()
     return made
 
 
-def connect_unix(path):
+def connect_unix(path: str) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
     made.connect(name(path))
     return made
 
 
-ACTIONS = {
-    action.__name__: action for action in (listen, connect, bind_udp, listen_unix, connect_unix)
+ACTIONS: dict[str, Callable[..., socket.socket]] = {
+    "listen": listen,
+    "connect": connect,
+    "bind_udp": bind_udp,
+    "listen_unix": listen_unix,
+    "connect_unix": connect_unix,
 }
 
 
-def answer(request):
+def answer(request: dict[str, Any]) -> None:
     action = ACTIONS[request.pop("do")]
     try:
         made = action(**request)

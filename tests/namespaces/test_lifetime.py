@@ -1,0 +1,384 @@
+"""Who ends when somebody else does: the command, the keeper, the network helper."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from helpers import state_of, wait_until
+from sessions import HELPER, KEEPER, Inside, Portwrap, Session, kill, name_of
+
+pytestmark = pytest.mark.namespaces
+
+LIMIT = 1.0
+LIMIT_WITHOUT_PIDFD = 3.0
+"""Seconds within which nothing may be left, and the command must have been told."""
+FORWARDS = ("relay", "auto")
+
+
+class Told(Session):
+    """A session whose command counts the SIGTERMs that it gets."""
+
+    def __init__(
+        self,
+        portwrap: Portwrap,
+        folder: Path,
+        *modes: str,
+        pidfd: bool = True,
+        forward: str = "relay",
+        shell: bool = False,
+    ) -> None:
+        self.log = folder / f"log-{random.getrandbits(64):x}"
+        self.log.touch()
+        self.log.chmod(0o666)
+        self.limit = LIMIT if pidfd else LIMIT_WITHOUT_PIDFD
+        command = portwrap.program("count_sigterm.py", self.log, *modes)
+        if shell:
+            command = ["sh", "-c", 'exec "$0" "$@"', *command]
+        before = [] if pidfd else portwrap.program("without_pidfd.py")
+        super().__init__(portwrap, command, before=before, forward=forward)
+
+    def __enter__(self) -> Told:
+        return self
+
+    def wait_until_ready(self) -> None:
+        wait_until(lambda: "R" in self.log.read_text(), what="the command is ready")
+
+    def wait_until_alone(self) -> None:
+        """Fail unless nobody but the command is left, and it was told once, in time."""
+        wait_until(lambda: not self.others(), self.limit, "only the command left")
+        wait_until(lambda: "T" in self.log.read_text(), self.limit, "SIGTERM for the command")
+        assert self.log.read_text() == "RT"
+        assert self.process.poll() is None
+
+
+@pytest.fixture(params=[True, False], ids=["pidfd", "no-pidfd"])
+def pidfd(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(params=FORWARDS)
+def forward(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+HOLDERS: list[tuple[str, ...]] = [(), ("closes",), ("child",), ("child", "closes")]
+
+
+# ---- the network helper or the keeper ends ------------------------------------------------------
+
+
+def complaint(session: Session) -> str:
+    """What the keeper has said, when everything of the session has ended."""
+    session.end_processes()
+    return session.stderr()
+
+
+@pytest.mark.parametrize("modes", HOLDERS, ids=lambda modes: "-".join(modes) or "plain")
+def test_the_network_helper_dies(
+    portwrap: Portwrap, world_dir: Path, modes: tuple[str, ...], pidfd: bool, forward: str
+) -> None:
+    with Told(portwrap, world_dir, *modes, pidfd=pidfd, forward=forward) as session:
+        session.wait_until_ready()
+        helper, keeper = session.helper, session.keeper
+        kill(helper)
+        wait_until(lambda: state_of(keeper) in ("", "Z"), session.limit, "the keeper gone")
+        wait_until(lambda: "T" in session.log.read_text(), session.limit, "SIGTERM")
+        assert session.process.poll() is None
+        said = complaint(session)
+        assert session.log.read_text() == "RT"
+        assert said.startswith("portwrap: slirp4netns ended by signal 9")
+        assert said.endswith("ending the command (SIGTERM)\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("modes", [(), ("child",), ("child", "closes")], ids="-".join)
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "stopped"])
+def test_the_keeper_dies(
+    portwrap: Portwrap, world_dir: Path, modes: tuple[str, ...], stopped: bool, forward: str
+) -> None:
+    with Told(portwrap, world_dir, *modes, forward=forward) as session:
+        session.wait_until_ready()
+        helper, keeper = session.helper, session.keeper
+        if stopped:
+            os.kill(keeper, signal.SIGSTOP)
+            wait_until(lambda: state_of(keeper) == "T", what="the keeper stopped")
+        kill(keeper)
+        wait_until(lambda: state_of(helper) in ("", "Z"), LIMIT, "the network helper gone")
+        wait_until(lambda: "T" in session.log.read_text(), LIMIT, "SIGTERM")
+        assert session.process.poll() is None
+        assert complaint(session) == ""
+        assert session.log.read_text() == "RT"
+
+
+@pytest.mark.parametrize("name", [KEEPER, HELPER])
+def test_a_command_that_execs_another(
+    portwrap: Portwrap, world_dir: Path, name: str, forward: str
+) -> None:
+    with Told(portwrap, world_dir, shell=True, forward=forward) as session:
+        session.wait_until_ready()
+        kill(session.named(name))
+        session.wait_until_alone()
+
+
+# ---- the command ends ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV])
+def test_the_command_is_killed(
+    portwrap: Portwrap, world_dir: Path, end: signal.Signals, pidfd: bool, forward: str
+) -> None:
+    with Told(portwrap, world_dir, pidfd=pidfd, forward=forward) as session:
+        session.wait_until_ready()
+        os.kill(session.pid, end)
+        assert session.process.wait(timeout=5) == -end
+        session.wait_until_gone(session.limit)
+        assert session.stderr() == ""
+
+
+@pytest.mark.parametrize("modes", [("closes",), ("child",), ("daemon",)], ids="-".join)
+def test_the_command_ends(
+    portwrap: Portwrap, world_dir: Path, modes: tuple[str, ...], pidfd: bool, forward: str
+) -> None:
+    """A child may hold the lifeline on: it is not the command."""
+    with Told(portwrap, world_dir, *modes, "ends", pidfd=pidfd, forward=forward) as session:
+        assert session.process.wait(timeout=5) == 0
+        wait_until(
+            lambda: not {name_of(pid) for pid in session.alive()} & {KEEPER, HELPER},
+            session.limit,
+            "keeper and network helper gone",
+        )
+        assert len(session.alive()) == (0 if modes == ("closes",) else 1)
+
+
+def test_end_of_the_lifeline_is_not_the_end(
+    portwrap: Portwrap, world_dir: Path, pidfd: bool
+) -> None:
+    """Some launchers close every descriptor that they do not know."""
+    with Told(portwrap, world_dir, "closes", pidfd=pidfd) as session:
+        session.wait_until_ready()
+        for _ in range(3):  # the keeper has seen it by its second answer
+            with pytest.raises(ConnectionResetError):
+                session.client().recv(1)
+        assert session.keeper and session.helper
+        assert session.log.read_text() == "R"
+
+
+def test_the_command_ends_while_the_keeper_is_stopped(portwrap: Portwrap) -> None:
+    with Session(portwrap, ["sleep", "60"]) as session:
+        session.wait_until_up()
+        keeper = session.keeper
+        os.kill(keeper, signal.SIGSTOP)
+        kill(session.pid)
+        session.process.wait(timeout=5)
+        os.kill(keeper, signal.SIGCONT)
+        session.wait_until_gone(LIMIT)
+
+
+def test_signals_to_every_process_of_the_job(
+    portwrap: Portwrap, world_dir: Path, forward: str
+) -> None:
+    """Only the command acts on them; its helpers stay until it is gone."""
+    with Told(portwrap, world_dir, forward=forward) as session:
+        session.wait_until_ready()
+        helpers = session.others()
+        assert len(helpers) == 2
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            for pid in helpers:
+                os.kill(pid, number)
+        os.kill(session.pid, signal.SIGTERM)
+        wait_until(lambda: session.log.read_text() == "RT", what="SIGTERM")
+        assert session.others() == helpers
+        for pid in helpers:
+            pending = Path(f"/proc/{pid}/status").read_text()
+            assert "ShdPnd:\t0000000000000000" not in pending, "held back, not handled"
+        kill(session.pid)
+        session.process.wait(timeout=5)
+        session.wait_until_gone(LIMIT)
+
+
+# ---- standard output ----------------------------------------------------------------------------
+
+
+def test_standard_output_ends_with_the_command(portwrap: Portwrap, forward: str) -> None:
+    """`batch job | tee log` waits for end of file, not for the command."""
+    text = "read line; echo said"
+    with Session(portwrap, ["sh", "-c", text], forward=forward, stdin=-1) as session:
+        session.wait_until_up()
+        helpers = sorted(session.others())
+        assert len(helpers) == 2
+        for pid in helpers:
+            for number in (0, 1):
+                assert os.readlink(f"/proc/{pid}/fd/{number}") == "/dev/null"
+            os.kill(pid, signal.SIGSTOP)
+        assert session.process.stdin and session.process.stdout
+        session.process.stdin.write("go\n")
+        session.process.stdin.flush()
+        assert session.process.stdout.read() == "said\n"  # until end of file
+        assert session.process.wait(timeout=5) == 0
+        for pid in helpers:
+            os.kill(pid, signal.SIGCONT)
+        session.wait_until_gone(LIMIT)
+
+
+# ---- the package goes away, the last words ------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_the_package_goes_away(python: str, world_dir: Path, replaced: bool, forward: str) -> None:
+    """On a site's share it may be replaced at any time."""
+    portwrap = Portwrap(python, world_dir / "copy")
+    with Inside(portwrap, forward=forward) as session:
+        session.wait_until_up()
+        shutil.rmtree(portwrap.folder / "portwrap")
+        if replaced:
+            (portwrap.folder / "portwrap").mkdir()
+            (portwrap.folder / "portwrap" / "__init__.py").write_text("raise SystemExit\n")
+        with session.serve() as listener:
+            client, server = session.pair(listener)
+            client.sendall(b"still")
+            assert server.recv(9) == b"still"
+        session.channel.close()  # the command ends at that
+        assert session.process.wait(timeout=5) == 0
+        session.wait_until_gone(LIMIT)
+        assert session.stderr() == ""
+
+
+@pytest.mark.parametrize("size", [1, 100_000, 8_000_000])
+def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, size: int, forward: str) -> None:
+    words = portwrap.program("speak_and_end.py", "8888", str(size))
+    with Session(portwrap, words, forward=forward) as session:
+        assert session.process.stdout is not None
+        assert session.process.stdout.readline() == "ready\n"
+        client = session.client()
+        client.sendall(b"x")
+        sent = int(session.process.stdout.readline())
+        assert session.process.wait(timeout=5) == 0
+        got = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        assert got == (bytes(range(256)) * (size // 256 + 1))[:sent]
+        session.wait_until_gone(LIMIT)
+
+
+def test_a_client_that_does_not_listen_keeps_nobody(portwrap: Portwrap) -> None:
+    words = portwrap.program("speak_and_end.py", "8888", "100000000")
+    with Session(portwrap, words) as session:
+        assert session.process.stdout is not None
+        session.process.stdout.readline()
+        session.client().sendall(b"x")
+        assert session.process.wait(timeout=5) == 0
+        session.wait_until_gone(LIMIT)
+
+
+# ---- at random moments --------------------------------------------------------------------------
+
+SEED = int(os.environ.get("PORTWRAP_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+START_UP = 0.15
+"""Seconds in which a start may be interrupted, and somewhat more."""
+
+
+def a_keeper(session: Session) -> int:
+    """A process that is, or becomes, the keeper."""
+    others = sorted(session.others())
+    keepers = [pid for pid in others if name_of(pid) not in (HELPER, "")]
+    # a child of the command's is there only to fork the keeper, and may be past that
+    return next((pid for pid in keepers if parent_of(pid) not in (0, session.pid)), 0)
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def kill_when_there(find: Callable[[], int]) -> None:
+    """Kill a process as soon as there is one."""
+
+    def try_to() -> bool:
+        victim = find()
+        try:
+            if victim:
+                os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return bool(victim)
+
+    wait_until(try_to, what="whom to kill")
+
+
+def judge(session: Told) -> None:
+    """After the keeper or the network helper has been killed."""
+    wait_until(lambda: not session.others(), session.limit, "only the command left")
+    ended = {125, -signal.SIGTERM}  # still setting up; or not ready to handle it
+    wait_until(
+        lambda: session.process.poll() in ended or "T" in session.log.read_text(),
+        session.limit,
+        f"an end, or SIGTERM ({session.process.poll()}, {session.log.read_text()!r})",
+    )
+    status = session.process.poll()
+    session.end_processes()
+    told, said = session.log.read_text(), session.stderr()
+    if status is None:
+        assert told == "RT"
+        assert said.count("\n") == (1 if "slirp4netns" in said else 0), said
+    elif status == 125:
+        assert told == ""
+        # The keeper has a word of its own where the network helper ended just before exec.
+        assert said.startswith("portwrap: ") and said.count("\n") in (2, 3), said
+    else:
+        assert "T" not in told
+    assert "Traceback" not in said
+
+
+def one_random_run(portwrap: Portwrap, folder: Path, seed: str, pidfd: bool) -> None:
+    dice = random.Random(seed)
+    kind = dice.choice(["command ends", "command killed", "keeper killed", "helper killed"])
+    forward = dice.choice(FORWARDS)
+    delay = dice.uniform(0, START_UP)
+    modes = ["ends"] if kind == "command ends" else []
+    with Told(portwrap, folder, *modes, pidfd=pidfd, forward=forward) as session:
+        if kind == "command ends":
+            assert session.process.wait(timeout=10) == 0
+        elif kind == "command killed":
+            time.sleep(delay)
+            kill(session.pid)
+            session.process.wait(timeout=5)
+        elif kind == "keeper killed":
+            time.sleep(delay)
+            kill_when_there(lambda: a_keeper(session))
+            judge(session)
+        else:
+            wait_until(lambda: session.helper, what="a network helper")
+            time.sleep(delay / 5)
+            kill_when_there(lambda: session.helper)
+            judge(session)
+        session.wait_until_gone(session.limit)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("pidfd", "runs", "at_once"), [(True, 200, 3), (False, 30, 5)])
+def test_at_random_moments(
+    portwrap: Portwrap, world_dir: Path, pidfd: bool, runs: int, at_once: int
+) -> None:
+    print(f"PORTWRAP_TEST_SEED={SEED}")
+    mounts = Path("/proc/self/mounts").read_text()
+    faults = []
+
+    def run(number: int) -> None:
+        seed = f"{SEED}-{pidfd}-{number}"
+        try:
+            one_random_run(portwrap, world_dir, seed, pidfd)
+        except BaseException as fault:
+            faults.append(f"run {seed}: {fault!r}")
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run, range(runs)))
+    assert not faults, "\n".join(faults)
+    assert Path("/proc/self/mounts").read_text() == mounts
