@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from .relay import Relay
 
-LOOK_FIRST, LOOK_LAST = 0.05, 1.0
-"""Seconds until the next look for a server whose socket was not replaced, while clients wait;
-doubles. No client, no look."""
+LOOK_SOON, LOOK_FIRST, LOOK_LAST = 0.001, 0.05, 1.0
+"""Seconds until the next look for a server whose socket was not replaced, while clients wait: the
+first one, if we know of such a server and if not, and the last one; doubles in between. No client,
+no look."""
 UNWATCHED = "the server listens without the system call that we watch"
 OTHER_FAMILY = "the server listens on another address family than the host port"
 
@@ -80,6 +81,7 @@ class Handover:
         self.relaying = False  # for good
         self.reason = UNWATCHED  # why we would have to relay
         self.waiting = False  # clients of the host port wait for a server
+        self.first_pause = LOOK_FIRST
         self.next_look, self.pause = 0.0, LOOK_FIRST
         relay.watch(self.questions, self.on_question)
         self.wait_for_clients()
@@ -99,64 +101,59 @@ class Handover:
             question = notify.receive(self.questions)
         except OSError:
             return  # a signal has ended the call, or the caller
-        refused = ""
-        proceed = True
+        done = False
         try:
             if question.call == self.listen_call:
-                proceed, refused = self.on_listen(question)
+                done = self.on_listen(question)
             else:
                 self.on_bind()
         except Exception:
             pass  # an exception must not end the session
         try:
-            notify.answer(self.questions, question, proceed)
+            notify.answer(self.questions, question, proceed=not done)
         except OSError:
             pass  # a signal has ended the call, or the caller
-        if refused:
-            self.become_relay(refused)
 
     def on_bind(self) -> None:
         """A server that listens anew needs the guest port that we keep."""
         if self.original is not None and not self.is_served():
             self.start_over()
 
-    def on_listen(self, question: notify.Question) -> tuple[bool, str]:
-        """Whether the call may proceed, and why its socket was not replaced where it should be."""
+    def on_listen(self, question: notify.Question) -> bool:
+        """Whether the caller has the host's socket now, which listens already."""
         if self.relaying:
-            return True, ""
+            return False
         number = notify.take_descriptor(question.thread, question.descriptor)
         try:
             socket = _socket.socket(fileno=number)
         except OSError:
             posix.close(number)
-            return True, ""
+            return False
         try:
-            return self.on_listening_socket(socket, question)
+            notify.check_waiting(self.questions, question)
+            return self.is_the_servers(socket) and self.hand_over(socket, question)
         finally:
             if socket is not self.original:
                 socket.close()
 
-    def on_listening_socket(
-        self, socket: _socket.socket, question: notify.Question
-    ) -> tuple[bool, str]:
-        notify.check_waiting(self.questions, question)
-        if not self.is_the_servers(socket):
-            return True, ""
+    def hand_over(self, socket: _socket.socket, question: notify.Question) -> bool:
+        """Replace this socket of a server, unless there is a reason not to."""
         links = [link for _, link in descriptors_of_others()]
         if not self.host_links.isdisjoint(links):
-            return True, ""  # another process serves
+            return False  # another process serves
         host = self.host_for(socket)
-        if host is None:  # it may have a second socket, for the other family
-            self.reason = OTHER_FAMILY
-            return True, ""
+        if host is None:
+            self.expect_relay(OTHER_FAMILY, LOOK_FIRST)  # its next socket may be of this one
+            return False
         try:
             why = why_not(socket, question, links)
             if not why:
                 self.replace(socket, host, question)
-        except OSError as error:  # the caller may be asked about again, or be unreadable
-            self.reason = f"the server's socket could not be replaced: {error.strerror}"
-            raise
-        return bool(why), why
+        except OSError as error:
+            why = f"the server's socket could not be replaced: {error.strerror}"
+        if why:
+            self.expect_relay(why, LOOK_SOON)
+        return not why
 
     def is_the_servers(self, socket: _socket.socket) -> bool:
         """Whether this is a TCP socket on the guest port of the sandbox itself."""
@@ -247,7 +244,7 @@ class Handover:
         """Nobody serves any more: whoever listens next is given the socket."""
         self.stop_watching_server()
         self.let_go()
-        self.reason = UNWATCHED
+        self.expect_relay(UNWATCHED, LOOK_FIRST)
         for host in self.hosts:
             try:
                 host.listen(BACKLOG)  # a server may have ended that with shutdown(2)
@@ -266,8 +263,7 @@ class Handover:
     def on_client(self) -> None:
         if not self.waiting:
             self.waiting = True
-            self.pause = LOOK_FIRST
-            self.next_look = time.monotonic() + self.pause
+            self.look_in(self.first_pause)
 
     def stop_waiting(self) -> None:
         """Whoever waits is served now."""
@@ -282,8 +278,17 @@ class Handover:
             return
         if listens_inside(self.command, self.guest_port):
             self.become_relay(self.reason)
-        self.pause = min(2 * self.pause, LOOK_LAST)
-        self.next_look = time.monotonic() + self.pause
+        self.look_in(min(2 * self.pause, LOOK_LAST))
+
+    def look_in(self, seconds: float) -> None:
+        self.pause = seconds
+        self.next_look = time.monotonic() + seconds
+
+    def expect_relay(self, why: str, pause: float) -> None:
+        """Should a server turn out to listen on its own socket, this is why."""
+        self.reason = why
+        self.first_pause = pause
+        self.look_in(pause)
 
     def patience(self) -> float:
         """Seconds until the next look is due; -1: none is."""
@@ -309,6 +314,8 @@ def why_not(socket: _socket.socket, question: notify.Question, links: list[str])
     """Why this socket cannot be replaced, or nothing."""
     if is_registered(question.thread, question.descriptor, socket):
         return "the server had its socket in an epoll or an io_uring before it called listen"
+    if link_of(socket) not in links:
+        return "the server does not let its descriptors be seen"
     if links.count(link_of(socket)) != 1:
         return "the server shares its socket, or holds it twice, before it called listen"
     if fcntl.fcntl(socket.fileno(), fcntl.F_GETFL) & O_ASYNC:
