@@ -218,7 +218,8 @@ def both() -> None:
     """Two sockets, as most servers that are told a name such as localhost."""
     global ADDRESS
     listeners = []
-    for ADDRESS in ADDRESS.split("+"):
+    for address in ADDRESS.split("+"):
+        ADDRESS = address
         listeners.append(plain())
     say(f"listening {listeners[0].getsockname()[1]}")
     while True:
@@ -252,7 +253,7 @@ def signal_driven() -> None:
             signal.sigwait([signal.SIGIO])
 
 
-# ---- io_uring (linux/io_uring.h) ------------------------------------------------------------------
+# ---- io_uring (linux/io_uring.h) ----------------------------------------------------------------
 
 SETUP, ENTER, REGISTER = 425, 426, 427
 REGISTER_FILES = 2
