@@ -29,8 +29,9 @@ TURN = 16
 """Reads in a row for one connection before the others have their turn."""
 ACCEPTS = 64
 """Connections accepted in a row before those that are there have their turn."""
-REDIAL_FIRST, REDIAL_LAST = 0.01, 1.0
-"""Seconds until a connection that the server's full backlog swallowed is tried again; doubles."""
+REDIAL_FIRST, REDIAL_LAST = 0.01, 0.25
+"""Seconds until connections that the server's full backlog swallowed are tried again; doubles while
+none gets through."""
 LATE_RETRY = 1.0
 """Seconds until accepting goes on after the system had no descriptor or memory for us."""
 GUESTS = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))
@@ -53,6 +54,7 @@ class Side:
         "dialling",
         "ended",
         "hung_up",
+        "inward",
         "peer",
         "readable",
         "socket",
@@ -68,6 +70,7 @@ class Side:
         self.hung_up = False  # the kernel told that an end or an error is among it
         self.ended = False  # its end of file was read
         self.dialling = False  # connect(2) is under way
+        self.inward = False  # the end at the server
         self.unsent: memoryview | None = None  # read from the peer, not yet taken by this socket
         self.chunk = FIRST_CHUNK
 
@@ -75,13 +78,13 @@ class Side:
 class Dial:
     """A connection inward that has not been answered yet."""
 
-    __slots__ = ("again", "pause", "side", "target")
+    __slots__ = ("begun", "refused", "side", "target")
 
     def __init__(self, side: Side, target: int) -> None:
         self.side = side
         self.target = target
-        self.pause = REDIAL_FIRST
-        self.again = time.monotonic() + self.pause
+        self.refused = False  # nobody listens there; another target is to be tried
+        self.begun = time.monotonic()
 
 
 class Relay:
@@ -101,6 +104,8 @@ class Relay:
         self.listeners: dict[int, _socket.socket] = {}
         self.sides: dict[int, Side] = {}
         self.dials: dict[int, Dial] = {}
+        self.redial_pause = REDIAL_FIRST
+        self.redial_at = 0.0
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
@@ -189,7 +194,7 @@ class Relay:
         """Seconds to wait for events."""
         if self.turned_off:
             return 0.0
-        moments = [dial.again for dial in self.dials.values()]
+        moments = [self.redial_at] if self.dials else []
         if self.paused and self.resume_at:
             moments.append(self.resume_at)
         if moments:
@@ -249,6 +254,9 @@ class Relay:
             return
         outer.peer = inner
         self.add(outer)
+        if not self.dials:
+            self.redial_pause = REDIAL_FIRST
+            self.redial_at = time.monotonic() + REDIAL_FIRST
         self.dials[inner.descriptor] = Dial(inner, self.target)
 
     def dial(self, outer: Side, target: int) -> Side:
@@ -258,7 +266,7 @@ class Relay:
         inner = Side(_socket.socket(family, kind))
         inner.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         inner.peer = outer
-        inner.dialling = True
+        inner.dialling = inner.inward = True
         inner.socket.connect_ex((address, self.port))  # the answer comes as an event
         self.add(inner)
         return inner
@@ -276,32 +284,52 @@ class Relay:
             return
         tried = (dial.target + 1) % len(self.targets)
         if tried != self.target:
-            self.replace(dial, tried)
+            # After this turn's events: a new socket may get a number that one of them still means.
+            dial.target, dial.refused = tried, True
+            self.dials[inner.descriptor] = dial
         else:
             self.abort(inner)
 
     def redial(self) -> None:
-        """Try again where the server's backlog was full: the kernel itself would wait a second."""
-        if not self.dials:
-            return
-        now = time.monotonic()
-        for dial in [dial for dial in self.dials.values() if dial.again <= now]:
-            del self.dials[dial.side.descriptor]
-            dial.pause = min(2 * dial.pause, REDIAL_LAST)
-            self.replace(dial, dial.target)
+        """Try again where the server's backlog was full: the kernel itself would wait a second.
 
-    def replace(self, dial: Dial, target: int) -> None:
-        """Give a client that waits for the server another socket inward."""
+        Oldest first, and only until one finds the backlog still full: the others would, too, and
+        all at once they would keep the server from the processor.
+        """
+        for dial in [dial for dial in self.dials.values() if dial.refused]:
+            self.replace(dial)
+        if not self.dials or time.monotonic() < self.redial_at:
+            return
+        progress = False
+        for dial in sorted(self.dials.values(), key=lambda dial: dial.begun):
+            if not self.is_connected(dial.side):
+                if not self.replace(dial):
+                    continue
+                if not self.is_connected(dial.side):
+                    break
+            progress = True
+        self.redial_pause = REDIAL_FIRST if progress else min(2 * self.redial_pause, REDIAL_LAST)
+        self.redial_at = time.monotonic() + self.redial_pause
+
+    def is_connected(self, inner: Side) -> bool:
+        """Whether the server's backlog has taken this connection; its event tells it later."""
+        _, address = self.targets[self.dials[inner.descriptor].target]
+        # A second connect(2) gives the state of the first one.
+        return inner.socket.connect_ex((address, self.port)) in (0, errno.EISCONN)
+
+    def replace(self, dial: Dial) -> bool:
+        """Give a client that waits for the server another socket inward. False: it cannot."""
         outer = dial.side.peer
+        del self.dials[dial.side.descriptor]
         self.drop(dial.side)
         try:
-            dial.side = outer.peer = self.dial(outer, target)
+            dial.side = outer.peer = self.dial(outer, dial.target)
         except OSError:
             self.drop(outer, with_reset=True)
-            return
-        dial.target = target
-        dial.again = time.monotonic() + dial.pause
+            return False
+        dial.refused = False
         self.dials[dial.side.descriptor] = dial
+        return True
 
     # -- moving bytes ----------------------------------------------------------------------
 
@@ -445,8 +473,11 @@ class Relay:
             self.turn(until - time.monotonic())
 
     def undelivered(self) -> bool:
-        """Whether anything is left that a client has not taken."""
-        return bool(self.turned_off) or any(side.unsent for side in self.sides.values())
+        """Whether anything is left that a client has not taken. The end of file of a server that
+        has gone comes after all that it has sent, part of which may still be on its way."""
+        return bool(self.turned_off) or any(
+            side.unsent or (side.inward and not side.ended) for side in self.sides.values()
+        )
 
 
 def accept(listener: _socket.socket) -> _socket.socket:
