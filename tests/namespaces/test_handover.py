@@ -469,7 +469,7 @@ def test_a_server_that_compares_its_port(portwrap: Portwrap, world_dir: Path) ->
     and says so: `--forward relay` is for such a server."""
     needs("node")
     (world_dir / "cluster.js").write_text(NODE_CLUSTER)
-    command = ["node", world_dir / "cluster.js"]
+    command = ["node", str(world_dir / "cluster.js")]
     with Session(portwrap, command, forward="native") as session:
         assert session.process.wait(timeout=LIMIT) == 0
         session.wait_until_gone(LIMIT)
