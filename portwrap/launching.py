@@ -3,10 +3,12 @@
     P  the process that the batch system started; it ends up being the command itself
     K  the keeper (keeper.py, relay.py), the one helper that stays, with the network helper as child
 
-     1  P binds and listens on the host port
+     1  P binds and listens on the host port, and on those to be published
      2  P opens what K needs of it and forks K, which stays in the host's namespaces for now
-     3  P moves into new user and network namespaces and tells K to go
-     4  K starts the network helper on them, follows P inside and becomes the lean relay
+     3  P moves into new user and network namespaces, listens in there for the host services, and
+        tells K to go
+     4  K starts the network helper on them, follows P inside and becomes the lean relay; where it
+        has to stay outside, for host services or for the hand-over, a worker of it relays inside
      5  K says that it is ready: from here on the forward and the way out work
      6  P arms the lifeline and execs the command in place
 
@@ -24,7 +26,7 @@ import sys
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import keeper, namespaces, network, ports
+from . import keeper, namespaces, network, ports, services
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
@@ -32,6 +34,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
+
+    from .services import Service
 
 GUEST_PORT = 8888
 """The port that the server listens on inside, unless another one is asked for."""
@@ -50,6 +54,8 @@ class Sandbox:
         program: str = "portwrap",
         forward: str = "auto",
         verbose: bool = False,
+        published: Sequence[tuple[int, int]] = (),
+        host_services: Sequence[Service] = (),
     ) -> None:
         self.host_port = host_port
         self.guest_port = guest_port
@@ -57,6 +63,8 @@ class Sandbox:
         self.program = program
         self.forward = forward  # "native", "relay", or "auto": native where it can be
         self.verbose = verbose
+        self.published = published  # more ports of the host, and where they lead inside
+        self.host_services = services.distinct(host_services)
 
 
 def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -65,15 +73,30 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _die_natively()
     path = find_command(command[0], environ)
     helper = network.choose(environ)
+    services.check(sandbox.host_services, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
-    lifeline = keeper.start(sandbox, port, helper)
-    port.close()
+    published = [
+        (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
+        for number, guest in sandbox.published
+    ]
+    lifeline = keeper.start(sandbox, port, published, helper)
+    for bound in (port, *(other for other, _ in published)):
+        bound.close()
     namespaces.enter_new(0)
-    lifeline.send_namespaces()
+    _offer(sandbox.host_services, lifeline)
     _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
+    _announce(sandbox)
     _arm(lifeline)
     become(path, command, environ)
+
+
+def _offer(host_services: Sequence[Service], lifeline: keeper.Lifeline) -> None:
+    """Listen inside for the services of the host, and have the keeper go on."""
+    listeners = services.listen(host_services)
+    lifeline.send_go(listeners)
+    for listener in listeners:
+        listener.close()
 
 
 def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
@@ -89,6 +112,20 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
         )
     if why and sandbox.verbose:
         say(f"{sandbox.program}: forward: relay, because {why}\n")
+
+
+def _announce(sandbox: Sandbox) -> None:
+    """Tell what leads in besides the host port, and out besides the network helper."""
+    said = []
+    if sandbox.verbose:
+        said.append(f"host port {sandbox.host_port} leads to {sandbox.guest_port} inside")
+    if sandbox.published:
+        said.append(f"published: {ports.describe_pairs(sandbox.published)}")
+    if sandbox.host_services:
+        places = ", ".join(str(service) for service in sandbox.host_services)
+        said.append(f"the host's own inside: {places}")
+    if said:
+        say(f"{sandbox.program}: {'; '.join(said)}\n")
 
 
 def is_threaded() -> bool:

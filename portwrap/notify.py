@@ -76,20 +76,16 @@ class Function(_ctypes.CFuncPtr):
 
 
 _this_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
-_setns = Function(_ctypes.dlsym(_this_program, "setns"))
 _syscall = Function(_ctypes.dlsym(_this_program, "syscall"))
-
-
-def _checked(result: int) -> int:
-    if result == -1:
-        number = _ctypes.get_errno()
-        raise OSError(number, posix.strerror(number))
-    return result
 
 
 def system_call(number: int, *arguments: int) -> int:
     """syscall(2): run a system call by its number. Raises OSError."""
-    return _checked(_syscall(Long(number), *map(Long, arguments)))
+    result: int = _syscall(Long(number), *map(Long, arguments))
+    if result == -1:
+        code = _ctypes.get_errno()
+        raise OSError(code, posix.strerror(code))
+    return result
 
 
 def _ioc(direction: int, number: int, size: int) -> int:
@@ -206,8 +202,3 @@ def network_namespace_of(socket: int) -> int:
         return posix.fstat(namespace).st_ino
     finally:
         posix.close(namespace)
-
-
-def enter(namespace: int) -> None:
-    """setns(2): move this process into the namespace of this descriptor. Raises OSError."""
-    _checked(_setns(namespace, 0))
