@@ -52,6 +52,7 @@ PARSER = Parser(
             "become this portwrap program instead of the one inside",
         ),
         *COMMON_OPTIONS,
+        Option(("-q", "--quiet"), "", "no line about the start in the job's log, only warnings"),
     ],
 )
 
@@ -165,6 +166,7 @@ def _main(words: list[str], afresh: bool) -> int:
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
+    PARSER.warn_of_unknown(os.environ)
     if not command:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
@@ -173,11 +175,13 @@ def _main(words: list[str], afresh: bool) -> int:
     if launching.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
     _warn_of_loopback_hub(os.environ)
+    settings = common_settings(PARSER, values)
+    settings["announce"] = None if "quiet" in values else launching.say_what_was_made
     sandbox = Sandbox(
         host_port=request.host_port,
         host=request.bind_address,
         program=PROGRAM,
-        **common_settings(PARSER, values),
+        **settings,
     )
     launch(sandbox, request.inner_command(), request.inner_environ())
 

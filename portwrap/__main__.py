@@ -29,7 +29,7 @@ COMMON_OPTIONS = (
         "give the server the host's own socket, or relay to it (default auto)",
         "relay",
     ),
-    Option(("-v", "--verbose"), "", "say on standard error what is done"),
+    Option(("-v", "--verbose"), "", "say on standard error what is done, step by step"),
 )
 
 PARSER = Parser(
@@ -49,6 +49,9 @@ PARSER = Parser(
     ],
 )
 
+SETTINGS_OF_OTHERS = ("PORTWRAP_PORT", "PORTWRAP_PORTWRAP_PATH", "PORTWRAP_QUIET")
+"""Those of batchspawner-portwrap, in whose sessions this program may be started."""
+
 
 def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
     """The command with the guest port wherever {guest-port} stands."""
@@ -61,6 +64,7 @@ def common_settings(parser: Parser, values: Mapping[str, str]) -> dict[str, Any]
         "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
         "forward": parser.choice(values["forward"], "--forward", keeper.FORWARDS),
         "verbose": "verbose" in values,
+        "announce": launching.say_what_was_made if "verbose" in values else None,
     }
 
 
@@ -78,6 +82,7 @@ def _main(words: list[str], afresh: bool) -> int:
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
+    PARSER.warn_of_unknown(os.environ, SETTINGS_OF_OTHERS)
     if not command:
         raise PARSER.error("no command")
     if "host-port" not in values:

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import os
 import sys
+import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
@@ -30,9 +31,11 @@ from .options import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
+BEGAN = time.monotonic()
+"""When this program began, or a millisecond later: seconds of the monotonic clock."""
 GUEST_PORT = 8888
 """The port that the server listens on inside, unless another one is asked for."""
 LIFELINE_FROM = 960
@@ -50,6 +53,7 @@ class Sandbox:
         program: str = "portwrap",
         forward: str = "auto",
         verbose: bool = False,
+        announce: Callable[[Sandbox, dict[str, Any]], None] | None = None,
     ) -> None:
         self.host_port = host_port
         self.guest_port = guest_port
@@ -57,6 +61,12 @@ class Sandbox:
         self.program = program
         self.forward = forward  # "native", "relay", or "auto": native where it can be
         self.verbose = verbose
+        self.announce = announce  # told what was made, just before the command begins
+
+    def step(self, text: str) -> None:
+        """Say what has been done, where the user has asked to be told."""
+        if self.verbose:
+            say(f"{self.program}: {milliseconds()} ms: {text}\n")
 
 
 def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -64,22 +74,54 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _reserve_standard_descriptors()
     _die_natively()
     path = find_command(command[0], environ)
+    sandbox.step(f"the command is {path}")
     helper = network.choose(environ)
     port = ports.bind(sandbox.host, sandbox.host_port)
+    sandbox.step(f"listening on {address_of(sandbox)}")
     lifeline = keeper.start(sandbox, port, helper)
     port.close()
     namespaces.enter_new(0)
     lifeline.send_namespaces()
-    _choose_forward(sandbox, lifeline)
+    sandbox.step("in user and network namespaces of our own")
+    forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
+    sandbox.step("the keeper is ready, and so is the way out")
+    if sandbox.announce:
+        facts = {"forward": forward, "way out": helper.name, "private views": ""}
+        sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)
 
 
-def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
-    """Hand the host's socket over to the server where that works, else leave it to the relay."""
+def say_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
+    """The start-up line: what leads in and out, and how long it took."""
+    from . import __version__
+
+    told = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+    say(
+        f"{sandbox.program}: version {__version__}, {address_of(sandbox)} leads to port"
+        f" {sandbox.guest_port} inside, {told}, {milliseconds()} ms\n"
+    )
+
+
+def milliseconds() -> int:
+    """How long this program has been running."""
+    return round(1000 * (time.monotonic() - BEGAN))
+
+
+def address_of(sandbox: Sandbox) -> str:
+    """Where the host listens."""
+    host = f"[{sandbox.host}]" if ":" in sandbox.host else sandbox.host
+    return f"{host}:{sandbox.host_port}"
+
+
+def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
+    """Hand the host's socket over to the server where that works, else leave it to the relay.
+
+    Returns which of the two it is.
+    """
     if sandbox.forward == "relay":
-        return
+        return "relay"
     why = lifeline.offer_native()
     if why and sandbox.forward == "native":
         raise PortwrapError(
@@ -87,8 +129,9 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
             "It needs Linux 5.9 or newer and no other seccomp listener; --forward auto relays"
             " where it cannot be had.",
         )
-    if why and sandbox.verbose:
-        say(f"{sandbox.program}: forward: relay, because {why}\n")
+    if why:
+        sandbox.step(f"forward: relay, because {why}")
+    return "relay" if why else "native"
 
 
 def is_threaded() -> bool:
