@@ -97,7 +97,8 @@ def manual() -> str:
     about = [part.replace("\n  c.", "\n.RS\n.nf\nc.") for part in about]
     about = [f"{part}.fi\n.RE\n" if ".nf" in part else part for part in about]
     lines = [
-        f'.\\" made by docs/generate.py\n.TH BATCHSPAWNER\\-PORTWRAP 1 "" "version {__version__}"\n',
+        '.\\" made by docs/generate.py\n',
+        f'.TH BATCHSPAWNER\\-PORTWRAP 1 "" "version {__version__}"\n',
         ".SH NAME\nbatchspawner\\-portwrap \\- a Jupyter server in a network of its own\n",
         f".SH SYNOPSIS\n.nf\n{roff(PARSER.usage)}\n",
         "batchspawner\\-portwrap \\-\\-check [\\-\\-json] [\\-\\-hub URL]\n.fi\n",

@@ -251,7 +251,7 @@ REFUSALS: Sequence[Refusal] = (
         "See /etc/resolv.conf: a nameserver must be reachable from this node.",
     ),
     Refusal(
-        r"^ssh .*Bad owner",
+        r"^ssh.*Bad owner",
         "Bad owner or permissions on /etc/ssh/ssh_config.d/…",
         "OpenSSH takes no file of root's that its configuration includes, because inside root is"
         " nobody.",

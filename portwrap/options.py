@@ -134,7 +134,7 @@ class Parser:
         if not ours:
             return
         settings = [option.variable for option in self.settable]
-        unknown = sorted({*ours}.difference(settings, others))
+        unknown = sorted(set(ours).difference(settings, others))
         unknown = [name for name in unknown if not name.startswith(NOT_SETTINGS)]
         if unknown:
             names = ", ".join(map(repr, unknown)).replace("'", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -175,7 +176,7 @@ SAID = [
 
 @pytest.mark.parametrize(("said", "machine", "named"), SAID, ids=lambda value: value[:40])
 def test_what_was_said_chooses_the_hint(said: str, machine: str, named: str) -> None:
-    row = messages.find(said, lambda name: SETTINGS[machine].get(name, ""))
+    row = messages.find(said, functools.partial(setting_on, machine))
     assert row is not None
     assert named in row.hint("debian")
 
@@ -198,12 +199,14 @@ OTHERS = [
 ]
 
 
+def setting_on(machine: str, name: str) -> str:
+    return SETTINGS[machine].get(name, "")
+
+
 def test_no_row_stands_behind_one_that_takes_its_place() -> None:
     found = [messages.find(said, lambda name: "") for said in OTHERS]
-    found += [
-        messages.find(said, lambda name, where=where: SETTINGS[where].get(name, ""))  # type: ignore
-        for said, where, _ in SAID
-    ]
+    for said, machine, _ in SAID:
+        found.append(messages.find(said, functools.partial(setting_on, machine)))
     assert [row.shows for row in messages.REFUSALS if row not in found] == []
 
 

@@ -42,7 +42,7 @@ def test_exit_status_has_its_row(status: int) -> None:
 
 def test_the_written_parts_are_those_of_the_tables() -> None:
     """README.md's options, statuses and troubleshooting, and the manual page."""
-    command = [sys.executable, PROJECT / "docs" / "generate.py", "--check"]
+    command = [sys.executable, str(PROJECT / "docs" / "generate.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{result.stdout}{result.stderr}run docs/generate.py"
 
@@ -55,7 +55,7 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
         shutil.copytree(PROJECT / name, tmp_path / name)
     table = tmp_path / "portwrap" / "messages.py"
     table.write_text(table.read_text().replace("The tun device is missing", "No tun device"))
-    command = [sys.executable, tmp_path / "docs" / "generate.py", "--check"]
+    command = [sys.executable, str(tmp_path / "docs" / "generate.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result
     assert sorted(line.split(":")[0] for line in result.stdout.splitlines()) == [
