@@ -18,7 +18,7 @@ import select
 import _socket
 
 from . import notify
-from .relay import BACKLOG, GUESTS
+from .relay import BACKLOG, GUESTS, Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,18 +56,23 @@ class Handover:
     """Answers the sandbox's questions, and keeps the guest port inside."""
 
     def __init__(
-        self, settings: dict[str, Any], relay: Relay, explain: Callable[[str], None]
+        self,
+        settings: dict[str, Any],
+        relay: Relay,
+        explain: Callable[[str], None],
+        go_inside: Callable[[list[_socket.socket], int], None],
     ) -> None:
         self.command: int = settings["command"]
         self.guest_port: int = settings["guest_port"]
         self.questions: int = settings["questions"]
-        self.namespaces: list[int] = settings["namespaces"]  # user, network
-        self.network = posix.fstat(self.namespaces[-1]).st_ino
+        self.network = posix.fstat(settings["namespaces"][-1]).st_ino  # user, network
         machine = notify.this_machine()
         assert machine is not None
         self.listen_call = machine.listen
         self.relay = relay
         self.explain = explain
+        self.go_inside = go_inside  # relay from these sockets to this port in there
+        self.place = Place(self.guest_port, GUESTS)  # where the clients inside are led
         self.hosts = [_socket.socket(fileno=number) for number in settings["serving"]]
         self.host_links = {link_of(host) for host in self.hosts}
         self.original: _socket.socket | None = None  # the server's own, which we listen on
@@ -193,11 +198,11 @@ class Handover:
         host port's other address family."""
         self.let_go()
         self.original = socket
-        self.relay.aim(host.getsockname()[1], [(host.family, reachable(host.getsockname()[0]))])
+        self.place.aim(host.getsockname()[1], [(host.family, reachable(host.getsockname()[0]))])
         self.stop_waiting()
         for listener in [socket, *(other for other in self.hosts if other is not host)]:
             if listener.fileno() not in self.relay.listeners:
-                self.relay.serve(listener)
+                self.relay.serve(listener, self.place)
 
     def let_go(self) -> None:
         """Free the guest port inside."""
@@ -236,17 +241,15 @@ class Handover:
     # -- the other way ---------------------------------------------------------------------
 
     def become_relay(self, why: str) -> None:
-        """Enter the sandbox and relay from the host port, for good."""
+        """Have the host port relayed from inside the sandbox, for good."""
         self.explain(f"forward: relay, because {why}")
         self.relaying = True
         self.let_go()
-        for namespace in self.namespaces:
-            notify.enter(namespace)
-        self.relay.aim(self.guest_port, GUESTS)
         self.stop_waiting()
         for host in self.hosts:
-            if host.fileno() not in self.relay.listeners:
-                self.relay.serve(host)
+            if host.fileno() in self.relay.listeners:
+                self.relay.release(host)
+        self.go_inside(self.hosts, self.guest_port)
 
 
 def link_of(socket: _socket.socket) -> str:

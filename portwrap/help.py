@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .options import Option, Parser
 
 TOPICS: Sequence[tuple[str, Sequence[str]]] = (
-    ("Where it listens", ("port", "host-port", "host", "guest-port")),
+    ("Where it listens", ("port", "host-port", "host", "guest-port", "publish")),
     ("Looking at a node", ("check", "json", "hub", "apparmor")),
     ("What it says", ("verbose", "quiet", "help", "version")),
 )

@@ -52,9 +52,12 @@ across exec and also holds back handlers that a program installs (pasta does).""
 
 READY = "ready"
 NATIVE = "native"
-RELAY_ROOMS = ("relay", "watch")
-NATIVE_ROOMS = ("relay", "notify", "handover", "watch")
-"""The modules that the lean interpreter runs, in the order of their imports."""
+ROOMS = ("relay", "worker", "notify", "handover", "watch")
+NATIVE_ROOMS = ("notify", "handover")
+"""The modules that the lean interpreter runs, in the order of their imports, and those among them
+that it needs for the hand-over only."""
+MOST_DESCRIPTORS = 253
+"""Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
 
@@ -77,11 +80,12 @@ class Lifeline:
         except OSError as error:
             raise _keeper_died() from error
 
-    def send_namespaces(self) -> None:
-        """Tell the keeper to go, with descriptors of this process's namespaces."""
+    def send_go(self, services: Sequence[_socket.socket]) -> None:
+        """Tell the keeper to go, with descriptors of this process's namespaces and with the
+        listening sockets in there that are host services."""
         descriptors = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
         try:
-            self.send(b"go", descriptors)
+            self.send(b"go", [*descriptors, *(socket.fileno() for socket in services)])
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -141,8 +145,16 @@ def _overloaded(message: str) -> PortwrapError:
     return PortwrapError(message, hint_for(message))
 
 
-def start(sandbox: Sandbox, port: HostPort, helper: Slirp4netns) -> Lifeline:
-    """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError."""
+def start(
+    sandbox: Sandbox,
+    port: HostPort,
+    published: Sequence[tuple[HostPort, int]],
+    helper: Slirp4netns,
+) -> Lifeline:
+    """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError.
+
+    `published` are more ports of the host, each with the port that it leads to inside.
+    """
     command = os.getpid()
     process, has_pidfd = namespaces.open_process(command)
     # Messages with boundaries; end of file when the last descriptor of the other end is closed.
@@ -156,13 +168,20 @@ def start(sandbox: Sandbox, port: HostPort, helper: Slirp4netns) -> Lifeline:
         "process": process,
         "has_pidfd": has_pidfd,
         "serving": [socket.fileno() for socket in port.serving],
-        "guards": [socket.fileno() for socket in port.guards],
+        "published": [
+            (socket.fileno(), guest) for other, guest in published for socket in other.serving
+        ],
+        "guards": [
+            socket.fileno()
+            for each in (port, *(other for other, _ in published))
+            for socket in each.guards
+        ],
         "lifeline": theirs.fileno(),
         "their_lifeline": ours.fileno(),
         "helper_name": helper.name,
         "ready_limit": READY_LIMIT,
     }
-    sources = {name: _source_of(name) for name in NATIVE_ROOMS}
+    sources = {name: _source_of(name) for name in ROOMS}
     try:
         middle = os.fork()
         if middle == 0:
@@ -227,22 +246,24 @@ def _keep(
     lifeline: _socket.socket,
 ) -> None:
     """Wait for "go", start the network helper and become the lean interpreter, where it has to be:
-    inside the sandbox to relay, outside to hand over."""
+    inside the sandbox if all it does is to relay into it, else outside."""
     os.chdir("/")
     leave_standard_streams()
-    namespaces_of_command = _receive(lifeline)
-    if not namespaces_of_command:
+    received = _receive(lifeline)
+    if not received:
         return  # the other end is gone: it has said why
+    namespaces_of_command, settings["services"] = received[:2], received[2:]
     questions = _agree(settings, lifeline) if settings["forward"] != "relay" else []
     settings.update(_start_helper(helper, settings["command"]))
     if questions:
         settings["questions"] = questions[0]
+    if questions or settings["services"]:
         settings["namespaces"] = namespaces_of_command
     else:
         _enter(namespaces_of_command)
-    rooms = NATIVE_ROOMS if questions else RELAY_ROOMS
+    rooms = [name for name in ROOMS if questions or name not in NATIVE_ROOMS]
     codes = [(name, compile_lean(sources[name], name)) for name in rooms]
-    settings["most_connections"] = _raise_descriptor_limit()
+    settings["most_connections"] = _raise_descriptor_limit(settings)
     _become_lean(codes, settings)
 
 
@@ -285,7 +306,7 @@ def leave_standard_streams() -> None:
 
 def _receive(lifeline: _socket.socket) -> list[int]:
     """The descriptors of the next message; none if the command is gone."""
-    room = _socket.CMSG_SPACE(2 * array.array("i").itemsize)
+    room = _socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
     _, ancillary, _, _ = lifeline.recvmsg(16, room)
     descriptors = array.array("i")
     for _, _, rights in ancillary:
@@ -326,11 +347,12 @@ def _exec_helper(command: list[str], keeper: int, ready_end: int, words_end: int
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
 
 
-def _raise_descriptor_limit() -> int:
+def _raise_descriptor_limit(settings: dict[str, Any]) -> int:
     """Raise the soft limit to the hard one; return how many connections fit, at two each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(1, (hard - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
+    held = sum(len(settings[key]) for key in ("published", "guards", "services"))
+    return max(1, (hard - held - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
 
 
 def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None:
@@ -340,7 +362,8 @@ def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None
         marshal.dump((codes, settings), file)
     os.lseek(memory, 0, os.SEEK_SET)
     passed = [settings[key] for key in ("process", "lifeline", "ready", "helper_words")]
-    passed += [*settings["serving"], *settings["guards"], memory]
+    passed += [*settings["serving"], *settings["guards"], *settings["services"], memory]
+    passed += [descriptor for descriptor, _ in settings["published"]]
     passed += settings.get("namespaces", [])
     passed += [settings[key] for key in ("helper_process", "questions") if key in settings]
     close_all_but(passed)

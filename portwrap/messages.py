@@ -201,24 +201,30 @@ REFUSALS: Sequence[Refusal] = (
     ),
     # ---- the host port and the configuration ---------------------------------------------------
     Refusal(
+        r"^published port .*Address already in use",
+        "published port …: Address already in use",
+        "Another program of this node has it, or another session that publishes it: 'ss -ltnp'"
+        " shows who; choose another port.",
+    ),
+    Refusal(
         r"^host port .*Address already in use",
         "host port …: Address already in use",
         "Another program of this node took it first: start the server again (it gets another"
         " port); 'ss -ltnp' shows who.",
     ),
     Refusal(
-        r"^host port .*Cannot assign|look up the host address",
+        r"^(host|published) port .*Cannot assign|look up the host address",
         "host port …: Cannot assign requested address",
         "This node has no such address; it comes from JUPYTERHUB_SERVICE_URL or --host.",
         "Set c.Spawner.ip to '0.0.0.0'.",
     ),
     Refusal(
-        r"^host port .*Permission denied",
+        r"^(host|published) port .*Permission denied",
         "host port …: Permission denied",
         "Ports below net.ipv4.ip_unprivileged_port_start are root's: choose one from 1024 up.",
     ),
     Refusal(
-        r"^host port ",
+        r"^(host|published) port ",
         "host port …",
         "'ip address' shows which addresses this node has, 'ss -ltnp' which ports are taken.",
     ),
@@ -226,11 +232,6 @@ REFUSALS: Sequence[Refusal] = (
         r"no host port from 1 to",
         "no host port from 1 to 65535",
         "Not started through batchspawner-singleuser: see batchspawner_singleuser_cmd.",
-    ),
-    Refusal(
-        r"which cannot be reached from inside",
-        "JUPYTERHUB_API_URL is http://127.0.0.1…",
-        "Set c.JupyterHub.hub_connect_ip to an address of the hub's host that nodes can reach.",
     ),
     Refusal(
         r"run_path.*NoneType",

@@ -10,7 +10,7 @@ import errno
 import sys
 
 from .errors import OURS, USAGE, PortwrapError
-from .ports import parse_port
+from .ports import parse_pairs, parse_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +27,24 @@ SWITCHED_OFF = ("0", "no", "false", "off")
 
 
 class Option:
-    """One option: its names, the name of its value ("" for none), and its help."""
+    """One option: its names, the name of its value ("" for none), and its help.
 
-    def __init__(self, names: Sequence[str], value: str, text: str, default: str = "") -> None:
+    The values of a repeatable one are joined by commas.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        value: str,
+        text: str,
+        default: str = "",
+        repeatable: bool = False,
+    ) -> None:
         self.names = names
         self.value = value
         self.text = text
         self.default = default
+        self.repeatable = repeatable
 
     @property
     def key(self) -> str:
@@ -81,6 +92,7 @@ class Parser:
             text = environ.get(option.variable)
             if text and (option.value or text.lower() not in SWITCHED_OFF):
                 values[option.key] = text
+        given = set()
         rest = list(words)
         while rest and rest[0].startswith("-") and rest[0] != "-":
             word = rest.pop(0)
@@ -93,6 +105,9 @@ class Parser:
                 value = rest.pop(0)
             elif not option.value and value is not None:
                 raise self.error(f"{word}: {option.names[-1]} takes no value")
+            if option.repeatable and option.key in given:
+                value = f"{values[option.key]},{value}"
+            given.add(option.key)
             values[option.key] = value or ""
         return values, rest
 
@@ -118,6 +133,15 @@ class Parser:
         if number is None:
             raise self.error(f"{what} must be a number from 1 to 65535, not {text!r}")
         return number
+
+    def port_pairs(self, text: str, what: str) -> list[tuple[int, int]]:
+        """Pairs of ports, no first one twice. Raises PortwrapError, status 2."""
+        pairs = parse_pairs(text)
+        if pairs is None:
+            raise self.error(f"{what} must be PORT[:PORT] or a range of them, not {text!r}")
+        if len({first for first, _ in pairs}) != len(pairs):
+            raise self.error(f"{what} names a port twice: {text!r}")
+        return pairs
 
     def choice(self, text: str, what: str, choices: Sequence[str]) -> str:
         """One of the choices. Raises PortwrapError, status 2."""

@@ -70,38 +70,52 @@ class Side:
         self.hung_up = False  # the kernel told that an end or an error is among it
         self.ended = False  # its end of file was read
         self.dialling = False  # connect(2) is under way
-        self.inward = False  # the end at the server
+        self.inward = False  # the end in the sandbox
         self.unsent: memoryview | None = None  # read from the peer, not yet taken by this socket
         self.chunk = FIRST_CHUNK
 
 
+class Place:
+    """Where clients are led: a TCP port, and the family and address of each target to try.
+
+    `inward` tells whether that is in the sandbox; else the clients are.
+    """
+
+    __slots__ = ("inward", "last", "port", "targets")
+
+    def __init__(self, port: int, targets: Sequence[tuple[int, str]], inward: bool = True) -> None:
+        self.port = port
+        self.targets = targets
+        self.inward = inward
+        self.last = 0  # the entry of targets that answered last
+
+    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
+        """Lead clients elsewhere from now on."""
+        self.port, self.targets, self.last = port, targets, 0
+
+
 class Dial:
-    """A connection inward that has not been answered yet."""
+    """A connection that has not been answered yet."""
 
-    __slots__ = ("begun", "refused", "side", "target")
+    __slots__ = ("begun", "place", "refused", "side", "target")
 
-    def __init__(self, side: Side, target: int) -> None:
+    def __init__(self, side: Side, place: Place) -> None:
         self.side = side
-        self.target = target
+        self.place = place
+        self.target = place.last
         self.refused = False  # nobody listens there; another target is to be tried
         self.begun = time.monotonic()
 
 
 class Relay:
-    """Accepts on listening sockets and connects each client to `port` at one of `targets`."""
+    """Accepts on listening sockets and connects each client to the place of its listener."""
 
-    def __init__(
-        self,
-        port: int,
-        most_connections: int,
-        targets: Sequence[tuple[int, str]] = GUESTS,
-    ) -> None:
-        self.port = port
+    def __init__(self, most_connections: int) -> None:
         self.most_connections = most_connections
-        self.targets = targets
         self.epoll = select.epoll()
         self.watched: dict[int, Callable[[], None]] = {}
         self.listeners: dict[int, _socket.socket] = {}
+        self.places: dict[int, Place] = {}  # of the listeners
         self.sides: dict[int, Side] = {}
         self.dials: dict[int, Dial] = {}
         self.redial_pause = REDIAL_FIRST
@@ -109,13 +123,8 @@ class Relay:
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
-        self.target = 0  # the entry of targets that answered last
         self.buffer = bytearray(CHUNK)
         self.view = memoryview(self.buffer)
-
-    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
-        """Connect clients to another place from now on."""
-        self.port, self.targets, self.target = port, targets, 0
 
     # -- what is watched -------------------------------------------------------------------
 
@@ -131,12 +140,13 @@ class Relay:
         del self.watched[descriptor]
         self.epoll.unregister(descriptor)
 
-    def serve(self, listener: _socket.socket) -> None:
-        """Relay every connection that this listening socket takes."""
+    def serve(self, listener: _socket.socket, place: Place) -> None:
+        """Relay every connection that this listening socket takes to this place."""
         # Sockets from accept(2) inherit it (tcp(7)): small messages must not wait for an answer.
         listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         listener.setblocking(False)
         self.listeners[listener.fileno()] = listener
+        self.places[listener.fileno()] = place
         self.watch(listener.fileno(), lambda: None)
 
     def refuse(self, listener: _socket.socket) -> None:
@@ -153,14 +163,19 @@ class Relay:
         # Edge-triggered: a socket that is only bound is at its end all the time (EPOLLHUP).
         self.watch(listener.fileno(), turn_away, edge=True)
 
-    def stop_serving(self, listener: _socket.socket) -> None:
-        """Undo `serve` and close the socket; connections that are there go on."""
+    def release(self, listener: _socket.socket) -> None:
+        """Undo `serve`; connections that are there go on."""
         self.unwatch(listener.fileno())
         del self.listeners[listener.fileno()]
+        del self.places[listener.fileno()]
+
+    def stop_serving(self, listener: _socket.socket) -> None:
+        """Undo `serve` and close the socket."""
+        self.release(listener)
         listener.close()
 
     def stop_listening(self) -> None:
-        """Undo every `serve`; connections that are there go on."""
+        """Undo every `serve` and close its socket."""
         for listener in list(self.listeners.values()):
             self.stop_serving(listener)
 
@@ -218,7 +233,7 @@ class Relay:
                         self.pause(time.monotonic() + LATE_RETRY)
                         return
                     continue  # ECONNABORTED and its like: this client is gone (accept(2))
-                self.connect(client)
+                self.connect(client, self.places[listener.fileno()])
 
     def pause(self, resume_at: float) -> None:
         """Accept nothing until a connection has ended, or until a moment of time.monotonic()."""
@@ -238,11 +253,12 @@ class Relay:
             self.epoll.modify(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
         return True
 
-    def connect(self, client: _socket.socket) -> None:
-        """Connect a new client inward."""
+    def connect(self, client: _socket.socket, place: Place) -> None:
+        """Connect a new client to its place."""
         outer = Side(client)
+        outer.inward = not place.inward
         try:
-            inner = self.dial(outer, self.target)
+            inner = self.dial(outer, place, place.last)
         except OSError as error:
             reset(client)
             if error.errno in OUT_OF_RESOURCES:
@@ -253,17 +269,18 @@ class Relay:
         if not self.dials:
             self.redial_pause = REDIAL_FIRST
             self.redial_at = time.monotonic() + REDIAL_FIRST
-        self.dials[inner.descriptor] = Dial(inner, self.target)
+        self.dials[inner.descriptor] = Dial(inner, place)
 
-    def dial(self, outer: Side, target: int) -> Side:
-        """Start a connection to a target. Raises OSError."""
-        family, address = self.targets[target]
+    def dial(self, outer: Side, place: Place, target: int) -> Side:
+        """Start a connection to an entry of the place's targets. Raises OSError."""
+        family, address = place.targets[target]
         kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
         inner = Side(_socket.socket(family, kind))
         inner.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         inner.peer = outer
-        inner.dialling = inner.inward = True
-        inner.socket.connect_ex((address, self.port))  # the answer comes as an event
+        inner.dialling = True
+        inner.inward = place.inward
+        inner.socket.connect_ex((address, place.port))  # the answer comes as an event
         self.add(inner)
         return inner
 
@@ -276,10 +293,10 @@ class Relay:
         dial = self.dials.pop(inner.descriptor)
         if not event & (select.EPOLLERR | select.EPOLLHUP):
             inner.dialling = False
-            self.target = dial.target
+            dial.place.last = dial.target
             return
-        tried = (dial.target + 1) % len(self.targets)
-        if tried != self.target:
+        tried = (dial.target + 1) % len(dial.place.targets)
+        if tried != dial.place.last:
             # After this turn's events: a new socket may get a number that one of them still means.
             dial.target, dial.refused = tried, True
             self.dials[inner.descriptor] = dial
@@ -289,29 +306,34 @@ class Relay:
     def redial(self) -> None:
         """Try again where the server's backlog was full: the kernel itself would wait a second.
 
-        Oldest first, and only until one finds the backlog still full: the others would, too, and
-        all at once they would keep the server from the processor.
+        Oldest first, and for each place only until one finds the backlog still full: the others
+        would, too, and all at once they would keep the server from the processor.
         """
         for dial in [dial for dial in self.dials.values() if dial.refused]:
             self.replace(dial)
         if not self.dials or time.monotonic() < self.redial_at:
             return
         progress = False
+        full = set()
         for dial in sorted(self.dials.values(), key=lambda dial: dial.begun):
-            if not self.is_connected(dial.side):
+            if dial.place in full:
+                continue
+            if not self.is_connected(dial):
                 if not self.replace(dial):
                     continue
-                if not self.is_connected(dial.side):
-                    break
+                if not self.is_connected(dial):
+                    full.add(dial.place)
+                    continue
             progress = True
         self.redial_pause = REDIAL_FIRST if progress else min(2 * self.redial_pause, REDIAL_LAST)
         self.redial_at = time.monotonic() + self.redial_pause
 
-    def is_connected(self, inner: Side) -> bool:
+    def is_connected(self, dial: Dial) -> bool:
         """Whether the server's backlog has taken this connection; its event tells it later."""
-        _, address = self.targets[self.dials[inner.descriptor].target]
+        _, address = dial.place.targets[dial.target]
         # A second connect(2) gives the state of the first one.
-        return inner.socket.connect_ex((address, self.port)) in (0, errno.EISCONN)
+        answer = dial.side.socket.connect_ex((address, dial.place.port))
+        return answer in (0, errno.EISCONN)
 
     def replace(self, dial: Dial) -> bool:
         """Give a client that waits for the server another socket inward. False: it cannot."""
@@ -319,7 +341,7 @@ class Relay:
         del self.dials[dial.side.descriptor]
         self.drop(dial.side)
         try:
-            dial.side = outer.peer = self.dial(outer, dial.target)
+            dial.side = outer.peer = self.dial(outer, dial.place, dial.target)
         except OSError:
             self.drop(outer, with_reset=True)
             return False
@@ -469,7 +491,7 @@ class Relay:
             self.turn(until - time.monotonic())
 
     def undelivered(self) -> bool:
-        """Whether anything is left that a client has not taken. The end of file of a server that
+        """Whether anything is left that the sandbox has sent. The end of file of a process that
         has gone comes after all that it has sent, part of which may still be on its way."""
         return bool(self.turned_off) or any(
             side.unsent or (side.inward and not side.ended) for side in self.sides.values()

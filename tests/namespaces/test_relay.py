@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from portwrap.relay import Relay
+from portwrap.relay import GUESTS, Place, Relay
 
 from helpers import OWNER, run_as, wait_until
 from sessions import Inside, Portwrap, assert_quiet, settle
@@ -585,8 +585,9 @@ class Bench:
         self.stack = ExitStack()
         self.host = self.keep(socket.create_server(("127.0.0.1", 0)))
         self.guest = self.keep(socket.create_server(("127.0.0.1", 0)))
-        self.relay = Relay(self.guest.getsockname()[1], 100)
-        self.relay.serve(_socket.socket(fileno=os.dup(self.host.fileno())))
+        self.relay = Relay(100)
+        self.place = Place(self.guest.getsockname()[1], GUESTS)
+        self.relay.serve(_socket.socket(fileno=os.dup(self.host.fileno())), self.place)
 
     def __enter__(self) -> Bench:
         return self
@@ -631,7 +632,7 @@ def test_an_event_of_the_past_meets_no_new_socket() -> None:
         relay = bench.relay
         first, server = bench.pair()
         bench.guest.close()
-        moved = bench.keep(socket.create_server(("::1", relay.port), family=socket.AF_INET6))
+        moved = bench.keep(socket.create_server(("::1", bench.place.port), family=socket.AF_INET6))
 
         # In the turn that dials for the second client, which is refused, the server resets the
         # first one's connection before, and the first client resets its own afterwards.

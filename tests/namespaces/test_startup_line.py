@@ -15,8 +15,8 @@ from sessions import Portwrap, unused_port
 pytestmark = pytest.mark.namespaces
 
 LINE = (
-    rf"batchspawner-portwrap: version {re.escape(__version__)}, {{host}}:{{port}} leads to"
-    r" port 8080 inside, forward (native|relay), way out (slirp4netns|pasta)(, .+)?, \d+ ms"
+    rf"batchspawner-portwrap: version {re.escape(__version__)}; {{host}}:{{port}} leads to"
+    r" port 8080 inside; forward (native|relay); way out (slirp4netns|pasta)(; .+)?; \d+ ms"
 )
 
 
@@ -44,7 +44,7 @@ def test_one_line(portwrap: Portwrap, host: str, shown: str) -> None:
 @pytest.mark.parametrize("forward", ["native", "relay"])
 def test_it_names_the_forward(portwrap: Portwrap, forward: str) -> None:
     _, told = said(portwrap, "--forward", forward)
-    assert f", forward {forward}, " in told
+    assert f"; forward {forward}; " in told
 
 
 def test_quiet(portwrap: Portwrap) -> None:

@@ -190,7 +190,7 @@ OTHERS = [
     "host port 0.0.0.0:7: Permission denied",
     "host port 0.0.0.0:40001: No buffer space available",
     "no host port from 1 to 65535: there is no JUPYTERHUB_SERVICE_URL",
-    "JUPYTERHUB_API_URL is http://127.0.0.1:8081/, which cannot be reached from inside the sandbox",
+    "published port 0.0.0.0:40001: Address already in use",
     "run_path(which(cmd[0]) …): expected str, bytes or os.PathLike object, not NoneType",
     "the keeper process ended while the sandbox was set up",
     "no nameserver answers inside",
