@@ -231,7 +231,7 @@ def test_hardly_any_descriptor(portwrap: Portwrap, port: int, most: int) -> None
     wait_until_nothing_is_left(before, port)
 
 
-# ---- the hub on loopback, told in the start-up line ---------------------------------------------------------------------
+# ---- the hub on loopback, told in the start-up line -------------------------------------------
 
 
 @pytest.mark.parametrize(
