@@ -54,6 +54,7 @@ PARSER = Parser(
             "become this portwrap program instead of the one inside",
         ),
         *COMMON_OPTIONS,
+        Option(("-q", "--quiet"), "", "no line about the start in the job's log, only warnings"),
     ],
 )
 
@@ -167,6 +168,7 @@ def _main(words: list[str], afresh: bool) -> int:
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
+    PARSER.warn_of_unknown(os.environ)
     if not command:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
@@ -176,6 +178,7 @@ def _main(words: list[str], afresh: bool) -> int:
         launching.start_afresh("batchspawner_portwrap:main", words)
     settings = common_settings(PARSER, values, request.host_port)
     settings["host_services"] += hub_services(os.environ)
+    settings["announce"] = None if "quiet" in values else launching.say_what_was_made
     sandbox = Sandbox(
         host_port=request.host_port, host=request.bind_address, program=PROGRAM, **settings
     )

@@ -41,7 +41,7 @@ COMMON_OPTIONS = (
         "let 127.0.0.1:PORT inside be that of the host; may be repeated",
         repeatable=True,
     ),
-    Option(("-v", "--verbose"), "", "say on standard error what is done"),
+    Option(("-v", "--verbose"), "", "say on standard error what is done, step by step"),
 )
 
 PARSER = Parser(
@@ -61,6 +61,10 @@ PARSER = Parser(
     ],
 )
 
+TOLD_OF = {"verbose", "publish", "host-service"}
+SETTINGS_OF_OTHERS = ("PORTWRAP_PORT", "PORTWRAP_PORTWRAP_PATH", "PORTWRAP_QUIET")
+"""Those of batchspawner-portwrap, in whose sessions this program may be started."""
+
 
 def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
     """The command with the guest port wherever {guest-port} stands."""
@@ -78,6 +82,8 @@ def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -
         "verbose": "verbose" in values,
         "published": published,
         "host_services": _host_services(parser, values.get("host-service")),
+        # Holes are always told of, the rest only on request.
+        "announce": launching.say_what_was_made if TOLD_OF.intersection(values) else None,
     }
 
 
@@ -105,6 +111,7 @@ def _main(words: list[str], afresh: bool) -> int:
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
+    PARSER.warn_of_unknown(os.environ, SETTINGS_OF_OTHERS)
     if not command:
         raise PARSER.error("no command")
     if "host-port" not in values:

@@ -20,7 +20,7 @@ import _signal as signals  # the C half of `signal`, as with `_socket`: 4 ms of 
 import _socket
 
 from . import namespaces, notify
-from .errors import PortwrapError, helper_hint
+from .errors import PortwrapError, hint_for
 from .network import READY_LIMIT
 
 TYPE_CHECKING = False
@@ -112,7 +112,7 @@ class Lifeline:
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
         if not poll.poll(1000 * ANSWER_LIMIT):
-            raise PortwrapError(f"the keeper did not answer in {ANSWER_LIMIT:g} s", _OVERLOADED)
+            raise _overloaded(f"the keeper did not answer in {ANSWER_LIMIT:g} s")
         try:
             answer = self.socket.recv(65536)
         except OSError:
@@ -125,7 +125,7 @@ class Lifeline:
         """Return when the way out works and the host port is served. Raises PortwrapError."""
         answer = self.receive()
         if answer != READY:
-            raise PortwrapError(answer, helper_hint(answer))
+            raise PortwrapError(answer, hint_for(answer))
 
     def check_alive(self) -> None:
         """Raise PortwrapError if the keeper has ended."""
@@ -138,11 +138,12 @@ class Lifeline:
         raise _keeper_died()
 
 
-_OVERLOADED = "The node may be out of processor time or memory: look at its load, then try again."
-
-
 def _keeper_died() -> PortwrapError:
-    return PortwrapError("the keeper process ended while the sandbox was set up", _OVERLOADED)
+    return _overloaded("the keeper process ended while the sandbox was set up")
+
+
+def _overloaded(message: str) -> PortwrapError:
+    return PortwrapError(message, hint_for(message))
 
 
 def start(
@@ -187,7 +188,7 @@ def start(
         if middle == 0:
             _in_child(lambda: _fork_again(settings, helper, sources, ours, theirs))
     except OSError as error:
-        raise PortwrapError(f"fork: {error.strerror}", _OVERLOADED) from error
+        raise _overloaded(f"fork: {error.strerror}") from error
     theirs.close()
     os.close(process)
     try:

@@ -23,6 +23,7 @@ import errno
 import fcntl
 import os
 import sys
+import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
@@ -32,11 +33,13 @@ from .options import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
     from .services import Service
 
+BEGAN = time.monotonic()
+"""When this program began, or a millisecond later: seconds of the monotonic clock."""
 GUEST_PORT = 8888
 """The port that the server listens on inside, unless another one is asked for."""
 LIFELINE_FROM = 960
@@ -56,6 +59,7 @@ class Sandbox:
         verbose: bool = False,
         published: Sequence[tuple[int, int]] = (),
         host_services: Sequence[Service] = (),
+        announce: Callable[[Sandbox, dict[str, Any]], None] | None = None,
     ) -> None:
         self.host_port = host_port
         self.guest_port = guest_port
@@ -65,6 +69,12 @@ class Sandbox:
         self.verbose = verbose
         self.published = published  # more ports of the host, and where they lead inside
         self.host_services = services.distinct(host_services)
+        self.announce = announce  # told what was made, just before the command begins
+
+    def step(self, text: str) -> None:
+        """Say what has been done, where the user has asked to be told."""
+        if self.verbose:
+            say(f"{self.program}: {milliseconds()} ms: {text}\n")
 
 
 def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -72,11 +82,13 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _reserve_standard_descriptors()
     _die_natively()
     path = find_command(command[0], environ)
+    sandbox.step(f"the command is {path}")
     helper = network.choose(environ)
     resolvers = dns.needed()
     offered = services.distinct([*sandbox.host_services, *resolvers])
     services.check(offered, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
+    sandbox.step(f"listening on {address_of(sandbox)}")
     published = [
         (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
         for number, guest in sandbox.published
@@ -86,11 +98,50 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         bound.close()
     namespaces.enter_new(0)
     _offer(offered, lifeline)
-    _choose_forward(sandbox, lifeline)
+    sandbox.step("in user and network namespaces of our own")
+    forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
-    _announce(sandbox, resolvers)
+    sandbox.step("the keeper is ready, and so is the way out")
+    if sandbox.announce:
+        facts = _what_was_made(sandbox, forward, helper.name, resolvers)
+        sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)
+
+
+def _what_was_made(
+    sandbox: Sandbox, forward: str, way_out: str, resolvers: Sequence[Service]
+) -> dict[str, str]:
+    """What leads in besides the host port, and out; "" for nothing."""
+    return {
+        "forward": forward,
+        "way out": way_out,
+        "private views": "",
+        "published": ports.describe_pairs(sandbox.published),
+        "host's own inside": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
+    }
+
+
+def say_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
+    """The start-up line: what leads in and out, and how long it took."""
+    from . import __version__
+
+    told = "; ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+    say(
+        f"{sandbox.program}: version {__version__}; {address_of(sandbox)} leads to port"
+        f" {sandbox.guest_port} inside; {told}; {milliseconds()} ms\n"
+    )
+
+
+def milliseconds() -> int:
+    """How long this program has been running."""
+    return round(1000 * (time.monotonic() - BEGAN))
+
+
+def address_of(sandbox: Sandbox) -> str:
+    """Where the host listens."""
+    host = f"[{sandbox.host}]" if ":" in sandbox.host else sandbox.host
+    return f"{host}:{sandbox.host_port}"
 
 
 def _offer(host_services: Sequence[Service], lifeline: keeper.Lifeline) -> None:
@@ -101,10 +152,13 @@ def _offer(host_services: Sequence[Service], lifeline: keeper.Lifeline) -> None:
         listener.close()
 
 
-def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
-    """Hand the host's socket over to the server where that works, else leave it to the relay."""
+def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
+    """Hand the host's socket over to the server where that works, else leave it to the relay.
+
+    Returns which of the two it is.
+    """
     if sandbox.forward == "relay":
-        return
+        return "relay"
     why = lifeline.offer_native()
     if why and sandbox.forward == "native":
         raise PortwrapError(
@@ -112,23 +166,9 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
             "It needs Linux 5.9 or newer and no other seccomp listener; --forward auto relays"
             " where it cannot be had.",
         )
-    if why and sandbox.verbose:
-        say(f"{sandbox.program}: forward: relay, because {why}\n")
-
-
-def _announce(sandbox: Sandbox, resolvers: Sequence[Service]) -> None:
-    """Tell what leads in besides the host port, and out besides the network helper and names."""
-    said = []
-    if sandbox.verbose:
-        said.append(f"host port {sandbox.host_port} leads to {sandbox.guest_port} inside")
-    if sandbox.published:
-        said.append(f"published: {ports.describe_pairs(sandbox.published)}")
-    told = [*sandbox.host_services, *(resolvers if sandbox.verbose else ())]
-    if told:
-        places = ", ".join(str(service) for service in told)
-        said.append(f"the host's own inside: {places}")
-    if said:
-        say(f"{sandbox.program}: {'; '.join(said)}\n")
+    if why:
+        sandbox.step(f"forward: relay, because {why}")
+    return "relay" if why else "native"
 
 
 def is_threaded() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .errors import PortwrapError
+from .errors import PortwrapError, hint_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +43,8 @@ def choose(environ: Mapping[str, str]) -> Slirp4netns:
     """The network helper to use, looked up on PATH. Raises PortwrapError where there is none."""
     path = find_executable(Slirp4netns.name, environ)
     if path is None:
-        raise PortwrapError(
-            "slirp4netns is not on PATH, and without it the sandbox has no way out",
-            "Install it on every node (package slirp4netns of Debian, Ubuntu and RHEL);"
-            " batch jobs may have a shorter PATH than your shell.",
-        )
+        message = "slirp4netns is not on PATH, and without it the sandbox has no way out"
+        raise PortwrapError(message, hint_for(message))
     return Slirp4netns(path)
 
 

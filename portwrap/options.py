@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 
 
+PREFIX = "PORTWRAP_"
+NOT_SETTINGS = ("PORTWRAP_TEST", "PORTWRAP_DEMO")
+"""Beginnings of names that the project's own tests and demonstration use."""
+SWITCHED_OFF = ("0", "no", "false", "off")
+
+
 class Option:
     """One option: its names, the name of its value ("" for none), and its help.
 
@@ -48,19 +54,27 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable that sets it where the command line does not."""
-        return "PORTWRAP_" + self.key.upper().replace("-", "_")
+        return PREFIX + self.key.upper().replace("-", "_")
 
 
 class Parser:
     """Reads our options up to the first word that is none of them."""
 
-    def __init__(self, program: str, usage: str, about: str, options: Sequence[Option]) -> None:
+    def __init__(
+        self,
+        program: str,
+        usage: str,
+        about: str,
+        options: Sequence[Option],
+        actions: Sequence[Option] = (),
+    ) -> None:
         self.program = program
         self.usage = usage
         self.about = about
         self.settable = options
         self.options = [
             *options,
+            *actions,  # what is done instead of running a command: never from the environment
             Option(("-h", "--help"), "", "show this help and exit"),
             Option(("--version",), "", "show the version and exit"),
         ]
@@ -75,8 +89,9 @@ class Parser:
         """
         values = {option.key: option.default for option in self.settable if option.default}
         for option in self.settable:
-            if environ.get(option.variable):
-                values[option.key] = environ[option.variable]
+            text = environ.get(option.variable)
+            if text and (option.value or text.lower() not in SWITCHED_OFF):
+                values[option.key] = text
         given = set()
         rest = list(words)
         while rest and rest[0].startswith("-") and rest[0] != "-":
@@ -134,12 +149,26 @@ class Parser:
             raise self.error(f"{what} must be one of {', '.join(choices)}, not {text!r}")
         return text
 
+    def warn_of_unknown(self, environ: Mapping[str, str], others: Sequence[str] = ()) -> None:
+        """Name the variables that look like settings of ours and are none, in one line.
+
+        A misspelt one would do nothing, silently. `others` are not ours and known all the same.
+        """
+        ours = [name for name in environ if name.startswith(PREFIX)]
+        if not ours:
+            return
+        settings = [option.variable for option in self.settable]
+        unknown = sorted(set(ours).difference(settings, others))
+        unknown = [name for name in unknown if not name.startswith(NOT_SETTINGS)]
+        if unknown:
+            names = ", ".join(map(repr, unknown)).replace("'", "")
+            say(f"{self.program}: not a setting: {names}; there are {', '.join(settings)}\n")
+
     def help(self) -> str:
         """The text of --help."""
-        left = [", ".join(option.names) + f" {option.value}".rstrip() for option in self.options]
-        width = max(map(len, left)) + 2
-        rows = [f"  {a:<{width}}{option.text}\n" for a, option in zip(left, self.options)]
-        return f"usage: {self.usage}\n\n{self.about}\n\noptions:\n{''.join(rows)}"
+        from . import help as page  # nothing of it is needed to start
+
+        return page.text(self)
 
 
 def say(text: str) -> None:

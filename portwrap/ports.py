@@ -7,7 +7,7 @@ import os
 
 import _socket  # the C half of `socket`: the other half costs 5 ms of every start
 
-from .errors import PortwrapError
+from .errors import PortwrapError, hint_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,27 +194,9 @@ def _bind_once(family: int, address: str, number: int, reuse: bool = False) -> _
     return socket
 
 
-IN_USE = {
-    HOST_PORT: "Another program of this node took it first: start the server again"
-    " (it gets another port); 'ss -ltnp' shows who.",
-    PUBLISHED: "Another program of this node has it, or another session that publishes it:"
-    " 'ss -ltnp' shows who; choose another port.",
-}
-
-
 def _cannot_bind(error: OSError, address: str, number: int, role: str) -> PortwrapError:
     where = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
+    message = f"{role} {where}: {os.strerror(error.errno or 0)}"
     if isinstance(error, _socket.gaierror):
-        return PortwrapError(
-            f"cannot look up the host address {address!r}: {error.strerror}",
-            "It comes from JUPYTERHUB_SERVICE_URL or --host: set c.Spawner.ip to '0.0.0.0'.",
-        )
-    hints = {
-        errno.EADDRINUSE: IN_USE[role],
-        errno.EADDRNOTAVAIL: "This node has no such address: set c.Spawner.ip to '0.0.0.0'.",
-        errno.EACCES: "Ports below net.ipv4.ip_unprivileged_port_start are root's:"
-        " choose one from 1024 up.",
-    }
-    reason = os.strerror(error.errno or 0)
-    other = "'ip address' shows which addresses this node has, 'ss -ltnp' which ports are taken."
-    return PortwrapError(f"{role} {where}: {reason}", hints.get(error.errno or 0, other))
+        message = f"cannot look up the host address {address!r}: {error.strerror}"
+    return PortwrapError(message, hint_for(message))

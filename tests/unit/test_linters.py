@@ -38,7 +38,14 @@ def test_ruff_format() -> None:
 def test_mypy(tmp_path: Path) -> None:
     arguments = ("--strict", "--cache-dir", tmp_path, "--no-error-summary")
     assert_content(
-        "mypy", *arguments, "portwrap", "batchspawner_portwrap.py", "tests", "archive", "demo"
+        "mypy",
+        *arguments,
+        "portwrap",
+        "batchspawner_portwrap.py",
+        "tests",
+        "archive",
+        "demo",
+        "docs",
     )
 
 
