@@ -80,12 +80,12 @@ class Host:
         packed = socket.inet_pton(family, address)
         words = (packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4))
         table = "tcp6" if ":" in address else "tcp"
-        held = "".join(words) + ":0035"
+        listening = f"{''.join(words)}:0035 {'0' * 2 * len(packed)}:0000 0A "
 
         def listens() -> bool:
             assert process.poll() is None, process.stderr and process.stderr.read()
             with open(f"/proc/{self.holder.pid}/net/{table}") as file:
-                return held in file.read()
+                return listening in file.read()
 
         wait_until(listens, what=f"dnsmasq on {address}")
         return process

@@ -8,7 +8,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     try:
         entries = socket.getaddrinfo(line.strip(), None, type=socket.SOCK_STREAM)
-        answer = sorted({entry[4][0] for entry in entries})
+        answer: object = sorted({str(entry[4][0]) for entry in entries})
     except socket.gaierror as error:
         answer = str(error)
     print(json.dumps(answer), flush=True)
