@@ -23,7 +23,7 @@ def portwrap(python: str) -> Iterator[Portwrap]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["relay", "native"])
+@pytest.fixture(params=["relay", "auto"])
 def each_forward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything that the test starts takes this way in, unless it is told another one."""
     monkeypatch.setenv("PORTWRAP_FORWARD", request.param)
