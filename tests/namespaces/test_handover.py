@@ -655,6 +655,14 @@ def test_what_is_never_replaced(spawner: Spawner, program: str, said: str) -> No
     assert way_of(spawner) == "native"
 
 
+def test_a_datagram_socket_is_not_even_tried(spawner: Spawner) -> None:
+    """Else its settings would be the host's now, and its failure the reason that is told."""
+    spawner.spawn(spawner.portwrap.python, "-c", DATAGRAMS).says("listening ")
+    server = spawner.served("uring-listen")
+    assert ask(spawner)["pid"] == server.pid
+    assert f"forward: relay, because {UNWATCHED}\n" in spawner.said()
+
+
 def test_another_port_is_never_replaced(spawner: Spawner) -> None:
     other = spawner.serve(port=GUEST + 1)
     assert other.says("listening ") == str(GUEST + 1)
