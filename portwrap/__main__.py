@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import __version__, keeper, launching, ports
+from . import __version__, keeper, launching, network, ports
 from .options import Option, Parser, run
 
 TYPE_CHECKING = False
@@ -28,6 +28,12 @@ COMMON_OPTIONS = (
         "auto|native|relay",
         "give the server the host's own socket, or relay to it (default auto)",
         "relay",
+    ),
+    Option(
+        ("--network",),
+        "auto|slirp4netns|pasta|none",
+        "the way out: a network helper (auto: the first that is there), or only loopback",
+        "auto",
     ),
     Option(("-v", "--verbose"), "", "say on standard error what is done"),
 )
@@ -60,6 +66,7 @@ def common_settings(parser: Parser, values: Mapping[str, str]) -> dict[str, Any]
     return {
         "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
         "forward": parser.choice(values["forward"], "--forward", keeper.FORWARDS),
+        "network": parser.choice(values["network"], "--network", network.WAYS_OUT),
         "verbose": "verbose" in values,
     }
 

@@ -38,6 +38,24 @@ def _one_line(text: str) -> str:
 
 HELPER_HINTS: Sequence[tuple[str, str]] = (
     (
+        "pasta: unrecognized option",
+        "This pasta is too old: 2022_07_14 or newer is needed; slirp4netns does as well.",
+    ),
+    (
+        "External interface not usable",
+        "This pasta needs an interface with a route, and the node has none: take slirp4netns, or"
+        " --network none for loopback only.",
+    ),
+    (
+        "Failed to open tun socket",
+        "'ls -l /dev/net/tun' must show crw-rw-rw- (as root: 'modprobe tun', 'chmod 0666"
+        " /dev/net/tun'); if it does, see 'ausearch -c pasta' for SELinux.",
+    ),
+    (
+        "/dev/net/tun: No such file",
+        "The tun device is missing on this node: as root, 'modprobe tun' and see that it is there.",
+    ),
+    (
         '/dev/net/tun"): No such file',
         "The tun device is missing on this node: as root, 'modprobe tun' and see that it is there.",
     ),
@@ -50,10 +68,18 @@ HELPER_HINTS: Sequence[tuple[str, str]] = (
         "unrecognized option",
         "This slirp4netns is too old: 0.4.0 or newer is needed.",
     ),
-    (
-        "/ns/net: Permission denied",
-        "AppArmor or SELinux forbids the helper to enter the sandbox: see 'ausearch -c slirp4netns'"
-        " or 'journalctl -k --grep DENIED' as root.",
+    *(
+        (
+            signature,
+            "AppArmor or SELinux forbids the helper to enter the sandbox: as root, see 'ausearch -c"
+            " slirp4netns', 'ausearch -c pasta' or 'journalctl -k --grep DENIED'; --network chooses"
+            " another helper.",
+        )
+        for signature in (
+            "/ns/net: Permission denied",
+            "/ns/user: Permission denied",
+            "netns dir open: Permission denied",
+        )
     ),
 )
 """What the network helper says when it gives up -> what an administrator can do."""

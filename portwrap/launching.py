@@ -49,6 +49,7 @@ class Sandbox:
         host: str = ports.EVERY_IPV4,
         program: str = "portwrap",
         forward: str = "auto",
+        network: str = "auto",
         verbose: bool = False,
     ) -> None:
         self.host_port = host_port
@@ -56,6 +57,7 @@ class Sandbox:
         self.host = host
         self.program = program
         self.forward = forward  # "native", "relay", or "auto": native where it can be
+        self.network = network  # one of network.WAYS_OUT
         self.verbose = verbose
 
 
@@ -64,7 +66,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _reserve_standard_descriptors()
     _die_natively()
     path = find_command(command[0], environ)
-    helper = network.choose(environ)
+    helper = network.choose(sandbox.network, environ)
     port = ports.bind(sandbox.host, sandbox.host_port)
     lifeline = keeper.start(sandbox, port, helper)
     port.close()
