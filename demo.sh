@@ -69,6 +69,7 @@ in_own_group() {
 }
 
 in_own_group "$here/demo/install.sh" lab "$root"
+printf '[%3d s] Building batchspawner-portwrap.pyz\n' "$(($(date +%s) - PORTWRAP_DEMO_STARTED))"
 in_own_group "$here/build.sh"
 
 # From here on one process owns everything that is set up, and takes it down again.

@@ -119,7 +119,7 @@ def app_row(session: str, who: str, address: str, rig: Rig, secret: str, safe: b
 
 def kernel_row(session: str, who: str, addresses: Sequence[str], rig: Rig, safe: bool) -> Row:
     """The ports over which a notebook's kernel is told what to run."""
-    replies = ask_as_stranger(rig, "/", *addresses)
+    replies = ask_as_stranger(rig, "", *addresses)
     reached = sum(reply["connected"] for reply in replies)
     asks = f"the {len(addresses)} ports of her notebook's kernel"
     if reached:

@@ -75,13 +75,21 @@ install_system_packages() {
 
 # ---- JupyterHub and its proxy ---------------------------------------------------------------
 
+# Whoever ends us in the middle of something finds none of it afterwards.
+unfinished=
+trap '[[ -z $unfinished ]] || rm -rf -- "$unfinished"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
 # Does what the rest of the arguments say, unless the stamp shows that the same was done before.
 unless_done() {
     local stamp=$1 recipe=$2
     shift 2
     [[ ! -f $stamp || $(<"$stamp") != "$recipe" ]] || return 0
+    unfinished=$(dirname -- "$stamp")
     "$@"
     printf '%s\n' "$recipe" >"$stamp"
+    unfinished=
 }
 
 # Minutes without a word look like a hang: the number of packages so far, every three seconds.
@@ -104,7 +112,8 @@ pip_install() {
     local venv=$1 log=$1/install.log
     shift
     : >"$log"
-    if ! "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check "$@" \
+    mkdir -p "$venv/tmp"
+    if ! TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check "$@" \
         </dev/null 2>&1 | pip_progress "$log"; then
         tail -n 15 "$log" >&2
         give_up "pip could not install $*" "its last lines stand above"
@@ -143,6 +152,8 @@ main() {
         give_up "wrong arguments" "usage: demo/install.sh hub|lab ROOT_DIR"
     install_system_packages
     mkdir -p "$2"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' ||
+        give_up "$("$python" -V) is too old for JupyterHub" "Python 3.8 or newer is needed"
     local root venv version
     root=$(cd "$2" && pwd)
     venv=$root/hub-venv

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import pwd
@@ -70,7 +69,7 @@ class Plan:
     http_timeout: int = 30  # seconds that the hub waits for a started session to answer
 
 
-class Rig(contextlib.AbstractContextManager["Rig"]):
+class Rig:
     """Interface, accounts, files and hub; leaving the context takes all of it down again."""
 
     facts: Facts
@@ -97,7 +96,7 @@ class Rig(contextlib.AbstractContextManager["Rig"]):
 
     def _start(self) -> None:
         enter = self._stack.enter_context
-        enter(lock(self.plan.root / f"{self.plan.name}.lock"))
+        enter(lock(self.plan.name))
         become_subreaper()
         node = enter(own_address(self.plan.name)) if self.root_account else machine_address()
         run = enter(run_directory(self.root_account))
@@ -240,12 +239,15 @@ class Rig(contextlib.AbstractContextManager["Rig"]):
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Only one set-up of a name at a time: it owns the interface and the accounts."""
-    with open(path, "a") as file:
+def lock(name: str) -> Iterator[None]:
+    """Only one set-up of a name at a time on this machine: it owns the interface and the accounts.
+
+    An abstract socket (unix(7)) is there as long as its process, and leaves no file.
+    """
+    with socket.socket(socket.AF_UNIX) as holder:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            holder.bind(f"\0batchspawner-portwrap-{name}-{os.geteuid()}")
+        except OSError:
             raise RigError("another demonstration is running on this machine") from None
         yield
 

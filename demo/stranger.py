@@ -4,7 +4,8 @@
     stranger.py PATH HOST:PORT…
 
 Each is `{"connected": false, "why": "Connection refused"}`, or true with the HTTP status (null
-when the answer is not HTTP) and the answer's text. All are asked at the same time.
+when the answer is not HTTP) and the answer's text. All are asked at the same time. An empty PATH
+is for servers that do not speak HTTP: connect, and ask nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def ask(address: str, path: str) -> dict[str, Any]:
     except OSError as error:
         return {"connected": False, "why": os.strerror(error.errno) if error.errno else str(error)}
     with connection:
-        answer = read_answer(connection, f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")
+        request = f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n"
+        answer = read_answer(connection, request) if path else ""
     status = re.match(r"HTTP/1\.[01] (\d{3})", answer)
     return {
         "connected": True,

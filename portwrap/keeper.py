@@ -175,6 +175,8 @@ def start(sandbox: Sandbox, port: HostPort, helper: Helper | None) -> Lifeline:
         os.waitpid(middle, 0)
     except ChildProcessError:
         pass  # an inherited "ignore SIGCHLD" has the kernel reap for us (wait(2))
+    # Set anew, it discards the signal of that child, which waits where the caller has it blocked.
+    signals.signal(signals.SIGCHLD, signals.getsignal(signals.SIGCHLD) or signals.SIG_DFL)
     return Lifeline(ours)
 
 
@@ -212,7 +214,10 @@ def _fork_again(
     except (BrokenPipeError, ConnectionResetError):
         pass  # the other end is gone: it has said why
     except OSError as error:
-        theirs.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
+        try:
+            theirs.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
+        except OSError:
+            pass
 
 
 def _keep(

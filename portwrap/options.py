@@ -6,6 +6,7 @@ names, and drops "--" there.
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from .errors import OURS, USAGE, PortwrapError
@@ -14,6 +15,9 @@ from .ports import parse_port
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 
 
 class Option:
@@ -133,4 +137,10 @@ def run(program: str, action: Callable[[], int]) -> int:
         say(error.lines(program))
         return error.exit_code
     except BrokenPipeError:
+        return OURS
+    except OSError as error:
+        if error.errno not in OUT_OF_RESOURCES:
+            raise
+        hint = "A limit of this job or of the node is used up: see 'ulimit -a', and its memory."
+        say(PortwrapError(f"setting up: {error.strerror}", hint).lines(program))
         return OURS

@@ -52,7 +52,7 @@ class Keeper:
         if self.helper:
             self.wait_for_helper()
         self.watch()
-        self.lifeline.send(b"ready")
+        self.tell("ready")
         while True:
             self.relay.turn(self.patience())
             if not self.has_pidfd:
@@ -236,9 +236,15 @@ class Keeper:
             posix.kill(self.command, 15)
 
     def give_up(self, why: str) -> NoReturn:
-        text = f"{self.settings['helper_name']} {why}"
-        self.lifeline.send(text.encode("utf-8", "replace"))
+        self.tell(f"{self.settings['helper_name']} {why}")
         self.leave()
+
+    def tell(self, word: str) -> None:
+        """Answer the command; if it has ended in the meantime, nobody is left to serve."""
+        try:
+            self.lifeline.send(word.encode("utf-8", "replace"))
+        except OSError:
+            self.leave()
 
     def explain(self, text: str) -> None:
         """Say what happens, where the user has asked to be told."""

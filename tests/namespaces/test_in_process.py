@@ -1,0 +1,192 @@
+"""Started within another program's interpreter, as batchspawner-singleuser does, and otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from launches import (
+    at_url,
+    batchspawner_portwrap,
+    descriptors_of,
+    keeper_among,
+    ours_alive,
+    status_of,
+    wait_until_asleep,
+)
+
+from helpers import OWNER, as_user, end, environment, needs, run_as
+from sessions import Portwrap, unused_port
+
+pytestmark = pytest.mark.namespaces
+
+MEMORY_LIMIT = 20_000
+"""kB that a keeper may have resident; the interpreter of the test holds 100 MB."""
+
+
+def in_process(
+    portwrap: Portwrap, pyz: Path, settings: str, *command: str, before: tuple[str, ...] = ()
+) -> list[str]:
+    script = portwrap.folder / "programs" / "in_process.py"
+    return [*before, portwrap.python, str(script), settings, str(pyz), *command]
+
+
+@pytest.mark.parametrize(
+    "settings", ["", "threads", "memory", "threads,memory", "nameless", "threads,nameless"]
+)
+def test_run_path(portwrap: Portwrap, pyz: Path, settings: str) -> None:
+    before, environ = ours_alive(), at_url(unused_port())
+    process = as_user(OWNER, in_process(portwrap, pyz, settings, "sleep", "600"), env=environ)
+    try:
+        wait_until_asleep(process.pid)
+        assert set(descriptors_of(process.pid)) & {0, 1, 2} == {0, 1, 2}
+        assert len(descriptors_of(process.pid)) == 4
+        keeper = keeper_among(ours_alive() - before)
+        for pid in ours_alive() - before:
+            assert int(status_of(pid)["VmRSS"].split()[0]) < MEMORY_LIMIT
+        assert int(status_of(keeper)["VmHWM"].split()[0]) < MEMORY_LIMIT
+    finally:
+        end(process)
+
+
+def test_memory_of_the_caller_would_be_seen(portwrap: Portwrap, world_dir: Path) -> None:
+    """The limit above is one that the test's own program breaks."""
+    script = world_dir / "look.py"
+    script.write_text("print(open('/proc/self/status').read())")
+    result = run_as(OWNER, in_process(portwrap, script, "threads,memory"))
+    values = dict(line.split(":", 1) for line in result.stdout.splitlines() if ":" in line)
+    assert int(values["VmRSS"].split()[0]) > MEMORY_LIMIT
+    assert int(values["Threads"]) == 2
+
+
+@pytest.mark.parametrize(("settings", "execs"), [("", 2), ("threads", 3)])
+def test_a_fresh_interpreter_is_started_once_and_only_beside_threads(
+    portwrap: Portwrap, pyz: Path, settings: str, execs: int
+) -> None:
+    needs("strace")
+    watch = ("strace", "-qq", "-e", "trace=execve", "-e", "signal=none")
+    words = in_process(portwrap, pyz, settings, "true", before=watch)
+    result = run_as(OWNER, words, env=at_url(unused_port()))
+    assert result.returncode == 0, result
+    succeeded = [line for line in result.stderr.splitlines() if line.endswith(" = 0")]
+    assert len(succeeded) == execs, result.stderr
+    assert '"/usr/bin/true", ["true"]' in succeeded[-1]
+
+
+@pytest.mark.parametrize("settings", ["", "threads"])
+def test_words_environment_and_status_come_through(
+    portwrap: Portwrap, pyz: Path, settings: str
+) -> None:
+    environ = {**at_url(unused_port()), "A": "b c", "PYTHONPATH": "/x", "PYTHONSTARTUP": "/y"}
+    script = 'printf "%s|" "$@"; echo $JUPYTERHUB_SERVICE_URL,$A,$PYTHONPATH,$PYTHONSTARTUP; exit 9'
+    command = ["sh", "-c", script, "-", "--", "-c", "", "-P", "é"]
+    result = run_as(OWNER, in_process(portwrap, pyz, settings, "-P", "80", *command), env=environ)
+    assert result.stdout == "--|-c||-P|é|http://127.0.0.1:80/u/,b c,/x,/y\n", result
+    assert result.returncode == 9
+
+
+@pytest.mark.parametrize("settings", ["", "threads"])
+@pytest.mark.parametrize(("command", "status"), [("/no/such", 127), ("/", 126)])
+def test_failures_are_as_ever(
+    portwrap: Portwrap, pyz: Path, settings: str, command: str, status: int
+) -> None:
+    words = in_process(portwrap, pyz, settings, command)
+    result = run_as(OWNER, words, env=at_url(unused_port()))
+    assert result.returncode == status, result
+    assert result.stdout == "" and len(result.stderr.splitlines()) == 2
+    assert result.stderr.startswith("batchspawner-portwrap: ")
+
+
+# ---- every other way to start ----------------------------------------------------------------
+
+
+def console_script(folder: Path, python: str, module: str) -> list[str]:
+    """What pip makes of an entry of [project.scripts]."""
+    path = folder / "bin" / module.partition(".")[0].replace("_", "-")
+    path.parent.mkdir()
+    lines = [f"#!{python}", "import sys", f"from {module} import main", "sys.exit(main())"]
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def module_by_name(folder: Path, python: str, module: str) -> list[str]:
+    return [python, "-m", module.partition(".")[0]]
+
+
+@pytest.fixture
+def checkout(portwrap: Portwrap, world_dir: Path) -> Path:
+    """A copy of both modules as pip would install them."""
+    shutil.copytree(portwrap.folder / "portwrap", world_dir / "portwrap")
+    shutil.copy(batchspawner_portwrap(portwrap), world_dir)
+    return world_dir
+
+
+@pytest.mark.parametrize("way", [console_script, module_by_name])
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("batchspawner_portwrap", ["--port", "{port}"]),
+        ("portwrap.__main__", ["-p", "{port}"]),
+    ],
+)
+def test_ways_to_start(  # type: ignore[no-untyped-def]
+    portwrap: Portwrap, checkout: Path, way, module: str, options: list[str]
+) -> None:
+    words = way(checkout, portwrap.python, module)
+    options = [word.format(port=unused_port()) for word in options]
+    environ = environment(OWNER, {"PYTHONPATH": str(checkout)})
+    result = run_as(
+        OWNER, [*words, *options, "sh", "-c", "echo $0; exit 5", "{guest-port}"], env=environ
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (5, "8888\n", ""), result
+    shown = run_as(OWNER, [*words, "--help"], env=environ)
+    name = "portwrap" if module.startswith("portwrap") else "batchspawner-portwrap"
+    assert shown.returncode == 0 and shown.stdout.startswith(f"usage: {name} ")
+
+
+def test_through_a_link_to_the_interpreter(portwrap: Portwrap, world_dir: Path) -> None:
+    """A virtual environment's Python is a link; the keeper needs no more than what it leads to."""
+    link = world_dir / "python with spaces"
+    link.symlink_to(portwrap.python)
+    words = [str(link), *portwrap.words[1:], "-p", str(unused_port()), "sh", "-c", "exit 4"]
+    assert run_as(OWNER, words).returncode == 4
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"},
+        {"PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "0"},
+        {"PYTHONDEVMODE": "1", "PYTHONTRACEMALLOC": "1"},
+        {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"},
+        {"PYTHONSTARTUP": "/no/such", "PYTHONPATH": "/no/such"},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_settings_of_python_do_not_matter(portwrap: Portwrap, environ: dict[str, str]) -> None:
+    words = [*portwrap.words, "-p", str(unused_port()), "env"]
+    result = run_as(OWNER, words, extra_env=environ)
+    inside = dict(line.split("=", 1) for line in result.stdout.splitlines())
+    assert result.returncode == 0 and result.stderr == "", result
+    assert inside == environment(OWNER, environ)
+
+
+# ---- a kernel without pidfds -----------------------------------------------------------------
+
+
+def test_program_that_takes_pidfds_away(portwrap: Portwrap) -> None:
+    text = "import ctypes, os; os.write(1, b'%d' % ctypes.CDLL(None).syscall(434, os.getpid(), 0))"
+    plain = run_as(OWNER, [portwrap.python, "-c", text])
+    without = portwrap.program("without_pidfd.py", portwrap.python, "-c", text)
+    assert int(plain.stdout) > 2
+    assert run_as(OWNER, without).stdout == "-1"
+
+
+@pytest.mark.parametrize("script", ["exit 6", "kill -TERM $$"])
+def test_without_pidfds(portwrap: Portwrap, script: str) -> None:
+    words = [*portwrap.words, "-p", str(unused_port()), "sh", "-c", script]
+    result = run_as(OWNER, portwrap.program("without_pidfd.py", *words))
+    assert (result.returncode, result.stderr) == ({"exit 6": 6}.get(script, -15), ""), result

@@ -1,0 +1,258 @@
+"""Every expected failure, made real: two lines, the right status, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from launches import (
+    as_owner_in,
+    at_url,
+    batchspawner_portwrap,
+    in_sandbox,
+    ours_alive,
+    refusal_of,
+    run_in_sandbox,
+    wait_until_nothing_is_left,
+)
+
+from helpers import OWNER, as_user, end, needs, run_as, wait_until
+from sessions import Portwrap, holders_of, unused_port
+
+pytestmark = pytest.mark.namespaces
+
+
+@pytest.fixture
+def port() -> int:
+    return unused_port()
+
+
+# ---- the host port ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::"])
+def test_host_port_busy(portwrap: Portwrap, port: int, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family):
+        result = run_in_sandbox(portwrap, "true", port=port)
+        refusal_of(result, 125, f":{port}: Address already in use", "start the server again")
+
+
+def test_host_port_of_root(portwrap: Portwrap) -> None:
+    floor = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    assert floor > 7
+    refusal_of(run_in_sandbox(portwrap, "true", port=7), 125, ":7: Permission denied", "1024")
+
+
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:0/", "http://h:abc/", "http://h:65536/"])
+def test_no_host_port(portwrap: Portwrap, url: str | None) -> None:
+    extra = {} if url is None else {"JUPYTERHUB_SERVICE_URL": url}
+    program = batchspawner_portwrap(portwrap)
+    result = run_as(OWNER, [portwrap.python, program, "true"], extra_env=extra)
+    refusal_of(result, 2, "no host port from 1 to 65535", "JUPYTERHUB_SERVICE_URL")
+
+
+@pytest.mark.parametrize("number", ["0", "65536", "abc", ""])
+def test_host_port_that_is_none(portwrap: Portwrap, number: str) -> None:
+    result = run_as(OWNER, [*portwrap.words, "-p", number, "true"])
+    refusal_of(result, 2, "-p/--host-port must be a number from 1 to 65535")
+
+
+def test_host_name_that_nobody_knows(portwrap: Portwrap, port: int) -> None:
+    """Asked in a network without any way out."""
+    words = [*portwrap.words, "-p", str(port), "--host", "node.invalid", "true"]
+    result = run_as(OWNER, ["unshare", "-Urn", *words])
+    refusal_of(result, 125, "cannot look up the host address 'node.invalid'", "c.Spawner.ip")
+
+
+# ---- namespaces ------------------------------------------------------------------------------
+
+SWITCH = 'echo 0 > /proc/sys/user/{}; exec "$@"'
+
+
+@pytest.mark.parametrize("kind", ["max_user_namespaces", "max_net_namespaces"])
+def test_namespaces_switched_off(portwrap: Portwrap, port: int, kind: str) -> None:
+    """ENOSPC, in a user namespace of the test, where this setting is its own."""
+    before = ["unshare", "-Ur", "sh", "-c", SWITCH.format(kind), "sh"]
+    result = run_in_sandbox(portwrap, "true", port=port, before=before)
+    refusal_of(result, 125, "unshare", "No space left on device", kind)
+    assert holders_of(port) == []
+
+
+def test_namespaces_refused(portwrap: Portwrap, port: int, world_dir: Path) -> None:
+    """EPERM: whoever is in a chroot gets no user namespace (unshare(2))."""
+    root = world_dir / "root"
+    root.mkdir()
+    enter = f'exec chroot --userspec={OWNER}:{OWNER} {root} "$@"'
+    before = ["unshare", "-m", "sh", "-c", f"mount --rbind / {root} && {enter}", "sh"]
+    result = run_in_sandbox(portwrap, "true", port=port, before=before, account="root")
+    refusal_of(result, 125, "unshare", "Operation not permitted", "unshare -Urn true")
+    assert holders_of(port) == []
+
+
+# ---- the network helper ----------------------------------------------------------------------
+
+
+def fake_helper(folder: Path, script: str) -> dict[str, str]:
+    """The environment with a slirp4netns of the test's own first on PATH."""
+    path = folder / "slirp4netns"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+def test_helper_not_installed(portwrap: Portwrap, port: int) -> None:
+    hide = [
+        f"mount --bind /dev/null {place}/slirp4netns"
+        for place in ("/usr/bin", "/usr/local/bin", "/usr/sbin")
+        if os.path.exists(f"{place}/slirp4netns")
+    ]
+    before = as_owner_in(*hide)
+    result = run_in_sandbox(portwrap, "true", port=port, before=before, account="root")
+    refusal_of(result, 125, "slirp4netns is not on PATH", "Install it on every node")
+    assert holders_of(port) == []
+
+
+def test_helper_is_found_without_a_path(portwrap: Portwrap) -> None:
+    """Batch jobs may have a shorter PATH than it takes; packages put it in /usr/bin."""
+    result = run_in_sandbox(portwrap, "/bin/echo", "there", env={"PATH": "/nowhere"})
+    assert (result.returncode, result.stdout) == (0, "there\n"), result
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 3", ["ended with status 3"]),
+        ("echo one >&2; echo two >&2; exit 1", ["ended with status 1", "one; two"]),
+        ("kill -SEGV $$", ["ended by signal 11"]),
+        ("echo 'open(\"/dev/net/tun\"): Permission denied' >&2; exit 1", ["chmod 0666"]),
+        ("echo \"slirp4netns: unrecognized option '--mtu'\" >&2; exit 1", ["0.4.0"]),
+        ("exec /no/such", ["ended before it was ready"]),
+    ],
+)
+def test_helper_that_dies_at_its_start(
+    portwrap: Portwrap, port: int, world_dir: Path, script: str, said: list[str]
+) -> None:
+    before = ours_alive()
+    environ = fake_helper(world_dir, f"ulimit -c 0; {script}")
+    result = run_in_sandbox(portwrap, "true", port=port, extra_env=environ)
+    refusal_of(result, 125, "slirp4netns ended before it was ready", *said)
+    wait_until_nothing_is_left(before, port)
+
+
+def test_helper_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Path) -> None:
+    before = ours_alive()
+    environ = fake_helper(world_dir, "")
+    world_dir.joinpath("slirp4netns").write_bytes(b"\x7fELF nonsense")
+    result = run_in_sandbox(portwrap, "true", port=port, extra_env=environ)
+    refusal_of(result, 125, "slirp4netns ended before it was ready", "Exec format error")
+    wait_until_nothing_is_left(before, port)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("echo starting >&2; exec sleep 600", id="waits"),
+        pytest.param("while :; do echo starting >&2; sleep 0.2; done", id="talks"),
+    ],
+)
+def test_helper_that_never_gets_ready(
+    portwrap: Portwrap, port: int, world_dir: Path, script: str
+) -> None:
+    before = ours_alive()
+    environ = fake_helper(world_dir, script)
+    result = run_in_sandbox(portwrap, "true", port=port, extra_env=environ, seconds=25)
+    refusal_of(result, 125, "slirp4netns was not ready in 10", "starting")
+    wait_until_nothing_is_left(before, port)
+
+
+def test_signal_while_the_helper_is_awaited(portwrap: Portwrap, port: int, world_dir: Path) -> None:
+    before = ours_alive()
+    words = in_sandbox(portwrap, "true", port=port)
+    started = world_dir / "started"
+    world_dir.chmod(0o777)
+    environ = fake_helper(world_dir, f"touch {started}; exec sleep 600")
+    process = as_user(OWNER, words, extra_env=environ)
+    try:
+        wait_until(started.exists, 10)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == -signal.SIGINT
+    finally:
+        end(process)
+    wait_until_nothing_is_left(before, port)
+
+
+@pytest.mark.parametrize(
+    ("preparation", "said"),
+    [
+        pytest.param([], ["No such file or directory", "modprobe tun"], id="missing"),
+        pytest.param(
+            ["mknod -m 0600 /dev/net/tun c 10 200"],
+            ["Permission denied", "chmod 0666 /dev/net/tun"],
+            id="closed",
+        ),
+        pytest.param(["touch /dev/net/tun"], ["/dev/net/tun"], id="no device"),
+    ],
+)
+def test_no_tun_device(
+    portwrap: Portwrap, port: int, preparation: list[str], said: list[str]
+) -> None:
+    before = ours_alive()
+    own = as_owner_in("mount -t tmpfs -o dev,mode=0755 tmpfs /dev/net", *preparation)
+    result = run_in_sandbox(portwrap, "true", port=port, before=own, account="root")
+    refusal_of(result, 125, "slirp4netns ended before it was ready", *said)
+    wait_until_nothing_is_left(before, port)
+
+
+# ---- little of everything --------------------------------------------------------------------
+
+
+def test_no_process_left_for_the_account(portwrap: Portwrap, port: int) -> None:
+    needs("prlimit")
+    before = ["prlimit", "--nproc=1", "--"]
+    result = run_in_sandbox(portwrap, "true", port=port, before=before)
+    refusal_of(result, 125, "Resource temporarily unavailable")
+    assert holders_of(port) == []
+
+
+@pytest.mark.parametrize("most", [16, 12, 10, 8, 6, 5])
+def test_hardly_any_descriptor(portwrap: Portwrap, port: int, most: int) -> None:
+    """It works, or says in two lines that it does not."""
+    before = ours_alive()
+    limit = ["prlimit", f"--nofile={most}", "--"]
+    result = run_in_sandbox(portwrap, "true", port=port, before=limit)
+    if result.returncode:
+        refusal_of(result, 125, "Too many open files")
+    wait_until_nothing_is_left(before, port)
+
+
+# ---- the hub on loopback ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("api", "warned"),
+    [
+        ("http://127.0.0.1:8081/hub/api", True),
+        ("http://127.1.2.3:8081/hub/api", True),
+        ("http://localhost:8081/hub/api", True),
+        ("http://[::1]:8081/hub/api", True),
+        ("http://198.18.0.1:8081/hub/api", False),
+        ("http://localhost.example:8081/hub/api", False),
+        ("", False),
+    ],
+)
+def test_hub_on_loopback_is_warned_about(
+    portwrap: Portwrap, port: int, api: str, warned: bool
+) -> None:
+    program = batchspawner_portwrap(portwrap)
+    environ = at_url(port, JUPYTERHUB_API_URL=api)
+    result = run_as(OWNER, [portwrap.python, program, "sh", "-c", "exit 3"], env=environ)
+    assert (result.returncode, result.stdout) == (3, "")
+    lines = result.stderr.splitlines()
+    assert len(lines) == int(warned), result.stderr
+    assert all(api in line and "hub_connect_ip" in line for line in lines)

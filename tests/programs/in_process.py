@@ -1,0 +1,21 @@
+"""Start a program as batchspawner-singleuser does: by runpy in this very interpreter.
+
+    in_process.py SETTINGS PROGRAM [ARG ...]
+
+SETTINGS is a list of words between commas: "threads" runs a thread meanwhile, "memory" holds
+100 MB, "nameless" empties sys.executable.
+"""
+
+import runpy
+import sys
+import threading
+
+settings = sys.argv[1].split(",")
+if "threads" in settings:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+if "memory" in settings:
+    memory = b"x" * 100_000_000
+if "nameless" in settings:
+    sys.executable = ""
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
