@@ -303,7 +303,9 @@ def _start_helper(helper: Helper, command: int) -> dict[str, int]:
     keeper = os.getpid()
     process = os.fork()
     if process == 0:
-        _in_child(lambda: _exec_helper(words_of_command, keeper, (ready_end, ready_number), words_end))
+        _in_child(
+            lambda: _exec_helper(words_of_command, keeper, (ready_end, ready_number), words_end)
+        )
     os.close(ready_end)  # else a helper that has ended looks like a slow one
     os.close(words_end)
     settings = {"helper": process, "ready": ready, "helper_words": words}
@@ -315,17 +317,14 @@ def _start_helper(helper: Helper, command: int) -> dict[str, int]:
     return settings
 
 
-def _exec_helper(
-    command: list[str], keeper: int, ready: tuple[int, int], words_end: int
-) -> None:
+def _exec_helper(command: list[str], keeper: int, ready: tuple[int, int], words_end: int) -> None:
     """Become the network helper, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
     namespaces.prctl(namespaces.PR_SET_PDEATHSIG, signals.SIGKILL)
     if os.getppid() != keeper:
         return  # the keeper died before the kernel had been told
     signals.signal(signals.SIGPIPE, signals.SIG_DFL)  # pasta gives up where Python's "ignore" stays
-    if ready[0] == ready[1]:
-        os.set_inheritable(ready[0], True)
-    else:
+    close_all_but([ready[0]] if ready[0] == ready[1] else [])
+    if ready[0] != ready[1]:
         os.dup2(*ready)
     os.dup2(words_end, 2)
     try:

@@ -106,7 +106,16 @@ def portrait(pid: int) -> dict[str, Any]:
     """What a command inherits from whoever starts it, as proc(5) tells it."""
     status, place = status_of(pid), Path(f"/proc/{pid}")
     fields = place.joinpath("stat").read_text().rpartition(")")[2].split()
-    names: tuple[str, ...] = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "SigIgn", "SigCgt", "NoNewPrivs")
+    names: tuple[str, ...] = (
+        "Uid",
+        "Gid",
+        "Groups",
+        "Umask",
+        "SigBlk",
+        "SigIgn",
+        "SigCgt",
+        "NoNewPrivs",
+    )
     names += ("CapInh", "CapPrm", "CapEff", "CapAmb", "Cpus_allowed", "TracerPid", "Threads")
     return {
         **{name: status[name] for name in names},
