@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import sys
 
-from portwrap import PortwrapError, Sandbox, __version__, launch, launching
+from portwrap import PortwrapError, Sandbox, __version__, launch, launching, services
 from portwrap.__main__ import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
-from portwrap.options import Option, Parser, run, say
+from portwrap.options import Option, Parser, run
 from portwrap.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
+from portwrap.services import Service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "batchspawner-portwrap"
 SERVICE_URL = "JUPYTERHUB_SERVICE_URL"
-API_URL = "JUPYTERHUB_API_URL"
+HUB_URLS = ("JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL")
+DEFAULT_PORTS = {"http": 80, "https": 443}
 PORT_WORD = "--port="
 
 PARSER = Parser(
@@ -52,6 +54,7 @@ PARSER = Parser(
             "become this portwrap program instead of the one inside",
         ),
         *COMMON_OPTIONS,
+        Option(("-q", "--quiet"), "", "no line about the start in the job's log, only warnings"),
     ],
 )
 
@@ -165,6 +168,7 @@ def _main(words: list[str], afresh: bool) -> int:
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
+    PARSER.warn_of_unknown(os.environ)
     if not command:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
@@ -172,24 +176,24 @@ def _main(words: list[str], afresh: bool) -> int:
         _hand_over(values["portwrap-path"], request)
     if launching.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
-    _warn_of_loopback_hub(os.environ)
+    settings = common_settings(PARSER, values, request.host_port)
+    settings["host_services"] += hub_services(os.environ)
+    settings["announce"] = None if "quiet" in values else launching.say_what_was_made
     sandbox = Sandbox(
-        host_port=request.host_port,
-        host=request.bind_address,
-        program=PROGRAM,
-        **common_settings(PARSER, values),
+        host_port=request.host_port, host=request.bind_address, program=PROGRAM, **settings
     )
     launch(sandbox, request.inner_command(), request.inner_environ())
 
 
-def _warn_of_loopback_hub(environ: Mapping[str, str]) -> None:
-    """A hub on the host's loopback is out of reach from inside."""
-    host = ServiceUrl(environ.get(API_URL, "")).host
-    if host == "localhost" or host.startswith("127.") or host == "[::1]":
-        say(
-            f"{PROGRAM}: {API_URL} is {environ[API_URL]}, which cannot be reached from inside the"
-            " sandbox: set c.JupyterHub.hub_connect_ip to an address of the hub's host\n"
-        )
+def hub_services(environ: Mapping[str, str]) -> list[Service]:
+    """The hub's own side, where it is on the loopback of this very host."""
+    found = []
+    for name in HUB_URLS:
+        url = ServiceUrl(environ.get(name, ""))
+        port = url.host_port or (DEFAULT_PORTS.get(url.scheme) if not url.port else None)
+        if url.host and port:
+            found += services.of_name(url.bind_address, port)
+    return services.distinct(found)
 
 
 def _hand_over(path: str, request: Request) -> NoReturn:

@@ -9,6 +9,8 @@
 # As root it makes two accounts and an interface of its own, and removes them at the end.
 # The hub's programs stay, so that the next start is quick.
 set -euo pipefail
+# `su` without `-` leaves root without these on some systems.
+export PATH=$PATH:/usr/sbin:/sbin
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ ${EUID} -eq 0 ]]; then

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from demo.client import HubClient, HubError
-from demo.rig import Ended, Plan, Rig, RigError, end_by_exception, tail
+from demo.rig import Ended, Plan, Rig, RigError, end_in_order, interruptible, tail
 
 REFUSED = "Connection refused"
 KERNEL_SECONDS = 30.0
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True, help="ROOT_DIR of demo/install.sh")
     parser.add_argument("--archive", type=Path, required=True, help="batchspawner-portwrap.pyz")
     options = parser.parse_args(argv)
-    end_by_exception()
+    end_in_order()
     try:
         return demonstrate(Plan(root=options.root, archive=options.archive), options.once)
     except Ended:
@@ -56,7 +56,8 @@ def demonstrate(plan: Plan, once: bool) -> int:
     with Rig(plan, say) as rig:
         say(f"The hub answers at {rig.facts.url}")
         try:
-            rows = prove(rig)
+            with interruptible():
+                rows = prove(rig)
         except (HubError, OSError):
             show_last_job(rig)
             raise
@@ -237,13 +238,14 @@ def show_last_job(rig: Rig) -> None:
 
 def wait_for_the_end(rig: Rig) -> None:
     facts = rig.facts
-    print(f"Open      {facts.url}/user/{facts.owner}/   (in a browser on this machine)")
-    print(f"Log in    as {facts.owner}, password {facts.password}")
-    print(f"Her app   {facts.url}/user/{facts.owner}/notes/")
-    print("Ctrl-C    takes everything down again\n", flush=True)
     try:
-        while rig.still_up():
-            time.sleep(1)
+        with interruptible():
+            print(f"Open      {facts.url}/user/{facts.owner}/   (in a browser on this machine)")
+            print(f"Log in    as {facts.owner}, password {facts.password}")
+            print(f"Her app   {facts.url}/user/{facts.owner}/notes/")
+            print("Ctrl-C    takes everything down again\n", flush=True)
+            while rig.still_up():
+                time.sleep(1)
     except Ended:
         return
     raise RigError(f"the hub has ended\n{tail(rig.hub_log)}")

@@ -10,6 +10,8 @@
 # elsewhere it names what is missing and gives up. A second run finds its work done.
 set -euo pipefail
 umask 022
+# `su` without `-` leaves root without these on some systems.
+PATH=$PATH:/usr/sbin:/sbin
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=/usr/bin/python3
@@ -37,7 +39,7 @@ missing_things() {
     command -v ip >/dev/null || echo 'ip|iproute2|iproute'
     command -v flock >/dev/null || echo 'flock|util-linux|util-linux'
     command -v node >/dev/null || echo 'node|nodejs|nodejs'
-    command -v npm >/dev/null || echo 'npm|npm|nodejs-npm'
+    command -v npm >/dev/null || echo 'npm|npm|npm'
     [[ ${EUID} -ne 0 ]] || command -v useradd >/dev/null || echo 'useradd|passwd|shadow-utils'
 }
 
@@ -70,7 +72,8 @@ install_system_packages() {
         give_up "neither apt-get nor dnf is here" "install these yourself: $debian"
     fi
     things=$(missing_things)
-    [[ -z $things ]] || give_up "still not installed: $(cut -d'|' -f1 <<<"$things" | tr '\n' ' ')"
+    [[ -z $things ]] || give_up "still missing: $(cut -d'|' -f1 <<<"$things" | tr '\n' ' ')" \
+        "the packages are installed; PATH is $PATH"
 }
 
 # ---- JupyterHub and its proxy ---------------------------------------------------------------

@@ -85,14 +85,12 @@ class Rig:
         try:
             self._start()
         except BaseException:
-            with undisturbed():
-                self._stack.close()
+            self._stack.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with undisturbed():
-            self._stack.close()
+        self._stack.close()
 
     def _start(self) -> None:
         enter = self._stack.enter_context
@@ -188,7 +186,8 @@ class Rig:
                 start_new_session=True,  # Ctrl-C is ours: the hub is taken down in order
             )
         self._stack.callback(self._stop_hub)
-        self._wait_for_hub()
+        with interruptible():
+            self._wait_for_hub()
 
     def _wait_for_hub(self) -> None:
         assert self.hub is not None
@@ -365,31 +364,44 @@ def tail(path: Path, lines: int = 20) -> str:
 
 # ---- signals ---------------------------------------------------------------------------------
 
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class Ended(BaseException):
     """We were told to end; unwinds every context on the way."""
 
 
-def end_by_exception() -> None:
-    """From now on SIGINT, SIGTERM and SIGHUP raise `Ended`."""
+class _Told:
+    """Whether a signal came, and whether it may raise `Ended` where we are."""
+
+    to_end = False
+    may_raise = False
+
+
+def end_in_order() -> None:
+    """From now on SIGINT, SIGTERM and SIGHUP raise `Ended`, but inside `interruptible` only.
+
+    Anywhere else an exception could come between making something and noting that it is ours.
+    """
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise Ended(number)
+        _Told.to_end = True
+        if _Told.may_raise:
+            _Told.may_raise = False
+            raise Ended(number)
 
-    for number in ENDING_SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Nobody ends us while we clear up; a signal that comes meanwhile is delivered afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+def interruptible() -> Iterator[None]:
+    """A place where we may be told to end, or hear that we were told before."""
+    _Told.may_raise = True
     try:
+        if _Told.to_end:
+            raise Ended
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _Told.may_raise = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -402,11 +414,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stranger", default=Plan.stranger)
     parser.add_argument("--http-timeout", type=int, default=Plan.http_timeout)
     plan = Plan(**vars(parser.parse_args(argv)))
-    end_by_exception()
+    end_in_order()
     try:
         with Rig(plan) as rig:
             print(json.dumps(asdict(rig.facts)), flush=True)
-            sys.stdin.read()
+            with interruptible():
+                sys.stdin.read()
     except Ended:
         pass
     except RigError as error:

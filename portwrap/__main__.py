@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import __version__, keeper, launching, network, ports
+from . import __version__, keeper, launching, network, ports, services
 from .options import Option, Parser, run
 
 TYPE_CHECKING = False
@@ -32,10 +32,22 @@ COMMON_OPTIONS = (
     Option(
         ("--network",),
         "auto|slirp4netns|pasta|none",
-        "the way out: a network helper (auto: the first that is there), or only loopback",
+        "the way out: auto is the first that is there, none is loopback only",
         "auto",
     ),
-    Option(("-v", "--verbose"), "", "say on standard error what is done"),
+    Option(
+        ("--publish",),
+        "PORT[:PORT]",
+        "lead one more port of the host inside, or a range; may be repeated",
+        repeatable=True,
+    ),
+    Option(
+        ("--host-service",),
+        "PORT",
+        "let 127.0.0.1:PORT inside be that of the host; may be repeated",
+        repeatable=True,
+    ),
+    Option(("-v", "--verbose"), "", "say on standard error what is done, step by step"),
 )
 
 PARSER = Parser(
@@ -55,20 +67,41 @@ PARSER = Parser(
     ],
 )
 
+TOLD_OF = {"verbose", "publish", "host-service"}
+SETTINGS_OF_OTHERS = ("PORTWRAP_PORT", "PORTWRAP_PORTWRAP_PATH", "PORTWRAP_QUIET")
+"""Those of batchspawner-portwrap, in whose sessions this program may be started."""
+
 
 def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
     """The command with the guest port wherever {guest-port} stands."""
     return [word.replace(GUEST_PORT_WORD, str(guest_port)) for word in command]
 
 
-def common_settings(parser: Parser, values: Mapping[str, str]) -> dict[str, Any]:
+def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -> dict[str, Any]:
     """What COMMON_OPTIONS say, for a Sandbox. Raises PortwrapError, status 2."""
+    published = parser.port_pairs(values["publish"], "--publish") if "publish" in values else []
+    if host_port in (port for port, _ in published):
+        raise parser.error(f"--publish: {host_port} is the host port already")
     return {
         "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
         "forward": parser.choice(values["forward"], "--forward", keeper.FORWARDS),
         "network": parser.choice(values["network"], "--network", network.WAYS_OUT),
         "verbose": "verbose" in values,
+        "published": published,
+        "host_services": _host_services(parser, values.get("host-service")),
+        # Holes are always told of, the rest only on request.
+        "announce": launching.say_what_was_made if TOLD_OF.intersection(values) else None,
     }
+
+
+def _host_services(parser: Parser, text: str | None) -> list[services.Service]:
+    """The services that a list of ports means. Raises PortwrapError, status 2."""
+    if text is None:
+        return []
+    pairs = parser.port_pairs(text, "--host-service")
+    if any(port != other for port, other in pairs):
+        raise parser.error(f"--host-service: the port inside is that of the host, not {text!r}")
+    return [service for port, _ in pairs for service in services.of_port(port)]
 
 
 def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
@@ -85,15 +118,17 @@ def _main(words: list[str], afresh: bool) -> int:
     if "help" in values or "version" in values:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
+    PARSER.warn_of_unknown(os.environ, SETTINGS_OF_OTHERS)
     if not command:
         raise PARSER.error("no command")
     if "host-port" not in values:
         raise PARSER.error("the port of the host is missing: -p HOST_PORT")
+    host_port = PARSER.port(values["host-port"], "-p/--host-port")
     sandbox = launching.Sandbox(
-        host_port=PARSER.port(values["host-port"], "-p/--host-port"),
+        host_port=host_port,
         host=values["host"],
         program=PROGRAM,
-        **common_settings(PARSER, values),
+        **common_settings(PARSER, values, host_port),
     )
     if launching.is_threaded() and not afresh:
         launching.start_afresh("portwrap.__main__:main", words)

@@ -20,7 +20,7 @@ import _signal as signals  # the C half of `signal`, as with `_socket`: 4 ms of 
 import _socket
 
 from . import namespaces, notify
-from .errors import PortwrapError, helper_hint
+from .errors import PortwrapError, hint_for
 from .network import READY_LIMIT
 
 TYPE_CHECKING = False
@@ -52,9 +52,13 @@ across exec and also holds back handlers that a program installs (pasta does).""
 
 READY = "ready"
 NATIVE = "native"
-RELAY_ROOMS = ("relay", "watch")
-NATIVE_ROOMS = ("relay", "notify", "handover", "watch")
-"""The modules that the lean interpreter runs, in the order of their imports."""
+ROOMS = ("relay", "worker", "datagrams", "notify", "handover", "watch")
+"""The modules that the lean interpreter may run, in the order of their imports."""
+NATIVE_ROOMS = ("notify", "handover")
+SERVICE_ROOMS = ("datagrams",)
+"""Those among them that it needs for the hand-over, or for host services, only."""
+MOST_DESCRIPTORS = 253
+"""Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
 
@@ -77,11 +81,12 @@ class Lifeline:
         except OSError as error:
             raise _keeper_died() from error
 
-    def send_namespaces(self) -> None:
-        """Tell the keeper to go, with descriptors of this process's namespaces."""
+    def send_go(self, services: Sequence[_socket.socket]) -> None:
+        """Tell the keeper to go, with descriptors of this process's namespaces and with the
+        listening sockets in there that are host services."""
         descriptors = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
         try:
-            self.send(b"go", descriptors)
+            self.send(b"go", [*descriptors, *(socket.fileno() for socket in services)])
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -107,7 +112,7 @@ class Lifeline:
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
         if not poll.poll(1000 * ANSWER_LIMIT):
-            raise PortwrapError(f"the keeper did not answer in {ANSWER_LIMIT:g} s", _OVERLOADED)
+            raise _overloaded(f"the keeper did not answer in {ANSWER_LIMIT:g} s")
         try:
             answer = self.socket.recv(65536)
         except OSError:
@@ -120,7 +125,7 @@ class Lifeline:
         """Return when the way out works and the host port is served. Raises PortwrapError."""
         answer = self.receive()
         if answer != READY:
-            raise PortwrapError(answer, helper_hint(answer))
+            raise PortwrapError(answer, hint_for(answer))
 
     def check_alive(self) -> None:
         """Raise PortwrapError if the keeper has ended."""
@@ -133,15 +138,24 @@ class Lifeline:
         raise _keeper_died()
 
 
-_OVERLOADED = "The node may be out of processor time or memory: look at its load, then try again."
-
-
 def _keeper_died() -> PortwrapError:
-    return PortwrapError("the keeper process ended while the sandbox was set up", _OVERLOADED)
+    return _overloaded("the keeper process ended while the sandbox was set up")
 
 
-def start(sandbox: Sandbox, port: HostPort, helper: Helper | None) -> Lifeline:
-    """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError."""
+def _overloaded(message: str) -> PortwrapError:
+    return PortwrapError(message, hint_for(message))
+
+
+def start(
+    sandbox: Sandbox,
+    port: HostPort,
+    published: Sequence[tuple[HostPort, int]],
+    helper: Helper | None,
+) -> Lifeline:
+    """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError.
+
+    `published` are more ports of the host, each with the port that it leads to inside.
+    """
     command = os.getpid()
     process, has_pidfd = namespaces.open_process(command)
     # Messages with boundaries; end of file when the last descriptor of the other end is closed.
@@ -155,20 +169,27 @@ def start(sandbox: Sandbox, port: HostPort, helper: Helper | None) -> Lifeline:
         "process": process,
         "has_pidfd": has_pidfd,
         "serving": [socket.fileno() for socket in port.serving],
-        "guards": [socket.fileno() for socket in port.guards],
+        "published": [
+            (socket.fileno(), guest) for other, guest in published for socket in other.serving
+        ],
+        "guards": [
+            socket.fileno()
+            for each in (port, *(other for other, _ in published))
+            for socket in each.guards
+        ],
         "lifeline": theirs.fileno(),
         "their_lifeline": ours.fileno(),
         "helper": 0,
         "helper_name": helper.name if helper else "",
         "ready_limit": READY_LIMIT,
     }
-    sources = {name: _source_of(name) for name in NATIVE_ROOMS}
+    sources = {name: _source_of(name) for name in ROOMS}
     try:
         middle = os.fork()
         if middle == 0:
             _in_child(lambda: _fork_again(settings, helper, sources, ours, theirs))
     except OSError as error:
-        raise PortwrapError(f"fork: {error.strerror}", _OVERLOADED) from error
+        raise _overloaded(f"fork: {error.strerror}") from error
     theirs.close()
     os.close(process)
     try:
@@ -227,23 +248,26 @@ def _keep(
     lifeline: _socket.socket,
 ) -> None:
     """Wait for "go", start the network helper and become the lean interpreter, where it has to be:
-    inside the sandbox to relay, outside to hand over."""
+    inside the sandbox if all it does is to relay into it, else outside."""
     os.chdir("/")
     leave_standard_streams()
-    namespaces_of_command = _receive(lifeline)
-    if not namespaces_of_command:
+    received = _receive(lifeline)
+    if not received:
         return  # the other end is gone: it has said why
+    namespaces_of_command, settings["services"] = received[:2], received[2:]
     questions = _agree(settings, lifeline) if settings["forward"] != "relay" else []
     if helper is not None:
         settings.update(_start_helper(helper, settings["command"]))
     if questions:
         settings["questions"] = questions[0]
+    if questions or settings["services"]:
         settings["namespaces"] = namespaces_of_command
     else:
         _enter(namespaces_of_command)
-    rooms = NATIVE_ROOMS if questions else RELAY_ROOMS
+    left_out = (() if questions else NATIVE_ROOMS) + (() if settings["services"] else SERVICE_ROOMS)
+    rooms = [name for name in ROOMS if name not in left_out]
     codes = [(name, compile_lean(sources[name], name)) for name in rooms]
-    settings["most_connections"] = _raise_descriptor_limit()
+    settings["most_connections"] = _raise_descriptor_limit(settings)
     _become_lean(codes, settings)
 
 
@@ -286,7 +310,7 @@ def leave_standard_streams() -> None:
 
 def _receive(lifeline: _socket.socket) -> list[int]:
     """The descriptors of the next message; none if the command is gone."""
-    room = _socket.CMSG_SPACE(2 * array.array("i").itemsize)
+    room = _socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
     _, ancillary, _, _ = lifeline.recvmsg(16, room)
     descriptors = array.array("i")
     for _, _, rights in ancillary:
@@ -333,11 +357,12 @@ def _exec_helper(command: list[str], keeper: int, ready: tuple[int, int], words_
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
 
 
-def _raise_descriptor_limit() -> int:
+def _raise_descriptor_limit(settings: dict[str, Any]) -> int:
     """Raise the soft limit to the hard one; return how many connections fit, at two each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(1, (hard - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
+    held = sum(len(settings[key]) for key in ("published", "guards", "services"))
+    return max(1, (hard - held - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
 
 
 def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None:
@@ -347,7 +372,8 @@ def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None
         marshal.dump((codes, settings), file)
     os.lseek(memory, 0, os.SEEK_SET)
     passed = [settings["process"], settings["lifeline"]]
-    passed += [*settings["serving"], *settings["guards"], memory]
+    passed += [*settings["serving"], *settings["guards"], *settings["services"], memory]
+    passed += [descriptor for descriptor, _ in settings["published"]]
     passed += settings.get("namespaces", [])
     others = ("ready", "helper_words", "helper_process", "questions")
     passed += [settings[key] for key in others if key in settings]

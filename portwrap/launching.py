@@ -3,10 +3,12 @@
     P  the process that the batch system started; it ends up being the command itself
     K  the keeper (keeper.py, relay.py), the one helper that stays, with the network helper as child
 
-     1  P binds and listens on the host port
+     1  P binds and listens on the host port, and on those to be published
      2  P opens what K needs of it and forks K, which stays in the host's namespaces for now
-     3  P moves into new user and network namespaces and tells K to go
-     4  K starts the network helper on them, follows P inside and becomes the lean relay
+     3  P moves into new user and network namespaces, listens in there for the host services, and
+        tells K to go
+     4  K starts the network helper on them, follows P inside and becomes the lean relay; where it
+        has to stay outside, for host services or for the hand-over, a worker of it relays inside
      5  K says that it is ready: from here on the forward and the way out work
      6  P arms the lifeline and execs the command in place
 
@@ -21,18 +23,23 @@ import errno
 import fcntl
 import os
 import sys
+import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import keeper, namespaces, network, ports
+from . import dns, keeper, namespaces, network, ports, services
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
+    from .services import Service
+
+BEGAN = time.monotonic()
+"""When this program began, or a millisecond later: seconds of the monotonic clock."""
 GUEST_PORT = 8888
 """The port that the server listens on inside, unless another one is asked for."""
 LIFELINE_FROM = 960
@@ -51,6 +58,9 @@ class Sandbox:
         forward: str = "auto",
         network: str = "auto",
         verbose: bool = False,
+        published: Sequence[tuple[int, int]] = (),
+        host_services: Sequence[Service] = (),
+        announce: Callable[[Sandbox, dict[str, Any]], None] | None = None,
     ) -> None:
         self.host_port = host_port
         self.guest_port = guest_port
@@ -59,6 +69,14 @@ class Sandbox:
         self.forward = forward  # "native", "relay", or "auto": native where it can be
         self.network = network  # one of network.WAYS_OUT
         self.verbose = verbose
+        self.published = published  # more ports of the host, and where they lead inside
+        self.host_services = services.distinct(host_services)
+        self.announce = announce  # told what was made, just before the command begins
+
+    def step(self, text: str) -> None:
+        """Say what has been done, where the user has asked to be told."""
+        if self.verbose:
+            say(f"{self.program}: {milliseconds()} ms: {text}\n")
 
 
 def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -66,22 +84,83 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _reserve_standard_descriptors()
     _die_natively()
     path = find_command(command[0], environ)
+    sandbox.step(f"the command is {path}")
     helper = network.choose(sandbox.network, environ)
+    resolvers = dns.needed()
+    offered = services.distinct([*sandbox.host_services, *resolvers])
+    services.check(offered, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
-    lifeline = keeper.start(sandbox, port, helper)
-    port.close()
+    sandbox.step(f"listening on {address_of(sandbox)}")
+    published = [
+        (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
+        for number, guest in sandbox.published
+    ]
+    lifeline = keeper.start(sandbox, port, published, helper)
+    for bound in (port, *(other for other, _ in published)):
+        bound.close()
     namespaces.enter_new(0)
-    lifeline.send_namespaces()
-    _choose_forward(sandbox, lifeline)
+    _offer(offered, lifeline)
+    sandbox.step("in user and network namespaces of our own")
+    forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
+    sandbox.step("the keeper is ready" + (", and so is the way out" if helper else ""))
+    if sandbox.announce:
+        facts = _what_was_made(sandbox, forward, helper.name if helper else "none", resolvers)
+        sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)
 
 
-def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
-    """Hand the host's socket over to the server where that works, else leave it to the relay."""
+def _what_was_made(
+    sandbox: Sandbox, forward: str, way_out: str, resolvers: Sequence[Service]
+) -> dict[str, str]:
+    """What leads in besides the host port, and out; "" for nothing."""
+    return {
+        "forward": forward,
+        "way out": way_out,
+        "private views": "",
+        "published": ports.describe_pairs(sandbox.published),
+        "host's own inside": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
+    }
+
+
+def say_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
+    """The start-up line: what leads in and out, and how long it took."""
+    from . import __version__
+
+    told = "; ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+    say(
+        f"{sandbox.program}: version {__version__}; {address_of(sandbox)} leads to port"
+        f" {sandbox.guest_port} inside; {told}; {milliseconds()} ms\n"
+    )
+
+
+def milliseconds() -> int:
+    """How long this program has been running."""
+    return round(1000 * (time.monotonic() - BEGAN))
+
+
+def address_of(sandbox: Sandbox) -> str:
+    """Where the host listens."""
+    host = f"[{sandbox.host}]" if ":" in sandbox.host else sandbox.host
+    return f"{host}:{sandbox.host_port}"
+
+
+def _offer(host_services: Sequence[Service], lifeline: keeper.Lifeline) -> None:
+    """Listen inside for the services of the host, and have the keeper go on."""
+    listeners = services.listen(host_services)
+    lifeline.send_go(listeners)
+    for listener in listeners:
+        listener.close()
+
+
+def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
+    """Hand the host's socket over to the server where that works, else leave it to the relay.
+
+    Returns which of the two it is.
+    """
     if sandbox.forward == "relay":
-        return
+        return "relay"
     why = lifeline.offer_native()
     if why and sandbox.forward == "native":
         raise PortwrapError(
@@ -89,8 +168,9 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> None:
             "It needs Linux 5.9 or newer and no other seccomp listener; --forward auto relays"
             " where it cannot be had.",
         )
-    if why and sandbox.verbose:
-        say(f"{sandbox.program}: forward: relay, because {why}\n")
+    if why:
+        sandbox.step(f"forward: relay, because {why}")
+    return "relay" if why else "native"
 
 
 def is_threaded() -> bool:

@@ -14,7 +14,7 @@ import sys
 
 import _socket  # the C half of `socket`: the other half costs 5 ms of every start
 
-from .errors import PortwrapError
+from .errors import PortwrapError, hint_for
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -143,49 +143,10 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _refused(error: OSError, tried: str) -> PortwrapError:
-    """The refusal of a namespace as a message: the errno and the sysctls choose the hint."""
-    return PortwrapError(f"{tried}: {error.strerror}", _why_refused(error.errno or 0))
-
-
-def _why_refused(number: int) -> str:
-    if _read("/proc/sys/user/max_user_namespaces") == "0":
-        return (
-            "User namespaces are switched off: as root,"
-            " 'sysctl -w user.max_user_namespaces=28633' and the same line in /etc/sysctl.d."
-        )
-    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
-        return (
-            "User namespaces are for root only: as root,"
-            " 'sysctl -w kernel.unprivileged_userns_clone=1' and the same line in /etc/sysctl.d."
-        )
-    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return (
-            "AppArmor restricts user namespaces (Ubuntu 24.04 and later): allow this program with"
-            " a profile that says 'userns,', or as root"
-            " 'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0'."
-        )
-    if number == errno.ENOSPC:
-        return (
-            "A limit of namespaces is reached: see user.max_user_namespaces and"
-            " user.max_net_namespaces, and how many are in use with 'lsns'."
-        )
-    if number == errno.EINVAL and len(os.listdir("/proc/self/task")) > 1:
-        return (
-            "This interpreter starts a thread by itself, and a process with threads cannot enter a"
-            " user namespace: look at LD_PRELOAD and at .pth files of this Python."
-        )
-    if number in (errno.EPERM, errno.EACCES):
-        return (
-            "Something outside forbids user namespaces: a container, a chroot, a seccomp filter"
-            " or a security module. 'unshare -Urn true' in the same place must work."
-        )
-    return "This kernel has no user or network namespaces: Linux 4.18 or newer with both is needed."
+    """The refusal of a namespace as a message."""
+    message = f"{tried}: {error.strerror}"
+    threads = len(os.listdir("/proc/self/task"))
+    if error.errno == errno.EINVAL and threads > 1:
+        message += f", with {threads} threads"
+    return PortwrapError(message, hint_for(message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .errors import PortwrapError
+from .errors import PortwrapError, hint_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Pasta:
             *("--tcp-ports=none", "--udp-ports=none", "--tcp-ns=none", "--udp-ns=none"),
             # without it its router is the host's 127.0.0.1, with every service of every user there
             "--no-map-gw",
-            # By default it takes the host's address, and servers there are out of reach from inside.
+            # By default it takes the host's address, and hides the host's servers with that.
             f"--address={self.subnet}.100",
             "--netmask=24",
             f"--gateway={self.subnet}.2",
@@ -127,11 +127,8 @@ def choose(way: str, environ: Mapping[str, str]) -> Helper | None:
         if path is not None:
             return kind(path, routes)
         missing.append(f"{kind.name} is not on PATH")
-    raise PortwrapError(
-        f"{' and '.join(missing)}, without which the sandbox has no way out",
-        "Install slirp4netns or pasta on every node (Debian, Ubuntu and RHEL have packages"
-        " slirp4netns and passt); batch jobs may have a shorter PATH than your shell.",
-    )
+    message = f"{' and '.join(missing)}, and without it the sandbox has no way out"
+    raise PortwrapError(message, hint_for(message))
 
 
 def find_executable(name: str, environ: Mapping[str, str]) -> str | None:

@@ -10,7 +10,7 @@ import errno
 import sys
 
 from .errors import OURS, USAGE, PortwrapError
-from .ports import parse_port
+from .ports import parse_pairs, parse_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,14 +20,31 @@ if TYPE_CHECKING:
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 
 
-class Option:
-    """One option: its names, the name of its value ("" for none), and its help."""
+PREFIX = "PORTWRAP_"
+NOT_SETTINGS = ("PORTWRAP_TEST", "PORTWRAP_DEMO")
+"""Beginnings of names that the project's own tests and demonstration use."""
+SWITCHED_OFF = ("0", "no", "false", "off")
 
-    def __init__(self, names: Sequence[str], value: str, text: str, default: str = "") -> None:
+
+class Option:
+    """One option: its names, the name of its value ("" for none), and its help.
+
+    The values of a repeatable one are joined by commas.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        value: str,
+        text: str,
+        default: str = "",
+        repeatable: bool = False,
+    ) -> None:
         self.names = names
         self.value = value
         self.text = text
         self.default = default
+        self.repeatable = repeatable
 
     @property
     def key(self) -> str:
@@ -37,19 +54,27 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable that sets it where the command line does not."""
-        return "PORTWRAP_" + self.key.upper().replace("-", "_")
+        return PREFIX + self.key.upper().replace("-", "_")
 
 
 class Parser:
     """Reads our options up to the first word that is none of them."""
 
-    def __init__(self, program: str, usage: str, about: str, options: Sequence[Option]) -> None:
+    def __init__(
+        self,
+        program: str,
+        usage: str,
+        about: str,
+        options: Sequence[Option],
+        actions: Sequence[Option] = (),
+    ) -> None:
         self.program = program
         self.usage = usage
         self.about = about
         self.settable = options
         self.options = [
             *options,
+            *actions,  # what is done instead of running a command: never from the environment
             Option(("-h", "--help"), "", "show this help and exit"),
             Option(("--version",), "", "show the version and exit"),
         ]
@@ -64,8 +89,10 @@ class Parser:
         """
         values = {option.key: option.default for option in self.settable if option.default}
         for option in self.settable:
-            if environ.get(option.variable):
-                values[option.key] = environ[option.variable]
+            text = environ.get(option.variable)
+            if text and (option.value or text.lower() not in SWITCHED_OFF):
+                values[option.key] = text
+        given = set()
         rest = list(words)
         while rest and rest[0].startswith("-") and rest[0] != "-":
             word = rest.pop(0)
@@ -78,6 +105,9 @@ class Parser:
                 value = rest.pop(0)
             elif not option.value and value is not None:
                 raise self.error(f"{word}: {option.names[-1]} takes no value")
+            if option.repeatable and option.key in given:
+                value = f"{values[option.key]},{value}"
+            given.add(option.key)
             values[option.key] = value or ""
         return values, rest
 
@@ -104,18 +134,41 @@ class Parser:
             raise self.error(f"{what} must be a number from 1 to 65535, not {text!r}")
         return number
 
+    def port_pairs(self, text: str, what: str) -> list[tuple[int, int]]:
+        """Pairs of ports, no first one twice. Raises PortwrapError, status 2."""
+        pairs = parse_pairs(text)
+        if pairs is None:
+            raise self.error(f"{what} must be PORT[:PORT] or a range of them, not {text!r}")
+        if len({first for first, _ in pairs}) != len(pairs):
+            raise self.error(f"{what} names a port twice: {text!r}")
+        return pairs
+
     def choice(self, text: str, what: str, choices: Sequence[str]) -> str:
         """One of the choices. Raises PortwrapError, status 2."""
         if text not in choices:
             raise self.error(f"{what} must be one of {', '.join(choices)}, not {text!r}")
         return text
 
+    def warn_of_unknown(self, environ: Mapping[str, str], others: Sequence[str] = ()) -> None:
+        """Name the variables that look like settings of ours and are none, in one line.
+
+        A misspelt one would do nothing, silently. `others` are not ours and known all the same.
+        """
+        ours = [name for name in environ if name.startswith(PREFIX)]
+        if not ours:
+            return
+        settings = [option.variable for option in self.settable]
+        unknown = sorted(set(ours).difference(settings, others))
+        unknown = [name for name in unknown if not name.startswith(NOT_SETTINGS)]
+        if unknown:
+            names = ", ".join(map(repr, unknown)).replace("'", "")
+            say(f"{self.program}: not a setting: {names}; there are {', '.join(settings)}\n")
+
     def help(self) -> str:
         """The text of --help."""
-        left = [", ".join(option.names) + f" {option.value}".rstrip() for option in self.options]
-        width = max(map(len, left)) + 2
-        rows = [f"  {a:<{width}}{option.text}\n" for a, option in zip(left, self.options)]
-        return f"usage: {self.usage}\n\n{self.about}\n\noptions:\n{''.join(rows)}"
+        from . import help as page  # nothing of it is needed to start
+
+        return page.text(self)
 
 
 def say(text: str) -> None:

@@ -7,7 +7,11 @@ import os
 
 import _socket  # the C half of `socket`: the other half costs 5 ms of every start
 
-from .errors import PortwrapError
+from .errors import PortwrapError, hint_for
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BACKLOG = 4096
 """Connections the kernel keeps for us while we are busy; it lowers this to net.core.somaxconn."""
@@ -15,6 +19,7 @@ BACKLOG = 4096
 HIGHEST = 65535
 EVERY_IPV4 = "0.0.0.0"
 EVERY_ADDRESS = "::"
+HOST_PORT, PUBLISHED = "host port", "published port"
 
 
 class HostPort:
@@ -44,12 +49,52 @@ def parse_port(text: str) -> int | None:
     return None
 
 
-def bind(address: str, number: int) -> HostPort:
+def parse_pairs(text: str) -> list[tuple[int, int]] | None:
+    """Return the pairs of ports that a list like "8787,9000:80,30000-30010:40000-40010" means:
+    each port with itself where there is no second one. None if it is no such list."""
+    pairs = []
+    for item in text.split(","):
+        first, colon, second = item.partition(":")
+        firsts = parse_range(first)
+        seconds = parse_range(second) if colon else firsts
+        if firsts is None or seconds is None or len(firsts) != len(seconds):
+            return None
+        pairs += list(zip(firsts, seconds))
+    return pairs
+
+
+def parse_range(text: str) -> range | None:
+    """Return the ports that "30000" or "30000-30010" means; None if it is neither."""
+    first, dash, last = text.strip().partition("-")
+    start = parse_port(first)
+    end = parse_port(last) if dash else start
+    return None if start is None or end is None or end < start else range(start, end + 1)
+
+
+def describe_pairs(pairs: Sequence[tuple[int, int]]) -> str:
+    """The text that `parse_pairs` makes these pairs of, as short as it can be."""
+    runs: list[tuple[int, int, int]] = []  # first, its other port, how many
+    for one, other in pairs:
+        if runs and (one, other) == (runs[-1][0] + runs[-1][2], runs[-1][1] + runs[-1][2]):
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+        else:
+            runs.append((one, other, 1))
+    return ", ".join(
+        _describe_range(one, count) + ("" if one == other else f":{_describe_range(other, count)}")
+        for one, other, count in runs
+    )
+
+
+def _describe_range(first: int, count: int) -> str:
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+def bind(address: str, number: int, role: str = HOST_PORT) -> HostPort:
     """Bind and listen on TCP port `number` of the host's `address`.
 
     "" and "::" mean every address of both families; "0.0.0.0" every IPv4 address, and then the
     IPv6 side of the port is held without being served: a neighbour who binds [::] would otherwise
-    be asked by whoever looks the node up by IPv6. Raises PortwrapError.
+    be asked by whoever looks the node up by IPv6. `role` is for the message. Raises PortwrapError.
     """
     port = HostPort(number, address)
     try:
@@ -62,7 +107,7 @@ def bind(address: str, number: int) -> HostPort:
             port.serving.append(_listen(*_resolve(address), number))
     except OSError as error:
         port.close()
-        raise _cannot_bind(error, address or EVERY_ADDRESS, number) from error
+        raise _cannot_bind(error, address or EVERY_ADDRESS, number, role) from error
     return port
 
 
@@ -149,20 +194,9 @@ def _bind_once(family: int, address: str, number: int, reuse: bool = False) -> _
     return socket
 
 
-def _cannot_bind(error: OSError, address: str, number: int) -> PortwrapError:
+def _cannot_bind(error: OSError, address: str, number: int, role: str) -> PortwrapError:
     where = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
+    message = f"{role} {where}: {os.strerror(error.errno or 0)}"
     if isinstance(error, _socket.gaierror):
-        return PortwrapError(
-            f"cannot look up the host address {address!r}: {error.strerror}",
-            "It comes from JUPYTERHUB_SERVICE_URL or --host: set c.Spawner.ip to '0.0.0.0'.",
-        )
-    hints = {
-        errno.EADDRINUSE: "Another program of this node took it first: start the server again"
-        " (it gets another port); 'ss -ltnp' shows who.",
-        errno.EADDRNOTAVAIL: "This node has no such address: set c.Spawner.ip to '0.0.0.0'.",
-        errno.EACCES: "Ports below net.ipv4.ip_unprivileged_port_start are root's:"
-        " choose one from 1024 up.",
-    }
-    reason = os.strerror(error.errno or 0)
-    other = "'ip address' shows which addresses this node has, 'ss -ltnp' which ports are taken."
-    return PortwrapError(f"host port {where}: {reason}", hints.get(error.errno or 0, other))
+        message = f"cannot look up the host address {address!r}: {error.strerror}"
+    return PortwrapError(message, hint_for(message))

@@ -29,8 +29,9 @@ TURN = 16
 """Reads in a row for one connection before the others have their turn."""
 ACCEPTS = 64
 """Connections accepted in a row before those that are there have their turn."""
-REDIAL_FIRST, REDIAL_LAST = 0.01, 1.0
-"""Seconds until a connection that the server's full backlog swallowed is tried again; doubles."""
+REDIAL_FIRST, REDIAL_LAST = 0.01, 0.25
+"""Seconds until connections that the server's full backlog swallowed are tried again; doubles while
+none gets through."""
 LATE_RETRY = 1.0
 """Seconds until accepting goes on after the system had no descriptor or memory for us."""
 GUESTS = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))
@@ -53,6 +54,7 @@ class Side:
         "dialling",
         "ended",
         "hung_up",
+        "inward",
         "peer",
         "readable",
         "socket",
@@ -68,49 +70,61 @@ class Side:
         self.hung_up = False  # the kernel told that an end or an error is among it
         self.ended = False  # its end of file was read
         self.dialling = False  # connect(2) is under way
+        self.inward = False  # the end in the sandbox
         self.unsent: memoryview | None = None  # read from the peer, not yet taken by this socket
         self.chunk = FIRST_CHUNK
 
 
+class Place:
+    """Where clients are led: a TCP port, and the family and address of each target to try.
+
+    `inward` tells whether that is in the sandbox; else the clients are.
+    """
+
+    __slots__ = ("inward", "last", "port", "targets")
+
+    def __init__(self, port: int, targets: Sequence[tuple[int, str]], inward: bool = True) -> None:
+        self.port = port
+        self.targets = targets
+        self.inward = inward
+        self.last = 0  # the entry of targets that answered last
+
+    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
+        """Lead clients elsewhere from now on."""
+        self.port, self.targets, self.last = port, targets, 0
+
+
 class Dial:
-    """A connection inward that has not been answered yet."""
+    """A connection that has not been answered yet."""
 
-    __slots__ = ("again", "pause", "side", "target")
+    __slots__ = ("begun", "place", "refused", "side", "target")
 
-    def __init__(self, side: Side, target: int) -> None:
+    def __init__(self, side: Side, place: Place) -> None:
         self.side = side
-        self.target = target
-        self.pause = REDIAL_FIRST
-        self.again = time.monotonic() + self.pause
+        self.place = place
+        self.target = place.last
+        self.refused = False  # nobody listens there; another target is to be tried
+        self.begun = time.monotonic()
 
 
 class Relay:
-    """Accepts on listening sockets and connects each client to `port` at one of `targets`."""
+    """Accepts on listening sockets and connects each client to the place of its listener."""
 
-    def __init__(
-        self,
-        port: int,
-        most_connections: int,
-        targets: Sequence[tuple[int, str]] = GUESTS,
-    ) -> None:
-        self.port = port
+    def __init__(self, most_connections: int) -> None:
         self.most_connections = most_connections
-        self.targets = targets
         self.epoll = select.epoll()
         self.watched: dict[int, Callable[[], None]] = {}
         self.listeners: dict[int, _socket.socket] = {}
+        self.places: dict[int, Place] = {}  # of the listeners
         self.sides: dict[int, Side] = {}
         self.dials: dict[int, Dial] = {}
+        self.redial_pause = REDIAL_FIRST
+        self.redial_at = 0.0
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
-        self.target = 0  # the entry of targets that answered last
         self.buffer = bytearray(CHUNK)
         self.view = memoryview(self.buffer)
-
-    def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
-        """Connect clients to another place from now on."""
-        self.port, self.targets, self.target = port, targets, 0
 
     # -- what is watched -------------------------------------------------------------------
 
@@ -126,12 +140,13 @@ class Relay:
         del self.watched[descriptor]
         self.epoll.unregister(descriptor)
 
-    def serve(self, listener: _socket.socket) -> None:
-        """Relay every connection that this listening socket takes."""
+    def serve(self, listener: _socket.socket, place: Place) -> None:
+        """Relay every connection that this listening socket takes to this place."""
         # Sockets from accept(2) inherit it (tcp(7)): small messages must not wait for an answer.
         listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         listener.setblocking(False)
         self.listeners[listener.fileno()] = listener
+        self.places[listener.fileno()] = place
         self.watch(listener.fileno(), lambda: None)
 
     def refuse(self, listener: _socket.socket) -> None:
@@ -148,14 +163,19 @@ class Relay:
         # Edge-triggered: a socket that is only bound is at its end all the time (EPOLLHUP).
         self.watch(listener.fileno(), turn_away, edge=True)
 
-    def stop_serving(self, listener: _socket.socket) -> None:
-        """Undo `serve` and close the socket; connections that are there go on."""
+    def release(self, listener: _socket.socket) -> None:
+        """Undo `serve`; connections that are there go on."""
         self.unwatch(listener.fileno())
         del self.listeners[listener.fileno()]
+        del self.places[listener.fileno()]
+
+    def stop_serving(self, listener: _socket.socket) -> None:
+        """Undo `serve` and close the socket."""
+        self.release(listener)
         listener.close()
 
     def stop_listening(self) -> None:
-        """Undo every `serve`; connections that are there go on."""
+        """Undo every `serve` and close its socket."""
         for listener in list(self.listeners.values()):
             self.stop_serving(listener)
 
@@ -185,7 +205,7 @@ class Relay:
         """Seconds to wait for events."""
         if self.turned_off:
             return 0.0
-        moments = [dial.again for dial in self.dials.values()]
+        moments = [self.redial_at] if self.dials else []
         if self.paused and self.resume_at:
             moments.append(self.resume_at)
         if moments:
@@ -213,7 +233,7 @@ class Relay:
                         self.pause(time.monotonic() + LATE_RETRY)
                         return
                     continue  # ECONNABORTED and its like: this client is gone (accept(2))
-                self.connect(client)
+                self.connect(client, self.places[listener.fileno()])
 
     def pause(self, resume_at: float) -> None:
         """Accept nothing until a connection has ended, or until a moment of time.monotonic()."""
@@ -233,11 +253,12 @@ class Relay:
             self.epoll.modify(descriptor, select.EPOLLIN | select.EPOLLRDHUP)
         return True
 
-    def connect(self, client: _socket.socket) -> None:
-        """Connect a new client inward."""
+    def connect(self, client: _socket.socket, place: Place) -> None:
+        """Connect a new client to its place."""
         outer = Side(client)
+        outer.inward = not place.inward
         try:
-            inner = self.dial(outer, self.target)
+            inner = self.dial(outer, place, place.last)
         except OSError as error:
             reset(client)
             if error.errno in OUT_OF_RESOURCES:
@@ -245,17 +266,21 @@ class Relay:
             return
         outer.peer = inner
         self.add(outer)
-        self.dials[inner.descriptor] = Dial(inner, self.target)
+        if not self.dials:
+            self.redial_pause = REDIAL_FIRST
+            self.redial_at = time.monotonic() + REDIAL_FIRST
+        self.dials[inner.descriptor] = Dial(inner, place)
 
-    def dial(self, outer: Side, target: int) -> Side:
-        """Start a connection to a target. Raises OSError."""
-        family, address = self.targets[target]
+    def dial(self, outer: Side, place: Place, target: int) -> Side:
+        """Start a connection to an entry of the place's targets. Raises OSError."""
+        family, address = place.targets[target]
         kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
         inner = Side(_socket.socket(family, kind))
         inner.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         inner.peer = outer
         inner.dialling = True
-        inner.socket.connect_ex((address, self.port))  # the answer comes as an event
+        inner.inward = place.inward
+        inner.socket.connect_ex((address, place.port))  # the answer comes as an event
         self.add(inner)
         return inner
 
@@ -268,36 +293,61 @@ class Relay:
         dial = self.dials.pop(inner.descriptor)
         if not event & (select.EPOLLERR | select.EPOLLHUP):
             inner.dialling = False
-            self.target = dial.target
+            dial.place.last = dial.target
             return
-        tried = (dial.target + 1) % len(self.targets)
-        if tried != self.target:
-            self.replace(dial, tried)
+        tried = (dial.target + 1) % len(dial.place.targets)
+        if tried != dial.place.last:
+            # After this turn's events: a new socket may get a number that one of them still means.
+            dial.target, dial.refused = tried, True
+            self.dials[inner.descriptor] = dial
         else:
             self.abort(inner)
 
     def redial(self) -> None:
-        """Try again where the server's backlog was full: the kernel itself would wait a second."""
-        if not self.dials:
-            return
-        now = time.monotonic()
-        for dial in [dial for dial in self.dials.values() if dial.again <= now]:
-            del self.dials[dial.side.descriptor]
-            dial.pause = min(2 * dial.pause, REDIAL_LAST)
-            self.replace(dial, dial.target)
+        """Try again where the server's backlog was full: the kernel itself would wait a second.
 
-    def replace(self, dial: Dial, target: int) -> None:
-        """Give a client that waits for the server another socket inward."""
+        Oldest first, and for each place only until one finds the backlog still full: the others
+        would, too, and all at once they would keep the server from the processor.
+        """
+        for dial in [dial for dial in self.dials.values() if dial.refused]:
+            self.replace(dial)
+        if not self.dials or time.monotonic() < self.redial_at:
+            return
+        progress = False
+        full = set()
+        for dial in sorted(self.dials.values(), key=lambda dial: dial.begun):
+            if dial.place in full:
+                continue
+            if not self.is_connected(dial):
+                if not self.replace(dial):
+                    continue
+                if not self.is_connected(dial):
+                    full.add(dial.place)
+                    continue
+            progress = True
+        self.redial_pause = REDIAL_FIRST if progress else min(2 * self.redial_pause, REDIAL_LAST)
+        self.redial_at = time.monotonic() + self.redial_pause
+
+    def is_connected(self, dial: Dial) -> bool:
+        """Whether the server's backlog has taken this connection; its event tells it later."""
+        _, address = dial.place.targets[dial.target]
+        # A second connect(2) gives the state of the first one.
+        answer = dial.side.socket.connect_ex((address, dial.place.port))
+        return answer in (0, errno.EISCONN)
+
+    def replace(self, dial: Dial) -> bool:
+        """Give a client that waits for the server another socket inward. False: it cannot."""
         outer = dial.side.peer
+        del self.dials[dial.side.descriptor]
         self.drop(dial.side)
         try:
-            dial.side = outer.peer = self.dial(outer, target)
+            dial.side = outer.peer = self.dial(outer, dial.place, dial.target)
         except OSError:
             self.drop(outer, with_reset=True)
-            return
-        dial.target = target
-        dial.again = time.monotonic() + dial.pause
+            return False
+        dial.refused = False
         self.dials[dial.side.descriptor] = dial
+        return True
 
     # -- moving bytes ----------------------------------------------------------------------
 
@@ -441,8 +491,11 @@ class Relay:
             self.turn(until - time.monotonic())
 
     def undelivered(self) -> bool:
-        """Whether anything is left that a client has not taken."""
-        return bool(self.turned_off) or any(side.unsent for side in self.sides.values())
+        """Whether anything is left that the sandbox has sent. The end of file of a process that
+        has gone comes after all that it has sent, part of which may still be on its way."""
+        return bool(self.turned_off) or any(
+            side.unsent or (side.inward and not side.ended) for side in self.sides.values()
+        )
 
 
 def accept(listener: _socket.socket) -> _socket.socket:

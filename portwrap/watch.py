@@ -3,7 +3,8 @@
 It runs alone, in a lean interpreter that `keeper.py` starts with `python -I -S`, its code handed
 over in memory, and imports C modules only: `os`, `socket` and `signal` would add 1.3 MB to every
 session. It ends when the command is gone, ends the command when the network helper is gone, and
-in between runs the relay (`relay.py`) or the hand-over (`handover.py`).
+in between runs the relay (`relay.py`) or the hand-over (`handover.py`). It is in the sandbox where
+it relays into it only; else it stays with the host, and a worker (`worker.py`) is in there.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import time
 
 import _socket
 
-from .relay import Relay
+from .relay import GUESTS, Place, Relay
+from .worker import LAST_WORDS, Worker, enter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
+    from .datagrams import Datagrams
     from .handover import Handover
 
-LAST_WORDS = 0.5
-"""Seconds to deliver what the command sent before it ended."""
 PROC_INTERVAL = 2.0
 """Seconds between two looks at the command's /proc entry where the kernel has no pidfd."""
 
@@ -42,9 +44,12 @@ class Keeper:
         kind = _socket.SOCK_SEQPACKET
         self.lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
         self.lifeline_whole = True
+        self.ready = False
         self.helper_piped = True
         self.handover: Handover | None = None
-        self.relay = Relay(settings["guest_port"], settings["most_connections"])
+        self.relay = Relay(settings["most_connections"])
+        self.workers: list[Worker] = []
+        self.datagrams: list[Datagrams] = []
 
     def run(self) -> NoReturn:
         """Wait until the network helper is ready, say so, and serve until the command is gone."""
@@ -53,35 +58,84 @@ class Keeper:
             self.wait_for_helper()
         self.watch()
         self.tell("ready")
+        self.ready = True
         while True:
             self.relay.turn(self.patience())
             if not self.has_pidfd:
                 self.look_at_both()
             if self.handover is not None:
                 self.handover.look()
+            for datagrams in self.datagrams:
+                datagrams.look()
 
     def begin_forwarding(self) -> None:
-        """Serve the host port, or be ready to hand it over."""
-        for descriptor in self.settings["guards"]:
-            self.relay.refuse(_socket.socket(fileno=descriptor))
-        if "questions" in self.settings:
+        """Serve every port that leads in or out, or be ready to hand the host port over."""
+        settings = self.settings
+        inward = [(_socket.socket(fileno=number), port) for number, port in settings["published"]]
+        if "questions" not in settings:
+            hosts = [_socket.socket(fileno=number) for number in settings["serving"]]
+            inward += [(host, settings["guest_port"]) for host in hosts]
+        if "namespaces" not in settings:  # we are in there
+            self.serve_inward(inward)
+        elif inward:
+            self.start_worker(inward)
+        for number in settings["guards"]:
+            self.relay.refuse(_socket.socket(fileno=number))
+        for number in settings["services"]:
+            self.offer(_socket.socket(fileno=number))
+        if "questions" in settings:
             from .handover import Handover
 
-            self.handover = Handover(self.settings, self.relay, self.explain)
+            self.handover = Handover(settings, self.relay, self.explain, self.go_inside)
+
+    def serve_inward(self, routes: Sequence[tuple[_socket.socket, int]]) -> None:
+        """Relay from these sockets of the host to these ports inside, where we are."""
+        for listener, port in routes:
+            self.relay.serve(listener, Place(port, GUESTS))
+
+    def offer(self, listener: _socket.socket) -> None:
+        """Relay from this socket inside to the same address and port of the host, where we are."""
+        if listener.type == _socket.SOCK_DGRAM:
+            from .datagrams import Datagrams
+
+            self.datagrams.append(Datagrams(self.relay, listener))
             return
-        for descriptor in self.settings["serving"]:
-            self.relay.serve(_socket.socket(fileno=descriptor))
+        address, port = listener.getsockname()[:2]
+        self.relay.serve(listener, Place(port, [(listener.family, address)], inward=False))
+
+    def go_inside(self, hosts: list[_socket.socket], port: int) -> None:
+        """Relay from these sockets of the host to this port inside, for good."""
+        routes = [(host, port) for host in hosts]
+        if self.settings["services"]:
+            self.start_worker(routes)  # the host's services are reached from out here only
+            return
+        for namespace in self.settings["namespaces"]:
+            enter(namespace)
+        self.serve_inward(routes)
+
+    def start_worker(self, routes: Sequence[tuple[_socket.socket, int]]) -> None:
+        """Have a process inside relay from these sockets of the host."""
+        limit = self.settings["most_connections"]
+        worker = Worker(routes, self.settings["namespaces"], limit)
+        self.workers.append(worker)
+        why = worker.wait_until_ready()
+        if why and self.ready:
+            self.end_session(f"the relay in the sandbox {why}")
+        elif why:
+            self.give_up(f"the relay in the sandbox {why}")
+        self.relay.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
 
     def patience(self) -> float:
         """Seconds until something is to be looked at that gives no event; -1: nothing is."""
         limits = [PROC_INTERVAL] if not self.has_pidfd else []
         if self.handover is not None and self.handover.waiting:
             limits.append(self.handover.patience())
+        limits += [datagrams.patience() for datagrams in self.datagrams if datagrams.clients]
         return min(limits, default=-1.0)
 
     def wait_for_helper(self) -> None:
         """Return when the network helper has said that it is ready; else tell the command why."""
-        ready = self.settings["ready"]
+        ready, name = self.settings["ready"], self.settings["helper_name"]
         poll = select.poll()
         for descriptor in (ready, self.lifeline.fileno(), self.helper_words):
             poll.register(descriptor, select.POLLIN)
@@ -96,9 +150,10 @@ class Keeper:
                 posix.close(ready)
                 return
             if ready in events:
-                self.give_up(f"ended before it was ready{self.verdict()}")
+                self.give_up(f"{name} ended before it was ready{self.verdict()}")
             if not events:
-                self.give_up(f"was not ready in {self.settings['ready_limit']} s{self.verdict()}")
+                limit = self.settings["ready_limit"]
+                self.give_up(f"{name} was not ready in {limit} s{self.verdict()}")
 
     def watch(self) -> None:
         """Put everything that can end the session into the relay's loop."""
@@ -134,22 +189,29 @@ class Keeper:
 
     def on_command_end(self) -> None:
         self.relay.unwatch(self.process)
-        self.relay.finish(LAST_WORDS)
-        self.leave()
+        self.finish()
 
     def on_lifeline(self) -> None:
         """End of file is no end of the command: some launchers close whatever they do not know."""
         self.relay.unwatch(self.lifeline.fileno())
         self.lifeline_whole = False
         if self.is_gone():
-            self.relay.finish(LAST_WORDS)
-            self.leave()
+            self.finish()
+
+    def finish(self) -> NoReturn:
+        """Deliver what the command sent before it ended, and end."""
+        for worker in self.workers:
+            self.relay.unwatch(worker.link.fileno())
+            worker.finish()
+        self.relay.finish(LAST_WORDS)
+        for worker in self.workers:
+            worker.has_word(LAST_WORDS)
+        self.leave()
 
     def look_at_both(self) -> None:
         """Without pidfds: see whether the command or the network helper has ended."""
         if self.is_gone():
-            self.relay.finish(LAST_WORDS)
-            self.leave()
+            self.finish()
         self.on_helper_end()
 
     # -- the network helper ----------------------------------------------------------------
@@ -173,12 +235,7 @@ class Keeper:
             return
         self.helper = 0
         self.hear_out()
-        if not self.is_gone():
-            self.complain(
-                f"{self.settings['helper_name']} {self.how(status)}; ending the command (SIGTERM)"
-            )
-            self.end_command()
-        self.leave()
+        self.end_session(f"{self.settings['helper_name']} {self.how(status)}{self.last_words()}")
 
     def hear_out(self) -> None:
         """Read what is left in the pipe of a helper that has ended, without waiting."""
@@ -190,12 +247,10 @@ class Keeper:
             pass
 
     def how(self, status: int) -> str:
-        """How a process ended, with its last line."""
+        """How a process ended."""
         if posix.WIFSIGNALED(status):
-            text = f"ended by signal {posix.WTERMSIG(status)}"
-        else:
-            text = f"ended with status {posix.WEXITSTATUS(status)}"
-        return text + self.last_words()
+            return f"ended by signal {posix.WTERMSIG(status)}"
+        return f"ended with status {posix.WEXITSTATUS(status)}"
 
     def last_words(self) -> str:
         lines = self.tail.decode("utf-8", "replace").split("\n")
@@ -210,7 +265,7 @@ class Keeper:
         self.hear_out()
         if process == 0:
             return self.last_words()
-        return f" ({self.how(status)})"
+        return f" ({self.how(status)}{self.last_words()})"
 
     def reap(self, limit: float) -> tuple[int, int]:
         """waitpid for the network helper, `limit` seconds at most."""
@@ -222,7 +277,21 @@ class Keeper:
                 return process, status
             time.sleep(0.005)
 
+    # -- the worker ------------------------------------------------------------------------
+
+    def on_worker_end(self, worker: Worker) -> None:
+        """End the session if a worker is gone: the way in is lost."""
+        self.workers.remove(worker)
+        self.end_session(f"the relay in the sandbox {self.how(worker.end())}")
+
     # -- endings ---------------------------------------------------------------------------
+
+    def end_session(self, why: str) -> NoReturn:
+        """Say why, end the command and end."""
+        if not self.is_gone():
+            self.complain(f"{why}; ending the command (SIGTERM)")
+            self.end_command()
+        self.leave()
 
     def end_command(self) -> None:
         """SIGTERM for the command, exactly once.
@@ -236,7 +305,8 @@ class Keeper:
             posix.kill(self.command, 15)
 
     def give_up(self, why: str) -> NoReturn:
-        self.tell(f"{self.settings['helper_name']} {why}")
+        """Have the launching process say why there is no session."""
+        self.tell(why)
         self.leave()
 
     def tell(self, word: str) -> None:
@@ -258,7 +328,9 @@ class Keeper:
             pass
 
     def leave(self) -> NoReturn:
-        """End the network helper and this process; the kernel closes the rest."""
+        """End the other processes and this one; the kernel closes the rest."""
+        for worker in self.workers:
+            worker.end()
         if self.helper:
             posix.kill(self.helper, 9)
             posix.waitpid(self.helper, 0)

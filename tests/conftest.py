@@ -168,7 +168,7 @@ def _may_be_ours(entry: os.DirEntry[str]) -> bool:
         owner = pwd.getpwuid(entry.stat(follow_symlinks=False).st_uid).pw_name
     except (OSError, KeyError):
         return False
-    return owner in (OWNER, NEIGHBOUR) or "portwrap" in entry.name
+    return owner in (OWNER, NEIGHBOUR) or entry.name.startswith("portwrap-test-")
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,7 @@ def environment(account: str, extra: Mapping[str, str] | None = None) -> dict[st
         "LOGNAME": account,
         "PATH": SYSTEM_PATH,
         "LC_ALL": "C.UTF-8",
+        "PORTWRAP_QUIET": "1",  # no start-up line, but for the tests of it
         **(extra or {}),
     }
 

@@ -106,17 +106,8 @@ def portrait(pid: int) -> dict[str, Any]:
     """What a command inherits from whoever starts it, as proc(5) tells it."""
     status, place = status_of(pid), Path(f"/proc/{pid}")
     fields = place.joinpath("stat").read_text().rpartition(")")[2].split()
-    names: tuple[str, ...] = (
-        "Uid",
-        "Gid",
-        "Groups",
-        "Umask",
-        "SigBlk",
-        "SigIgn",
-        "SigCgt",
-        "NoNewPrivs",
-    )
-    names += ("CapInh", "CapPrm", "CapEff", "CapAmb", "Cpus_allowed", "TracerPid", "Threads")
+    names: tuple[str, ...] = ("Uid", "Gid", "Groups", "Umask", "SigBlk", "SigIgn", "SigCgt")
+    names += ("CapInh", "CapPrm", "CapEff", "CapAmb", "NoNewPrivs", "TracerPid", "Threads")
     return {
         **{name: status[name] for name in names},
         # proc_pid_stat(5), counted behind the name: parent, group, session, terminal, its group

@@ -306,3 +306,34 @@ def kill(pid: int) -> None:
 def end_of(process: subprocess.Popen[str], seconds: float = 10) -> int:
     """The exit status, within a limit in seconds."""
     return process.wait(timeout=seconds)
+
+
+def wake_ups(pid: int) -> int:
+    """How often the process has gone to sleep so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+
+def processor_time(pid: int) -> int:
+    """Clock ticks of processor time used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def settle(keeper: int) -> None:
+    """Wait until the keeper has done what there was to do."""
+
+    def asleep() -> bool:
+        before = wake_ups(keeper)
+        time.sleep(0.05)
+        return wake_ups(keeper) == before
+
+    wait_until(asleep, what="the keeper asleep")
+
+
+def assert_quiet(keeper: int, seconds: float, most: int) -> None:
+    """The keeper sleeps through a window of time, but for `most` wake-ups."""
+    wakes, ticks = wake_ups(keeper), processor_time(keeper)
+    time.sleep(seconds)  # that nothing happens can only be seen by waiting
+    assert wake_ups(keeper) - wakes <= most
+    assert processor_time(keeper) - ticks <= 1

@@ -127,10 +127,19 @@ def test_it_waits_with_the_address_until_control_c() -> None:
     assert_nothing_left()
 
 
-@pytest.mark.parametrize("moment", ["Starting JupyterHub", "A session in the sandbox"])
-def test_sigterm_in_the_middle_leaves_nothing(moment: str, pyz: Path) -> None:
+def test_sigterm_while_the_hub_starts_leaves_nothing(pyz: Path) -> None:
     with demo(*parts(pyz)) as process:
-        shown_until(process, moment)
+        shown_until(process, "Starting JupyterHub")
+        wait_until(lambda: "pw-demo" in os.listdir("/sys/class/net"), 30, "its interface")
+        process.terminate()
+        assert process.wait(60) == 130
+    assert_nothing_left()
+
+
+def test_sigterm_while_a_session_starts_leaves_nothing(pyz: Path) -> None:
+    with demo(*parts(pyz)) as process:
+        shown_until(process, "A session without")
+        wait_until(lambda: len(descendants(process.pid)) > 4, 30, "the processes of a job")
         process.terminate()
         assert process.wait(60) == 130
     assert_nothing_left()

@@ -33,7 +33,8 @@ def in_process(
 
 
 @pytest.mark.parametrize(
-    "settings", ["", "threads", "memory", "threads,memory", "nameless", "threads,nameless"]
+    "settings",
+    ["", "threads", "memory", "threads,memory", "nameless", "threads,nameless", "undumpable"],
 )
 def test_run_path(portwrap: Portwrap, pyz: Path, settings: str) -> None:
     before, environ = ours_alive(), at_url(unused_port())

@@ -9,12 +9,12 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import pytest
 
-from helpers import state_of, wait_until
-from sessions import HELPER, KEEPER, Inside, Portwrap, Session, kill, name_of
+from helpers import needs, state_of, wait_until
+from sessions import HELPER, KEEPER, Inside, Portwrap, Session, assert_quiet, kill, name_of, settle
 
 pytestmark = pytest.mark.namespaces
 
@@ -35,6 +35,7 @@ class Told(Session):
         pidfd: bool = True,
         forward: str = "relay",
         shell: bool = False,
+        before: Sequence[str] = (),
     ) -> None:
         self.log = folder / f"log-{random.getrandbits(64):x}"
         self.log.touch()
@@ -43,7 +44,8 @@ class Told(Session):
         command = portwrap.program("count_sigterm.py", self.log, *modes)
         if shell:
             command = ["sh", "-c", 'exec "$0" "$@"', *command]
-        before = [] if pidfd else portwrap.program("without_pidfd.py")
+        if not pidfd:
+            before = portwrap.program("without_pidfd.py")
         super().__init__(portwrap, command, before=before, forward=forward)
 
     def __enter__(self) -> Told:
@@ -118,6 +120,22 @@ def test_the_keeper_dies(
         assert session.log.read_text() == "RT"
 
 
+def test_the_keeper_dies_just_before_the_command_is_executed(
+    portwrap: Portwrap, world_dir: Path
+) -> None:
+    """Between its word that it is ready and the kernel's promise to tell of its end."""
+    needs("strace")
+    slow = ["strace", "-D", "-o", "/dev/null", "-e", "inject=fcntl:delay_enter=400000"]
+    with Told(portwrap, world_dir, before=slow) as session:
+        wait_until(lambda: session.keeper, what="a keeper")
+        settle(session.keeper)
+        assert session.log.read_text() == ""
+        kill(session.keeper)
+        assert session.process.wait(timeout=10) in (125, -signal.SIGTERM)
+        session.wait_until_gone(LIMIT)
+        assert session.log.read_text() == ""
+
+
 @pytest.mark.parametrize("name", [KEEPER, HELPER])
 def test_a_command_that_execs_another(
     portwrap: Portwrap, world_dir: Path, name: str, forward: str
@@ -138,8 +156,8 @@ def test_the_command_is_killed(
     with Told(portwrap, world_dir, pidfd=pidfd, forward=forward) as session:
         session.wait_until_ready()
         os.kill(session.pid, end)
+        session.wait_until_gone(session.limit)  # before its parent has looked: it is a zombie
         assert session.process.wait(timeout=5) == -end
-        session.wait_until_gone(session.limit)
         assert session.stderr() == ""
 
 
@@ -168,6 +186,8 @@ def test_end_of_the_lifeline_is_not_the_end(
             with pytest.raises(ConnectionResetError):
                 session.client().recv(1)
         assert session.keeper and session.helper
+        settle(session.keeper)
+        assert_quiet(session.keeper, 0.5, most=1)
         assert session.log.read_text() == "R"
 
 

@@ -10,13 +10,11 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-
-from conftest import TEST_ROOT
-from helpers import NEIGHBOUR, OWNER, SYSTEM_PATH, cannot, identity, needs, run_as, wait_until
 from networks import (
     FAR,
     HOST,
@@ -28,6 +26,9 @@ from networks import (
     Host,
     ip,
 )
+
+from conftest import TEST_ROOT
+from helpers import NEIGHBOUR, OWNER, SYSTEM_PATH, cannot, identity, needs, run_as, wait_until
 from sessions import HELPERS, Inside, Portwrap, Session, kill, name_of, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -105,6 +106,18 @@ def test_out_from_the_first_moment(portwrap: Portwrap, host: Host, way: Way) -> 
         exchange(session, listener)
 
 
+@contextmanager
+def connected(
+    portwrap: Portwrap, host: Host, way: Way
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection from the sandbox to the server, and the server's end of it."""
+    with ExitStack() as stack:
+        session = stack.enter_context(way.inside(portwrap))
+        listener = stack.enter_context(host.listen(SERVER))
+        client = stack.enter_context(session.connect(*listener.getsockname()))
+        yield client, stack.enter_context(listener.accept()[0])
+
+
 def send(sender: socket.socket, body: bytes) -> None:
     sender.sendall(body)
     sender.shutdown(socket.SHUT_WR)
@@ -113,15 +126,14 @@ def send(sender: socket.socket, body: bytes) -> None:
 @pytest.mark.parametrize("upward", [True, False], ids=["upload", "download"])
 def test_much(portwrap: Portwrap, host: Host, way: Way, upward: bool) -> None:
     body = os.urandom(1 << 20) * (2 if upward else 16)  # some versions of pasta are slow at that
-    with way.inside(portwrap) as session, host.listen(SERVER) as listener:
-        with session.connect(*listener.getsockname()) as client, listener.accept()[0] as server:
-            for connection in (client, server):
-                connection.settimeout(50)
-            sender, receiver = (client, server) if upward else (server, client)
-            thread = threading.Thread(target=send, args=[sender, body])
-            thread.start()
-            assert hashlib.sha256(receive(receiver)).digest() == hashlib.sha256(body).digest()
-            thread.join()
+    with connected(portwrap, host, way) as (client, server):
+        for connection in (client, server):
+            connection.settimeout(50)
+        sender, receiver = (client, server) if upward else (server, client)
+        thread = threading.Thread(target=send, args=[sender, body])
+        thread.start()
+        assert hashlib.sha256(receive(receiver)).digest() == hashlib.sha256(body).digest()
+        thread.join()
 
 
 def test_an_answer_after_the_question_has_ended(portwrap: Portwrap, host: Host, way: Way) -> None:
@@ -131,22 +143,21 @@ def test_an_answer_after_the_question_has_ended(portwrap: Portwrap, host: Host, 
         if "20230309" in version.stdout:
             pytest.xfail("this pasta sends the same bytes again after one side has ended")
     body = os.urandom(100_000)
-    with way.inside(portwrap) as session, host.listen(SERVER) as listener:
-        with session.connect(*listener.getsockname()) as client, listener.accept()[0] as server:
-            send(client, b"question")
-            assert receive(server) == b"question"
-            send(server, body)
-            assert receive(client) == body
+    with connected(portwrap, host, way) as (client, server):
+        send(client, b"question")
+        assert receive(server) == b"question"
+        send(server, body)
+        assert receive(client) == body
 
 
 def test_datagrams(portwrap: Portwrap, host: Host, way: Way) -> None:
     with way.inside(portwrap) as session, host.bind_udp(SERVER) as server:
-        with session.make(do="bind_udp", address="0.0.0.0", port=0) as client:
-            client.sendto(b"question", server.getsockname())
-            data, address = server.recvfrom(99)
-            assert data == b"question"
-            server.sendto(b"answer", address)
-            assert client.recv(99) == b"answer"
+        client = session.keep(session.make(do="bind_udp", address="0.0.0.0", port=0))
+        client.sendto(b"question", server.getsockname())
+        data, address = server.recvfrom(99)
+        assert data == b"question"
+        server.sendto(b"answer", address)
+        assert client.recv(99) == b"answer"
 
 
 def test_the_nodes_own_addresses(portwrap: Portwrap, host: Host, way: Way) -> None:
@@ -244,7 +255,7 @@ def is_silent(listener: socket.socket) -> bool:
 def link_local(interface: str) -> str:
     text = subprocess.check_output(["ip", "-j", "-6", "addr", "show", "dev", interface])
     entries = json.loads(text)[0]["addr_info"]
-    return next(entry["local"] for entry in entries if entry["scope"] == "link")
+    return str(next(entry["local"] for entry in entries if entry["scope"] == "link"))
 
 
 def knock(words: list[str], doors: list[tuple[str, str, int]]) -> None:

@@ -3,9 +3,10 @@
     in_process.py SETTINGS PROGRAM [ARG ...]
 
 SETTINGS is a list of words between commas: "threads" runs a thread meanwhile, "memory" holds
-100 MB, "nameless" empties sys.executable.
+100 MB, "nameless" empties sys.executable, "undumpable" hides this process in /proc (prctl(2)).
 """
 
+import ctypes
 import runpy
 import sys
 import threading
@@ -17,5 +18,8 @@ if "memory" in settings:
     memory = b"x" * 100_000_000
 if "nameless" in settings:
     sys.executable = ""
+if "undumpable" in settings:
+    PR_SET_DUMPABLE = 4
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -37,7 +37,16 @@ def test_ruff_format() -> None:
 @pytest.mark.timeout(180)
 def test_mypy(tmp_path: Path) -> None:
     arguments = ("--strict", "--cache-dir", tmp_path, "--no-error-summary")
-    assert_content("mypy", *arguments, "portwrap", "batchspawner_portwrap.py", "tests", "archive")
+    assert_content(
+        "mypy",
+        *arguments,
+        "portwrap",
+        "batchspawner_portwrap.py",
+        "tests",
+        "archive",
+        "demo",
+        "docs",
+    )
 
 
 @pytest.mark.parametrize("script", shell_scripts(), ids=lambda path: str(path.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 import batchspawner_portwrap
 import portwrap
-from portwrap import PortwrapError, __main__, errors, launching, namespaces, network
+from portwrap import PortwrapError, __main__, errors, launching, messages, namespaces, network
 
 from helpers import PROJECT
 
@@ -127,30 +128,116 @@ def test_command_is_the_first_on_path_that_may_run(tmp_path: Path) -> None:
 def test_every_answer_of_the_kernel_has_a_hint(number: int) -> None:
     error = namespaces._refused(OSError(number, os.strerror(number)), "unshare")
     assert error.exit_code == 125
-    assert error.message == f"unshare: {os.strerror(number)}"
+    assert error.message.startswith(f"unshare: {os.strerror(number)}")
     assert error.hint and "\n" not in error.hint
 
 
-@pytest.mark.parametrize(
-    ("said", "hint"),
-    [
-        ('open("/dev/net/tun"): No such file or directory', "modprobe tun"),
-        ('open("/dev/net/tun"): Permission denied', "chmod 0666 /dev/net/tun"),
-        ("slirp4netns: unrecognized option '--mtu'", "0.4.0"),
-        ("open(/proc/7/ns/net): /proc/7/ns/net: Permission denied", "AppArmor"),
-        ("Couldn't open user namespace /proc/7/ns/user: Permission denied", "SELinux"),
-        ("netns dir open: Permission denied, exiting", "ausearch -c pasta"),
-        ("pasta: unrecognized option '--config-net'", "2022_07_14"),
-        ("Failed to open() /dev/net/tun: No such file or directory", "modprobe tun"),
-        ("Failed to open() /dev/net/tun: Permission denied", "chmod 0666"),
-        ("Failed to open tun socket in namespace", "/dev/net/tun"),
-        ("External interface not usable", "--network none"),
-        ("something else", "by hand"),
-        ("", "by hand"),
-    ],
-)
-def test_what_the_network_helper_says_chooses_the_hint(said: str, hint: str) -> None:
-    assert hint in errors.helper_hint(said)
+SETTINGS = {
+    "off": {"user/max_user_namespaces": "0"},
+    "no networks": {"user/max_net_namespaces": "0"},
+    "old Debian": {"kernel/unprivileged_userns_clone": "0"},
+    "AppArmor": {"kernel/apparmor_restrict_unprivileged_userns": "1"},
+    "fine": {
+        "user/max_user_namespaces": "28633",
+        "kernel/unprivileged_userns_clone": "1",
+        "kernel/apparmor_restrict_unprivileged_userns": "0",
+    },
+}
+UNSHARE = "unshare(CLONE_NEWUSER|CLONE_NEWNET)"
+UID_MAP = "setting up the user namespace (/proc/self/uid_map)"
+TUN = 'slirp4netns ended before it was ready (ended with status 1: open("/dev/net/tun")'
+PASTA = "pasta ended before it was ready (ended with status 1:"
+# What was said, the settings of that machine, what the hint must name. Those that no test makes
+# happen for real are recorded from reports.
+SAID = [
+    (f"{UNSHARE}: No space left on device", "off", "user.max_user_namespaces=28633"),
+    (f"{UNSHARE}: No space left on device", "no networks", "user.max_net_namespaces=28633"),
+    (f"{UNSHARE}: No space left on device", "fine", "lsns"),
+    (f"{UNSHARE}: Operation not permitted", "old Debian", "unprivileged_userns_clone=1"),
+    (f"{UNSHARE}: Operation not permitted", "AppArmor", "apparmor_parser -r"),
+    (f"{UID_MAP}: Operation not permitted", "AppArmor", "apparmor_parser -r"),
+    (f"{UNSHARE}: Operation not permitted", "fine", "unshare -Urn true"),
+    (f"{UID_MAP}: Operation not permitted", "fine", "unshare -Urn true"),
+    (f"{UNSHARE}: Permission denied", "fine", "unshare -Urn true"),
+    (f"{UNSHARE}: Invalid argument, with 2 threads", "fine", "LD_PRELOAD"),
+    (f"{UNSHARE}: Invalid argument", "fine", "namespace.unpriv_enable=1"),
+    (f"{TUN}: No such file or directory)", "fine", "modprobe tun"),
+    (f"{TUN}: Permission denied)", "fine", "chmod 0666 /dev/net/tun"),
+    (f"{PASTA} Failed to open() /dev/net/tun: No such file or directory)", "fine", "modprobe tun"),
+    (f"{PASTA} Failed to open tun socket in namespace)", "fine", "crw-rw-rw-"),
+    (f"{PASTA} TUNSETIFF ioctl on /dev/net/tun failed)", "fine", "mknod /dev/net/tun"),
+    (f"{PASTA} netns dir open: Permission denied, exiting)", "fine", "ausearch -c pasta"),
+    ("slirp4netns ended …: /proc/7/ns/net: Permission denied", "fine", "AppArmor or SELinux"),
+    ("slirp4netns: unrecognized option '--mtu'", "fine", "0.4.0"),
+    ("slirp4netns was not ready in 10.0 s", "fine", "by hand"),
+    ("slirp4netns ended before it was ready (ended with status 3)", "fine", "by hand"),
+    ("socket: Too many open files", "fine", "hard limit"),
+]
+
+
+@pytest.mark.parametrize(("said", "machine", "named"), SAID, ids=lambda value: value[:40])
+def test_what_was_said_chooses_the_hint(said: str, machine: str, named: str) -> None:
+    row = messages.find(said, functools.partial(setting_on, machine))
+    assert row is not None
+    assert named in row.hint("debian")
+
+
+OTHERS = [
+    "slirp4netns is not on PATH, and without it the sandbox has no way out",
+    "pasta does not run for root, and without it the sandbox has no way out",
+    "pasta ended before it was ready (ended with status 1: External interface not usable)",
+    "slirp4netns ended by signal 9; ending the command (SIGTERM)",
+    "host port 0.0.0.0:40001: Address already in use",
+    "host port 198.18.0.9:40001: Cannot assign requested address",
+    "host port 0.0.0.0:7: Permission denied",
+    "host port 0.0.0.0:40001: No buffer space available",
+    "no host port from 1 to 65535: there is no JUPYTERHUB_SERVICE_URL",
+    "published port 0.0.0.0:40001: Address already in use",
+    "run_path(which(cmd[0]) …): expected str, bytes or os.PathLike object, not NoneType",
+    "the keeper process ended while the sandbox was set up",
+    "no nameserver answers inside",
+    "ssh: Bad owner or permissions on /etc/ssh/ssh_config.d/20-systemd-ssh-proxy.conf",
+    "the hub http://198.18.0.1:8081 does not answer from inside",
+]
+
+
+def setting_on(machine: str, name: str) -> str:
+    return SETTINGS[machine].get(name, "")
+
+
+def test_no_row_stands_behind_one_that_takes_its_place() -> None:
+    found = [messages.find(said, lambda name: "") for said in OTHERS]
+    for said, machine, _ in SAID:
+        found.append(messages.find(said, functools.partial(setting_on, machine)))
+    assert [row.shows for row in messages.REFUSALS if row not in found] == []
+
+
+def test_nothing_known() -> None:
+    assert "--check" in messages.hint_for("something else")
+
+
+RELEASES = [
+    ('ID=debian\nVERSION_ID="12"\n', "debian", "apt-get install slirp4netns"),
+    ('ID=ubuntu\nID_LIKE=debian\nVERSION_ID="22.04"\n', "debian", "apt-get install slirp4netns"),
+    ('ID=ubuntu\nID_LIKE=debian\nVERSION_ID="25.04"\n', "debian", "apt-get install slirp4netns"),
+    ('ID="rhel"\nID_LIKE="fedora"\nVERSION_ID="8.10"\n', "rhel", "dnf install slirp4netns"),
+    ('ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.5"\n', "rhel", "slirp4netns"),
+    ('ID="almalinux"\nID_LIKE="rhel centos"\nVERSION_ID="10.0"\n', "rhel10", "passt"),
+    ("ID=fedora\nVERSION_ID=42\n", "rhel10", "dnf install passt"),
+    ("ID=arch\n# a comment\n\n", "", "Install it on every node"),
+]
+
+
+@pytest.mark.parametrize(("release", "system", "named"), RELEASES, ids=lambda value: value[:12])
+def test_the_remedy_is_one_of_this_distribution(
+    tmp_path: Path, release: str, system: str, named: str
+) -> None:
+    file = tmp_path / "os-release"
+    file.write_text(release)
+    assert messages.this_system(messages.os_release(str(file))) == system
+    row = messages.find("slirp4netns is not on PATH, and without it the sandbox has no way out")
+    assert row is not None and named in row.hint(system)
+    assert messages.this_system(messages.os_release(str(tmp_path / "missing"))) == ""
 
 
 def test_network_helper_is_looked_up_on_path_first(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from batchspawner_portwrap import PARSER
-from portwrap import __main__, errors
+from portwrap import __main__, errors, help
 
 from helpers import PROJECT
 
@@ -34,3 +38,33 @@ def test_option(name: str) -> None:
 @pytest.mark.parametrize("status", [errors.USAGE, errors.OURS, errors.CANNOT_RUN, errors.NOT_FOUND])
 def test_exit_status_has_its_row(status: int) -> None:
     assert re.search(rf"^\|\s*`?{status}`?\s*\|", readme(), re.MULTILINE), f"no row for {status}"
+
+
+def test_the_written_parts_are_those_of_the_tables() -> None:
+    """README.md's options, statuses and troubleshooting, and the manual page."""
+    command = [sys.executable, str(PROJECT / "docs" / "generate.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{result.stdout}{result.stderr}run docs/generate.py"
+
+
+def test_a_changed_table_is_seen(tmp_path: Path) -> None:
+    """The control of the test above."""
+    for name in ("README.md", "batchspawner_portwrap.py", "batchspawner-portwrap.1"):
+        shutil.copy(PROJECT / name, tmp_path)
+    for name in ("docs", "portwrap"):
+        shutil.copytree(PROJECT / name, tmp_path / name)
+    table = tmp_path / "portwrap" / "messages.py"
+    table.write_text(table.read_text().replace("The tun device is missing", "No tun device"))
+    command = [sys.executable, str(tmp_path / "docs" / "generate.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result
+    assert sorted(line.split(":")[0] for line in result.stdout.splitlines()) == [
+        "README.md",
+        "batchspawner-portwrap.1",
+    ]
+
+
+def test_every_option_stands_under_a_heading() -> None:
+    for parser in (PARSER, __main__.PARSER):
+        shown = [option for _, options in help.topics(parser) for option in options]
+        assert sorted(map(id, shown)) == sorted(map(id, parser.options))

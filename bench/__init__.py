@@ -1,0 +1,1 @@
+"""Measures batchspawner-portwrap beside what a site could use instead."""

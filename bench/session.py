@@ -1,0 +1,211 @@
+"""One measured session: a command started in some way, and every process that this leaves.
+
+Each session has a holder, a child of ours that the kernel makes the parent of every orphan below
+it (PR_SET_CHILD_SUBREAPER). So the holder knows all processes of its session, however they were
+forked, and nothing of them outlives it; it ends when we do (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+GRACE = 5.0
+"""Seconds that a session has to end after SIGTERM before it is killed."""
+STAT_STATE, STAT_PARENT = 0, 1  # fields of /proc/PID/stat after the name
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Account(NamedTuple):
+    """Who runs what is measured."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+    @classmethod
+    def named(cls, name: str) -> Account:
+        """The account of this name. Raises KeyError if there is none."""
+        entry = pwd.getpwnam(name)
+        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+    def become(self) -> None:
+        """Turn this process into one of the account's, if it is root's."""
+        if os.geteuid() == 0 and self.uid != 0:
+            os.initgroups(self.name, self.gid)
+            os.setgid(self.gid)
+            os.setuid(self.uid)
+
+
+class Process(NamedTuple):
+    """A process as /proc shows it."""
+
+    pid: int
+    parent: int
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Its directory in /proc."""
+        return Path("/proc", str(self.pid))
+
+
+def processes() -> list[Process]:
+    """Every process that is no zombie."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            head, _, tail = Path("/proc", entry, "stat").read_text().rpartition(")")
+        except OSError:
+            continue  # it has ended
+        fields = tail.split()
+        if fields[STAT_STATE] not in "ZX":
+            name = head.partition("(")[2]
+            found.append(Process(int(entry), int(fields[STAT_PARENT]), name))
+    return found
+
+
+def below(ancestor: int) -> list[Process]:
+    """Every process below this one."""
+    children: dict[int, list[Process]] = {}
+    for process in processes():
+        children.setdefault(process.parent, []).append(process)
+    found: list[Process] = []
+    todo = [ancestor]
+    while todo:
+        more = children.get(todo.pop(), [])
+        found += more
+        todo += [process.pid for process in more]
+    return found
+
+
+class Session:
+    """A command that runs, with everything around it. Use as a context manager."""
+
+    def __init__(
+        self, words: Sequence[str], environ: Mapping[str, str], account: Account, log: Path
+    ) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            os.chmod(log, 0o644)
+            read, write = os.pipe()
+            self.holder = os.fork()
+            if self.holder == 0:
+                os.close(read)
+                _hold(words, environ, account, output.fileno(), write)
+        os.close(write)
+        with open(read, "rb") as told:
+            self.started = int(told.readline() or 0)
+        """When exec began, in nanoseconds of time.time_ns()."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End every process of the session."""
+        if self.holder:
+            os.kill(self.holder, signal.SIGTERM)
+            os.waitpid(self.holder, 0)
+            self.holder = 0
+
+    def processes(self) -> list[Process]:
+        """Every process of the session."""
+        return below(self.holder)
+
+    def is_over(self) -> bool:
+        """Whether nothing of the session runs any more."""
+        return not self.processes()
+
+    def said(self) -> str:
+        """What it has written so far."""
+        return self.log.read_text(errors="replace")
+
+
+def _hold(
+    words: Sequence[str], environ: Mapping[str, str], account: Account, output: int, write: int
+) -> NoReturn:
+    """Be the holder: start the command, and at SIGTERM end all that there is."""
+    status = 1
+    try:
+        handled = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+        os.setsid()
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        parent = os.getppid()
+        account.become()
+        # A change of user clears the setting (prctl(2)), so it comes after that.
+        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        os.write(write, b"%d\n" % time.time_ns())
+        if os.fork() == 0:
+            os.closerange(3, output)
+            _start(words, environ, output, handled)
+        os.close(write)
+        while signal.sigwait(handled) == signal.SIGCHLD:
+            _reap()
+        _end_all()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _start(
+    words: Sequence[str], environ: Mapping[str, str], output: int, blocked: Sequence[int]
+) -> NoReturn:
+    try:
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        os.closerange(3, 256)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.execvpe(words[0], list(words), dict(environ))
+    except OSError as error:
+        os.write(2, f"{words[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _reap() -> bool:
+    """Bury the dead. False: there are no children left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _end_all() -> None:
+    """SIGTERM for everything below, then SIGKILL, until nothing is left."""
+    me = os.getpid()
+    number, until = signal.SIGTERM, time.monotonic() + GRACE
+    while _reap():
+        for process in below(me):
+            try:
+                os.kill(process.pid, number)
+            except OSError:
+                pass  # it has just ended
+        # Once more and once only: a second SIGTERM makes some servers skip their clean-up.
+        number = signal.SIGKILL if time.monotonic() > until else signal.Signals(signal.SIGCONT)
+        signal.sigtimedwait((signal.SIGCHLD,), 0.05)

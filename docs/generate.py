@@ -1,0 +1,144 @@
+"""Make what is written down twice: parts of README.md, and the manual page.
+
+Usage: python3 docs/generate.py [--check]
+
+The options come from the programs' own tables, the troubleshooting from portwrap/messages.py.
+With --check nothing is written; the status is 1 if a file is not what it should be.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from batchspawner_portwrap import PARSER  # noqa: E402
+from portwrap import __version__, errors, help, messages  # noqa: E402
+
+MANUAL = "batchspawner-portwrap.1"
+
+STATUSES = (
+    (str(errors.USAGE), "the command line or the environment makes no sense"),
+    (str(errors.OURS), "the sandbox could not be made; of --check: no session would start"),
+    (str(errors.CANNOT_RUN), "the command was found but cannot be run"),
+    (str(errors.NOT_FOUND), "the command was not found"),
+    ("any other", "the command's own; a death by signal is the command's own, too"),
+)
+
+
+# ---- README.md -------------------------------------------------------------------------------
+
+
+def cell(text: str) -> str:
+    """The text as it stands in a table: what looks like code set as code."""
+    text = re.sub(r"'([^']+)'", r"`\1`", text.replace("|", "\\|"))
+    return text
+
+
+def cure(row: messages.Refusal) -> str:
+    """Cause, cure, and the commands of every system."""
+    parts = [cell(row.cause), cell(row.cure)]
+    for system, command in row.commands.items():
+        who = f"{messages.SYSTEMS[system]}: " if system else ""
+        parts.append(f"{who}`{command.replace('|', chr(92) + '|')}`." if command else "")
+    return " ".join(part for part in parts if part)
+
+
+def troubleshooting() -> str:
+    rows = [f"| `{row.shows}` | {cure(row)} |\n" for row in messages.REFUSALS]
+    return "| the log says | cause and cure; commands are for root |\n|---|---|\n" + "".join(rows)
+
+
+def options() -> str:
+    rows = []
+    for title, found in help.topics(PARSER):
+        rows.append(f"| **{title}** | |\n")
+        for option in found:
+            names = ", ".join(f"`{name}`" for name in option.names)
+            value = f" `{option.value}`" if option.value else ""
+            rows.append(f"| {names}{cell(value)} | {cell(option.text)} |\n")
+    return "| option | meaning |\n|---|---|\n" + "".join(rows)
+
+
+def statuses() -> str:
+    rows = [f"| {status} | {meaning} |\n" for status, meaning in STATUSES]
+    return "| status | meaning |\n|---|---|\n" + "".join(rows)
+
+
+BLOCKS = {"options": options, "statuses": statuses, "troubleshooting": troubleshooting}
+
+
+def readme(text: str) -> str:
+    """README.md with its generated parts made anew, each between two comments."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- {name}: made by docs/generate.py -->\n", f"<!-- end of {name} -->\n"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"README.md: not one pair of comments for {name}")
+        before, _, rest = text.partition(begin)
+        text = before + begin + make() + end + rest.partition(end)[2]
+    return text
+
+
+# ---- the manual page -------------------------------------------------------------------------
+
+
+def roff(text: str) -> str:
+    """The text with what roff would take for its own escaped."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    return re.sub(r"^\.", r"\\&.", escaped, flags=re.MULTILINE)
+
+
+def manual() -> str:
+    """The manual page, man(7)."""
+    about = [f".P\n{roff(part)}\n" for part in PARSER.about.split("\n\n")]
+    about = [part.replace("\n  c.", "\n.RS\n.nf\nc.") for part in about]
+    about = [f"{part}.fi\n.RE\n" if ".nf" in part else part for part in about]
+    lines = [
+        '.\\" made by docs/generate.py\n',
+        f'.TH BATCHSPAWNER\\-PORTWRAP 1 "" "version {__version__}"\n',
+        ".SH NAME\nbatchspawner\\-portwrap \\- a Jupyter server in a network of its own\n",
+        f".SH SYNOPSIS\n.nf\n{roff(PARSER.usage)}\n",
+        "batchspawner\\-portwrap \\-\\-check [\\-\\-json] [\\-\\-hub URL]\n.fi\n",
+        f".SH DESCRIPTION\n{''.join(about)}",
+        ".SH OPTIONS\n",
+    ]
+    for title, found in help.topics(PARSER):
+        lines.append(f".SS {roff(title)}\n")
+        for option in found:
+            names = ", ".join(f"\\fB{roff(name)}\\fR" for name in option.names)
+            value = f" \\fI{roff(option.value)}\\fR" if option.value else ""
+            lines.append(f".TP\n{names}{value}\n{roff(option.text)}\n")
+    lines.append(f".SH ENVIRONMENT\n{roff(help.PRECEDENCE)}")
+    for option in PARSER.settable:
+        lines.append(f".TP\n\\fB{option.variable}\\fR\n{roff(option.names[-1])}\n")
+    lines.append(".SH EXIT STATUS\n")
+    lines += [f".TP\n{status}\n{roff(meaning)}\n" for status, meaning in STATUSES]
+    lines.append(".SH EXAMPLES\n.nf\n")
+    lines += [f"{roff(line)}\n" for line in help.EXAMPLES[PARSER.program]]
+    lines.append(".fi\n.SH DIAGNOSTICS\n")
+    for row in messages.REFUSALS:
+        lines.append(f".TP\n{roff(row.shows)}\n{roff(row.cause)} {roff(row.cure)}".rstrip() + "\n")
+    lines.append(".SH SEE ALSO\nuser_namespaces(7), slirp4netns(1), pasta(1)\n")
+    return "".join(lines)
+
+
+def main() -> int:
+    path = PROJECT / "README.md"
+    wanted = {path: readme(path.read_text()), PROJECT / MANUAL: manual()}
+    stale = [file for file, text in wanted.items() if not file.exists() or file.read_text() != text]
+    for file in stale:
+        print(f"{file.name}: {'not what docs/generate.py makes' if checking() else 'made anew'}")
+        if not checking():
+            file.write_text(wanted[file])
+    return 1 if stale and checking() else 0
+
+
+def checking() -> bool:
+    return "--check" in sys.argv[1:]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

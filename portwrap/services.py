@@ -1,0 +1,191 @@
+"""Host services: ports of the host's loopback that answer inside, under the same address.
+
+The sandbox's loopback is another one than the host's. For each service the launching process
+listens inside, on the very address and port that the service has on the host, and gives the
+listening socket to the keeper, which stays outside and connects there. Nothing else is reachable.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import _socket
+
+from .errors import PortwrapError
+from .ports import BACKLOG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MOST = 200
+"""Sockets that one message can carry (SCM_MAX_FD, unix(7), is 253), with room for namespaces."""
+TCP = _socket.SOCK_STREAM
+UDP = _socket.SOCK_DGRAM
+LOOPBACK_IPV4, LOOPBACK_IPV6 = "127.0.0.1", "::1"
+
+
+class Service:
+    """A service of the host's loopback: a TCP or UDP port of one address."""
+
+    def __init__(self, address: str, port: int, kind: int = TCP) -> None:
+        self.address = address
+        self.port = port
+        self.kind = kind
+
+    @property
+    def family(self) -> int:
+        return _socket.AF_INET6 if ":" in self.address else _socket.AF_INET
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """The same for two that are the same."""
+        return self.address, self.port, self.kind
+
+    def __str__(self) -> str:
+        place = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{place}:{self.port}" + ("" if self.kind == TCP else "/udp")
+
+    def listen(self) -> _socket.socket:
+        """A socket on the service's address in the network namespace of this process.
+
+        Raises OSError.
+        """
+        made = _socket.socket(self.family, self.kind | _socket.SOCK_CLOEXEC)
+        try:
+            if self.family == _socket.AF_INET6:
+                made.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
+            made.bind((self.address, self.port))
+            if self.kind == TCP:
+                made.listen(BACKLOG)
+        except OSError:
+            made.close()
+            raise
+        return made
+
+
+def of_port(port: int) -> list[Service]:
+    """The services that are the host's port: of 127.0.0.1, and of ::1 where something listens.
+
+    A client that asks `localhost` tries both addresses, and goes on to the second one only if
+    nobody at all listens on the first.
+    """
+    services = [Service(LOOPBACK_IPV4, port)]
+    if is_held("tcp6", LOOPBACK_IPV6, port):
+        services.append(Service(LOOPBACK_IPV6, port))
+    return services
+
+
+def of_name(name: str, port: int) -> list[Service]:
+    """The services that this host of a URL stands for; none if it is not on the host's loopback.
+
+    Only this host's own name is looked up, which Debian puts on 127.0.1.1.
+    """
+    if name.lower() == "localhost":
+        return of_port(port)
+    if name.lower() in own_names():
+        try:
+            found = _socket.getaddrinfo(name, port, type=TCP)
+        except OSError:
+            return []
+        addresses = [str(entry[4][0]) for entry in found]
+    else:
+        addresses = [name]
+    asked = [asked_at(address) for address in addresses]
+    return [Service(address, port) for address in asked if is_loopback(address)]
+
+
+def own_names() -> set[str]:
+    """This host's name, with its domain and without."""
+    name = os.uname().nodename.lower()
+    return {name, name.partition(".")[0]} - {""}
+
+
+def asked_at(address: str) -> str:
+    """Where a client ends up that connects to this address: "every address" is the loopback."""
+    return {"0.0.0.0": LOOPBACK_IPV4, "::": LOOPBACK_IPV6}.get(address, address)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this is a numeric address of the loopback."""
+    try:
+        if ":" in address:
+            packed = _socket.inet_pton(_socket.AF_INET6, address)
+            return packed == _socket.inet_pton(_socket.AF_INET6, LOOPBACK_IPV6)
+        return _socket.inet_pton(_socket.AF_INET, address)[0] == 127
+    except OSError:
+        return False
+
+
+def distinct(services: Iterable[Service]) -> list[Service]:
+    """The same services, each of them once."""
+    return list({service.key: service for service in services}.values())
+
+
+def listen(services: Iterable[Service]) -> list[_socket.socket]:
+    """Sockets inside for these services. Raises PortwrapError.
+
+    Call it in the sandbox, with the capabilities of a new user namespace: they allow low ports.
+    """
+    made = []
+    for service in distinct(services):
+        try:
+            made.append(service.listen())
+        except OSError as error:
+            if service.family == _socket.AF_INET6 and error.errno in NO_IPV6:
+                continue
+            raise PortwrapError(
+                f"host service {service}: cannot listen inside: {os.strerror(error.errno or 0)}",
+                "Each address and port can be offered once; another port may do.",
+            ) from error
+    return made
+
+
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def check(
+    services: Sequence[Service], guest_port: int, published: Iterable[tuple[int, int]]
+) -> None:
+    """Raise PortwrapError where a host service has a port that leads in from outside.
+
+    It would be published to the whole network, and the command could not listen there.
+    """
+    if len(services) > MOST:
+        raise PortwrapError(
+            f"{len(services)} sockets for host services are more than {MOST}",
+            "Offer fewer ports with --host-service.",
+        )
+    taken = {service.port for service in services if service.kind == TCP}
+    for port in (guest_port, *(inner for _, inner in published)):
+        if port in taken:
+            raise PortwrapError(
+                f"port {port} inside cannot be a service of the host and lead in from outside too",
+                "Choose another guest port (-P, or the second number of --publish).",
+            )
+
+
+def is_held(table: str, address: str, port: int) -> bool:
+    """Whether the host has a socket on this port and address, or on every address (proc(5)).
+
+    `table` is tcp, tcp6, udp or udp6; TCP sockets count that listen.
+    """
+    family = _socket.AF_INET6 if table.endswith("6") else _socket.AF_INET
+    packed = _socket.inet_pton(family, address)
+    wanted = {_in_proc(packed, port), _in_proc(bytes(len(packed)), port)}
+    # TCP_LISTEN, or TCP_CLOSE for a UDP socket that is not connected
+    state = "0A" if table.startswith("tcp") else "07"
+    try:
+        with open(f"/proc/self/net/{table}") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return False
+    return any(row[1] in wanted and row[3] == state for row in rows[1:])
+
+
+def _in_proc(packed: bytes, port: int) -> str:
+    """An address as /proc/net/tcp has it: words of four bytes in this machine's order, in hex."""
+    words = [packed[start : start + 4] for start in range(0, len(packed), 4)]
+    return "".join(f"{int.from_bytes(w, sys.byteorder):08X}" for w in words) + f":{port:04X}"

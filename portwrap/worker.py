@@ -1,0 +1,130 @@
+"""The worker: a relay in the sandbox for a keeper that has to stay outside.
+
+A process makes sockets only in the network namespace that it is in, so that no single one can
+relay in both directions. Where there are both, the keeper stays with the host and forks this one
+off: it enters the sandbox and relays what comes from the host's listening sockets.
+
+The two share a socket pair. At its end of file the worker delivers what has been sent and ends:
+the keeper says so by shutting its side down, or has died. The worker's death is the same sign.
+"""
+
+from __future__ import annotations
+
+import posix
+import select
+
+import _socket
+
+from .relay import GUESTS, Place, Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import NoReturn
+
+READY_LIMIT = 5.0
+"""Seconds that a new worker may take until it has entered the sandbox."""
+LAST_WORDS = 0.5
+"""Seconds to deliver what the command sent before it ended."""
+
+
+class Worker:
+    """The keeper's view of a worker."""
+
+    def __init__(
+        self,
+        routes: Sequence[tuple[_socket.socket, int]],
+        namespaces: Sequence[int],
+        most_connections: int,
+    ) -> None:
+        """Start one for these listening sockets, each with its guest port; it takes them over."""
+        kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
+        self.link, theirs = _socket.socketpair(_socket.AF_UNIX, kind, 0)
+        self.process = posix.fork()
+        if self.process == 0:
+            run(theirs, routes, namespaces, most_connections)
+        theirs.close()
+        for listener, _ in routes:
+            listener.close()
+
+    def wait_until_ready(self) -> str:
+        """Return "", or why it does not serve."""
+        if not self.has_word(READY_LIMIT):
+            return f"did not answer in {READY_LIMIT:g} s"
+        word = self.link.recv(4096).decode("utf-8", "replace")
+        return "" if word == "ready" else word or "ended at once"
+
+    def has_word(self, limit: float) -> bool:
+        """Whether it has spoken, or has ended, within `limit` seconds."""
+        poll = select.poll()
+        poll.register(self.link.fileno(), select.POLLIN)
+        return bool(poll.poll(1000 * limit))
+
+    def finish(self) -> None:
+        """Ask it to deliver what has been sent, and to end."""
+        self.link.shutdown(_socket.SHUT_WR)
+
+    def end(self) -> int:
+        """Make sure that it has ended; return its wait status."""
+        posix.kill(self.process, 9)
+        return posix.waitpid(self.process, 0)[1]
+
+
+def run(
+    link: _socket.socket,
+    routes: Sequence[tuple[_socket.socket, int]],
+    namespaces: Sequence[int],
+    most_connections: int,
+) -> NoReturn:
+    """Be the worker. Never returns into the keeper's code that it was forked from."""
+    try:
+        listeners = [listener.fileno() for listener, _ in routes]
+        close_all_but({0, 1, 2, link.fileno(), *listeners, *namespaces})
+        # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
+        with open("/proc/self/comm", "w") as comm:
+            comm.write("portwrap-relay")
+        for namespace in namespaces:
+            enter(namespace)
+            posix.close(namespace)
+        relay = Relay(most_connections)
+        for listener, port in routes:
+            relay.serve(listener, Place(port, GUESTS))
+
+        def on_end() -> None:
+            relay.unwatch(link.fileno())
+            relay.finish(LAST_WORDS)
+            posix._exit(0)
+
+        relay.watch(link.fileno(), on_end)
+        link.send(b"ready")
+        while True:
+            relay.turn()
+    except Exception as error:
+        link.send(f"failed: {error}".encode("utf-8", "replace"))
+    finally:
+        posix._exit(1)
+
+
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close what the keeper had open: above all its end of the lifeline, by whose closing the
+    kernel tells the command that the keeper is gone."""
+    for descriptor in map(int, posix.listdir("/proc/self/fd")):
+        if descriptor not in kept:
+            try:
+                posix.close(descriptor)
+            except OSError:
+                pass  # that of the listing itself
+
+
+def enter(namespace: int) -> None:
+    """setns(2): move this process into the namespace of this descriptor. Raises OSError."""
+    setns = getattr(posix, "setns", None)  # Python 3.12
+    if setns is not None:
+        setns(namespace, 0)
+        return
+    import ctypes  # a megabyte, for this process alone
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(ctypes.c_int(namespace), ctypes.c_int(0)) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, posix.strerror(number), "setns")
