@@ -31,8 +31,8 @@ COMMON_OPTIONS = (
     ),
     Option(
         ("--network",),
-        "auto|slirp4netns|pasta|none",
-        "the way out: auto is the first that is there, none is loopback only",
+        "WAY_OUT",
+        "slirp4netns, pasta, none (no way out), or auto, the first one found",
         "auto",
     ),
     Option(

@@ -409,7 +409,7 @@ def in_place_of(path: str, command: str) -> list[str]:
 
 
 BROKEN_NODES = {
-    "no tun device": ("mount -t tmpfs none", "/dev/net", "modprobe tun"),
+    "no tun device": ("mount -t tmpfs none", "/dev/net", "mknod"),
     "a tun device for root": (
         "mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200; true",
         "",
