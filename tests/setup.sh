@@ -43,6 +43,7 @@ missing_things() {
 bwrap bubblewrap bubblewrap
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
+git git git-core
 ip iproute2 iproute
 node nodejs nodejs
 npm npm nodejs-npm
@@ -51,6 +52,7 @@ pasta passt passt
 pgrep procps procps-ng
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
+ssh openssh-client openssh-clients
 strace strace strace
 sudo sudo sudo
 TABLE
@@ -205,6 +207,25 @@ fetch_newer_helpers() {
     touch "$place/.complete"
 }
 
+# An ssh server that is not installed: a package of it would start one on this machine.
+fetch_ssh_server() {
+    local place=$PORTWRAP_TEST_ROOT/openssh-server fetched
+    [[ ! -f $place/.complete ]] || return 0
+    if type -P sshd >/dev/null || ! type -P apt-get >/dev/null; then return 0; fi
+    say "fetching an ssh server into $place"
+    fetched=$(mktemp -d)
+    rm -rf -- "$place"
+    mkdir -p -- "$place"
+    (
+        cd -- "$fetched"
+        quietly apt-get -q -o APT::Sandbox::User=root download openssh-server libwrap0
+        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
+    )
+    rm -rf -- "$fetched"
+    chmod -R a+rX -- "$place"
+    touch "$place/.complete"
+}
+
 # ---- all of it ------------------------------------------------------------------------------
 
 if [[ $EUID == 0 ]]; then
@@ -228,6 +249,7 @@ make_venv "$PORTWRAP_TEST_ROOT/servers-venv" "$system_python" "$tests/requiremen
 make_venvs_of_other_pythons
 if [[ $EUID == 0 ]]; then
     fetch_newer_helpers
+    fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
 fi
