@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Install what the tests need, once; a second run only looks.
+# Install what the tests need, once; a second run only looks: tests/setup.sh [matrix]
 #
 # As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun for everyone, the accounts
 # pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
 # JupyterHub with its proxy, and copies of those other Pythons that only root can run.
 # As an ordinary user: a virtual environment, and the names of what is missing.
+# With "matrix" every JupyterHub and batchspawner that `tests/run.sh matrix` asks for, too.
 set -euo pipefail
 # shellcheck source=tests/environment.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=tests/versions.sh
+. "$tests/versions.sh"
 
 owner=pw-owner
 accounts=("$owner" pw-neighbour)
@@ -252,5 +255,10 @@ if [[ $EUID == 0 ]]; then
     fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
+    make_pairs "${usual_pairs[@]}"
+    if [[ ${1:-} == matrix ]]; then
+        mapfile -t pairs < <(all_pairs)
+        make_pairs "${pairs[@]}"
+    fi
 fi
 say "ready: $PORTWRAP_TEST_ROOT"
