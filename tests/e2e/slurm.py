@@ -12,12 +12,10 @@ import contextlib
 import functools
 import os
 import pwd
-import shlex
 import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -31,7 +29,6 @@ from helpers import (
     describe,
     end,
     find_tool,
-    needs,
     state_of,
     wait_until,
 )
@@ -280,12 +277,9 @@ class Cluster:
         hub = self.hub
         hub.do("sysctl", "-qw", "net.ipv4.ip_forward=1")
         for node in self.nodes:
-            peer = ["peer", "name", "cable", "netns", str(node.init)]
-            subprocess.run(
-                ["nsenter", f"--target={hub.init}", "--net", "ip", "link", "add", node.name]
-                + ["type", "veth", *peer],
-                check=True,
-            )
+            enter = ["nsenter", f"--target={hub.init}", "--net"]  # the PID is one of out here
+            peer = ["type", "veth", "peer", "name", "cable", "netns", str(node.init)]
+            subprocess.run([*enter, "ip", "link", "add", node.name, *peer], check=True)
             hub.do("ip", "address", "add", f"{hub.address}/32", "dev", node.name)
             hub.do("ip", "link", "set", node.name, "up")
             hub.do("ip", "route", "add", node.address, "dev", node.name)

@@ -24,6 +24,7 @@ from helpers import NEIGHBOUR, OWNER, PROJECT, SYSTEM_PATH, children_of, wait_un
 
 PUBLIC_PORT, HUB_PORT = 8000, 8081
 START_SECONDS = 60
+STOP_SECONDS = 60
 PROGRAMS = ("demo/notes_app.py",)
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -95,7 +96,7 @@ class SlurmHub:
             shutil.chown(path, account, path.parent.group())
         servers = {"notes": {"command": [*notes, "notes.txt"]}}
         # Where JupyterLab is installed, too, nobody here looks at it.
-        extensions = {name: False for name in ("jupyterlab", "jupyter_lsp", "notebook_shim")}
+        extensions = dict.fromkeys(("jupyterlab", "jupyter_lsp", "notebook_shim"), False)
         text = json.dumps(
             {"ServerProxy": {"servers": servers}, "ServerApp": {"jpserver_extensions": extensions}}
         )
@@ -147,10 +148,15 @@ class SlurmHub:
 
     def stop(self) -> None:
         """End the hub and its proxy; the servers go on."""
-        assert self.process
-        (hub,) = children_of(self.process.pid)  # nsenter's child, in the host's PID namespace
+        process = self.process
+        assert process is not None
+        (hub,) = children_of(process.pid)  # nsenter's child, in the host's PID namespace
         os.kill(hub, signal.SIGTERM)
-        self.process.wait(30)
+        try:
+            wait_until(lambda: process.poll() is not None, STOP_SECONDS, "the end of the hub")
+        except AssertionError as error:
+            error.args = (f"{error}: {self.log()[-4000:]}",)
+            raise
 
     def log(self) -> str:
         """What the hub has said, since its first start."""

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 WAYS = [("plain", True), ("native", True), ("relay", True), ("plain", False), ("native", False)]
 """Kinds of sessions, and whether the server is a step of the job (srun) or the script's child."""
+USED = [("native", True), ("relay", True), ("native", False)]
 SAME_SCRIPT = {True: "srun", False: "without srun"}
 
 GRACEFULLY = "jupyterhub-singleuser ended gracefully"  # what batchspawner's script says last
@@ -57,7 +58,7 @@ def sessions(slurm_hub: SlurmHub) -> Iterator[Callable[..., list[Session]]]:
 # ---- what its owner does ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "srun"), WAYS, ids=lambda value: SAME_SCRIPT.get(value, value))
+@pytest.mark.parametrize(("kind", "srun"), USED, ids=lambda value: SAME_SCRIPT.get(value, value))
 def test_a_session(sessions: Callable[..., list[Session]], kind: str, srun: bool) -> None:
     (session,) = sessions([(kind, srun)])
     use(session)
@@ -166,8 +167,8 @@ def test_an_end(
     table = dict(zip(WAYS, zip(states, map(shut_down, started))))
     with capsys.disabled():
         for (kind, srun), (state, clean) in table.items():
-            words = "shut down" if clean else "was killed"
-            print(f"\n  {ending.__name__:24}{kind:8}{SAME_SCRIPT[srun]:14}{state:16}{words}", end="")
+            row = f"{ending.__name__:24}{kind:8}{SAME_SCRIPT[srun]:14}{state:16}"
+            print(f"\n  {row}{'shut down' if clean else 'was killed'}", end="")
     for (_, srun), facts in table.items():
         assert facts == table["plain", srun], [session.log() for session in started]
     assert ending not in CLEAN or all(clean for _, clean in table.values())
