@@ -61,6 +61,34 @@ sudo sudo sudo
 TABLE
 }
 
+# The tests start Slurm's daemons themselves; where there is none, those tests are skipped.
+install_slurm() {
+    local unit
+    type -P slurmctld slurmd sbatch munged >/dev/null && return
+    if ! type -P apt-get >/dev/null; then
+        say "no Slurm: the tests that need one are skipped"
+        return
+    fi
+    say "installing Slurm, without starting its services"
+    undisturbed apt-get -q update
+    without_services env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+    for unit in munge slurmctld slurmd; do
+        rm -f -- "/etc/systemd/system/multi-user.target.wants/$unit.service"
+    done
+}
+
+# invoke-rc.d(8) asks policy-rc.d whether a package may start its service; 101 says no.
+without_services() (
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f -- "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    undisturbed "$@"
+)
+
 column() { cut -d' ' -f"$1" | sort -u | paste -sd' '; }
 
 # A package manager that is interrupted half-way leaves the system's packages broken.
@@ -246,6 +274,7 @@ fetch_ssh_server() {
 
 if [[ $EUID == 0 ]]; then
     install_system_packages
+    install_slurm
     open_tun_device
     make_accounts
     look_at_namespaces
