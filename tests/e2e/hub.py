@@ -37,6 +37,8 @@ from helpers import (
 
 START_SECONDS = 90
 CELL_SECONDS = 60
+KINDS = ("sandboxed", "relay", "plain")
+"""As a site configures it, with the relay in place of the hand-over, and without the sandbox."""
 
 
 class Hub:
@@ -57,16 +59,15 @@ class Hub:
         """A path of the owner's server, for the client."""
         return f"/user/{OWNER}/{path}"
 
-    def spawn(self, *, sandboxed: bool = True, cmd: Sequence[str] = (), prologue: str = "") -> None:
-        """Start the owner's server and wait until the hub calls it ready.
+    def command(self, *words: str) -> list[str]:
+        """A job's command line, with words of the test's behind the archive."""
+        return ["batchspawner-singleuser", str(self.archive), *words]
 
-        `cmd` replaces the whole command line of the job, batchspawner-singleuser and all.
-        """
-        options: dict[str, Any] = {"sandbox": sandboxed}
-        if cmd:
-            options["cmd"] = shlex.join(cmd)
-        if prologue:
-            options["prologue"] = prologue
+    def spawn(self, kind: str) -> None:
+        """Start the owner's server, one of `KINDS`, and wait until the hub calls it ready."""
+        options: dict[str, Any] = {"sandbox": kind != "plain"}
+        if kind == "relay":  # batchspawner lets the options of a start replace parts of its script
+            options["cmd"] = shlex.join(self.command("--forward", "relay", "jupyterhub-singleuser"))
         try:
             self.client.spawn(options)
         except Exception as error:
@@ -74,10 +75,10 @@ class Hub:
             raise
 
     @contextlib.contextmanager
-    def running(self, *, sandboxed: bool = True) -> Iterator[None]:
+    def running(self, kind: str = "sandboxed") -> Iterator[None]:
         """The owner's server runs in this context; it may be stopped there, too."""
         try:
-            self.spawn(sandboxed=sandboxed)
+            self.spawn(kind)
             yield
         finally:
             self.stop()

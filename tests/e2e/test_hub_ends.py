@@ -8,7 +8,7 @@ import re
 import socket
 
 import pytest
-from e2e.hub import Hub
+from e2e.hub import KINDS, Hub
 
 from helpers import wait_until
 
@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 # ---- the end --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sandboxed", [True, False], ids=["sandboxed", "plain"])
-def test_a_session_that_the_hub_stops_shuts_down_cleanly(hub: Hub, sandboxed: bool) -> None:
-    with hub.running(sandboxed=sandboxed):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_that_the_hub_stops_shuts_down_cleanly(hub: Hub, kind: str) -> None:
+    with hub.running(kind):
         assert hub.start_kernel().cell("print('up')") == "up\n"
         port = hub.host_port()
     # The server's own words, and the status of a process that ended by itself.
@@ -29,20 +29,20 @@ def test_a_session_that_the_hub_stops_shuts_down_cleanly(hub: Hub, sandboxed: bo
     assert_free(port)
 
 
-@pytest.mark.parametrize("sandboxed", [True, False], ids=["sandboxed", "plain"])
-def test_a_session_with_an_application_ends_as_a_whole(hub: Hub, sandboxed: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_with_an_application_ends_as_a_whole(hub: Hub, kind: str) -> None:
     """Once an application runs, it is jupyter-server-proxy that hears SIGTERM: it ends the
     application and leaves the process at once."""
-    with hub.running(sandboxed=sandboxed):
+    with hub.running(kind):
         assert hub.client.get(hub.user("notes/")).status == 200
         port = hub.host_port()
     assert_ended(hub, "CANCELLED 0:0")
     assert_free(port)
 
 
-@pytest.mark.parametrize("sandboxed", [True, False], ids=["sandboxed", "plain"])
-def test_a_server_that_is_killed_is_seen_as_killed(hub: Hub, sandboxed: bool) -> None:
-    with hub.running(sandboxed=sandboxed):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_is_killed_is_seen_as_killed(hub: Hub, kind: str) -> None:
+    with hub.running(kind):
         port = hub.host_port()
         os.kill(hub.job_pid(), 9)
         wait_until(lambda: hub.state() != "RUNNING", 10, "the end of the job")
@@ -97,15 +97,15 @@ def assert_fails(hub: Hub, cmd: list[str], state: str, pattern: str) -> None:
 
 
 def test_a_missing_command_is_named(hub: Hub) -> None:
-    cmd = ["batchspawner-singleuser", str(hub.archive), "no-such-server"]
+    cmd = hub.command("no-such-server")
     assert_fails(hub, cmd, "FAILED 127:0", "no-such-server: not found")
 
 
 def test_a_busy_host_port_is_named(hub: Hub) -> None:
     with socket.create_server(("0.0.0.0", 0)) as rival:
         port = rival.getsockname()[1]
-        cmd = ["batchspawner-singleuser", str(hub.archive), "--port", str(port)]
-        assert_fails(hub, [*cmd, "jupyterhub-singleuser"], "FAILED 125:0", f"{port}.*in use")
+        cmd = hub.command("--port", str(port), "jupyterhub-singleuser")
+        assert_fails(hub, cmd, "FAILED 125:0", f"{port}.*in use")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_a_busy_host_port_is_named(hub: Hub) -> None:
     ],
 )
 def test_a_node_that_cannot_make_a_sandbox_is_told(hub: Hub, refusal: str, pattern: str) -> None:
-    cmd = ["batchspawner-singleuser", str(hub.archive), "jupyterhub-singleuser"]
+    cmd = hub.command("jupyterhub-singleuser")
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", refusal, "sh"]
     assert_fails(hub, prefix + cmd, "FAILED 125:0", pattern)
