@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import posix
 import select
+import time
 
 import _socket
 
@@ -22,16 +23,20 @@ from .relay import BACKLOG, GUESTS, Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from .relay import Relay
 
-LOOK_AGAIN = 0.25
-"""Seconds between two looks for a server whose listen(2) nobody was asked about, while clients
-wait. No client, no look."""
+LOOK_SOON, LOOK_FIRST, LOOK_LAST = 0.001, 0.05, 1.0
+"""Seconds until the next look for a server whose socket was not replaced, while clients wait: the
+first one, if we know of such a server and if not, and the last one; doubles in between. No client,
+no look."""
+UNWATCHED = "the server listens without the system call that we watch"
+OTHER_FAMILY = "the server listens on another address family than the host port"
 
 SOL_SOCKET, IPPROTO_TCP = _socket.SOL_SOCKET, _socket.IPPROTO_TCP
+O_ASYNC = 0o20000  # asm-generic/fcntl.h
 SO_BUF_LOCK = 72  # asm-generic/socket.h, Linux 5.14: which buffer sizes were set by hand
 SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
 IPPROTO_MPTCP = 262  # Go's listeners are MPTCP sockets by default
@@ -77,8 +82,12 @@ class Handover:
         self.host_links = {link_of(host) for host in self.hosts}
         self.original: _socket.socket | None = None  # the server's own, which we listen on
         self.server = ""  # the entry in /proc of the descriptor that was replaced last
+        self.process = -1  # pidfd of a process that serves
         self.relaying = False  # for good
+        self.reason = UNWATCHED  # why we would have to relay
         self.waiting = False  # clients of the host port wait for a server
+        self.first_pause = LOOK_FIRST
+        self.next_look, self.pause = 0.0, LOOK_FIRST
         relay.watch(self.questions, self.on_question)
         self.wait_for_clients()
 
@@ -88,127 +97,163 @@ class Handover:
         """Answer one question. Whatever goes wrong, the caller's own call proceeds."""
         poll = select.poll()
         poll.register(self.questions, select.POLLIN)
-        if not any(event & select.POLLIN for _, event in poll.poll(0)):
-            # Nobody is left to ask; receiving would wait for ever before Linux 6.12.
-            self.relay.unwatch(self.questions)
-            return
+        state = dict(poll.poll(0)).get(self.questions, 0)
+        if not state & select.POLLIN:
+            if state:  # nobody is left to ask; receiving would wait for ever before Linux 6.12
+                self.relay.unwatch(self.questions)
+            return  # the caller has been killed
         try:
             question = notify.receive(self.questions)
         except OSError:
             return  # a signal has ended the call, or the caller
-        refused = ""
-        proceed = True
+        done = False
         try:
             if question.call == self.listen_call:
-                proceed, refused = self.on_listen(question)
+                done = self.on_listen(question)
             else:
                 self.on_bind()
-        except (OSError, ValueError):
-            pass
+        except Exception:
+            pass  # an exception must not end the session
         try:
-            notify.answer(self.questions, question, proceed)
+            notify.answer(self.questions, question, proceed=not done)
         except OSError:
             pass  # a signal has ended the call, or the caller
-        if refused:
-            self.become_relay(refused)
 
     def on_bind(self) -> None:
         """A server that listens anew needs the guest port that we keep."""
         if self.original is not None and not self.is_served():
-            self.let_go()
-            self.wait_for_clients()
+            self.start_over()
 
-    def on_listen(self, question: notify.Question) -> tuple[bool, str]:
-        """Whether the call may proceed, and why its socket was not replaced where it should be."""
+    def on_listen(self, question: notify.Question) -> bool:
+        """Whether the caller has the host's socket now, which listens already."""
         if self.relaying:
-            return True, ""
+            return False
         number = notify.take_descriptor(question.thread, question.descriptor)
         try:
             socket = _socket.socket(fileno=number)
         except OSError:
             posix.close(number)
-            return True, ""
+            return False
         try:
-            if not self.is_the_servers(socket):
-                return True, ""
-            links = links_of_others()
-            if not self.host_links.isdisjoint(links):
-                return True, ""  # another process serves
-            why = self.why_not(socket, question, links)
-            if why:
-                return True, why
-            self.replace(socket, question)
-        except BaseException:
+            notify.check_waiting(self.questions, question)
+            return self.is_the_servers(socket) and self.hand_over(socket, question)
+        finally:
             if socket is not self.original:
                 socket.close()
-            raise
-        if socket is not self.original:
-            socket.close()
-        return False, ""
+
+    def hand_over(self, socket: _socket.socket, question: notify.Question) -> bool:
+        """Replace this socket of a server, unless there is a reason not to."""
+        links = [link for _, link in descriptors_of_others()]
+        if not self.host_links.isdisjoint(links):
+            return False  # another process serves
+        host = self.host_for(socket)
+        if host is None:
+            self.expect_relay(OTHER_FAMILY, LOOK_FIRST)  # its next socket may be of this one
+            return False
+        try:
+            why = why_not(socket, question, links)
+            if not why:
+                self.replace(socket, host, question)
+        except OSError as error:
+            why = f"the server's socket could not be replaced: {error.strerror}"
+        if why:
+            self.expect_relay(why, LOOK_SOON)
+        return not why
 
     def is_the_servers(self, socket: _socket.socket) -> bool:
-        """Whether this is a TCP socket on the guest port of the sandbox itself."""
+        """Whether this is a TCP socket on the guest port of the sandbox itself. One of the host's,
+        whose port may have the same number, is of another namespace."""
         return (
-            socket.family in (_socket.AF_INET, _socket.AF_INET6)
-            and socket.type == _socket.SOCK_STREAM
-            and socket.proto in (IPPROTO_TCP, IPPROTO_MPTCP)
+            socket.proto in (IPPROTO_TCP, IPPROTO_MPTCP)
             and socket.getsockname()[1] == self.guest_port
-            and link_of(socket) not in self.host_links  # the guest port may equal the host port
             and notify.network_namespace_of(socket.fileno()) == self.network
         )
 
     def is_served(self) -> bool:
         """Whether a process holds one of the host's sockets."""
         try:
-            if self.server and posix.readlink(self.server) in self.host_links:
+            if posix.readlink(self.server) in self.host_links:
                 return True
         except OSError:
             pass
-        return not self.host_links.isdisjoint(links_of_others())
+        return any(link in self.host_links for _, link in descriptors_of_others())
 
     def host_for(self, socket: _socket.socket) -> _socket.socket | None:
         """The host's socket of the same address family."""
         return next((host for host in self.hosts if host.family == socket.family), None)
 
-    def why_not(self, socket: _socket.socket, question: notify.Question, links: list[str]) -> str:
-        """Why this socket cannot be replaced, or nothing."""
-        if self.host_for(socket) is None:
-            return "the server listens on another address family than the host port"
-        if in_epoll(question.thread, question.descriptor, socket):
-            return "the server had its socket in an epoll before it called listen"
-        if links.count(link_of(socket)) != 1:
-            return "the server shares its socket, or holds it twice, before it called listen"
-        return ""
-
-    def replace(self, socket: _socket.socket, question: notify.Question) -> None:
+    def replace(
+        self, socket: _socket.socket, host: _socket.socket, question: notify.Question
+    ) -> None:
         """Put the host's socket in the place of the server's. Raises OSError."""
-        host = self.host_for(socket)
-        assert host is not None
         copy_settings(socket, host)
+        process = notify.leader_of(question.thread)
         place = f"/proc/{question.thread}/fdinfo/{question.descriptor}"
         close_on_exec = descriptor_flags(place) & posix.O_CLOEXEC
         socket.listen(BACKLOG)
-        notify.check_waiting(self.questions, question)
         notify.replace_descriptor(self.questions, question, host.fileno(), close_on_exec)
-        self.server = f"/proc/{question.thread}/fd/{question.descriptor}"
+        self.server = f"/proc/{process}/fd/{question.descriptor}"
         self.keep(socket, host)
+        self.explain("forward: native, the server has the host port's own socket")
+        if not self.watch_server(process):
+            self.on_server_end()
 
     def keep(self, socket: _socket.socket, host: _socket.socket) -> None:
         """Keep the guest port taken inside, and lead its clients to the server, as those of the
         host port's other address family."""
         self.let_go()
+        self.stop_waiting()
         self.original = socket
         self.place.aim(host.getsockname()[1], [(host.family, reachable(host.getsockname()[0]))])
-        self.stop_waiting()
         for listener in [socket, *(other for other in self.hosts if other is not host)]:
-            if listener.fileno() not in self.relay.listeners:
-                self.relay.serve(listener, self.place)
+            self.relay.serve(listener, self.place)
 
     def let_go(self) -> None:
-        """Free the guest port inside."""
+        """Relay nothing; free the guest port inside."""
+        for host in self.hosts:
+            if host.fileno() in self.relay.listeners:
+                self.relay.release(host)
         if self.original is not None:
             self.relay.stop_serving(self.original)
             self.original = None
+
+    # -- the server's end ------------------------------------------------------------------
+
+    def watch_server(self, process: int) -> bool:
+        """Be told when this process ends. False: it has ended."""
+        self.stop_watching_server()
+        try:
+            self.process = notify.open_process(process)
+        except OSError:
+            return False
+        self.relay.watch(self.process, self.on_server_end)
+        return True
+
+    def stop_watching_server(self) -> None:
+        if self.process >= 0:
+            self.relay.unwatch(self.process)
+            posix.close(self.process)
+            self.process = -1
+
+    def on_server_end(self) -> None:
+        """Another one that holds the socket serves now, or the next that listens will."""
+        self.stop_watching_server()
+        for process, link in descriptors_of_others():
+            if link in self.host_links and self.watch_server(process):
+                return
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Nobody serves any more: whoever listens next is given the socket."""
+        self.stop_watching_server()
+        self.let_go()
+        self.expect_relay(UNWATCHED, LOOK_FIRST)
+        for host in self.hosts:
+            try:
+                host.listen(BACKLOG)  # a server may have ended that with shutdown(2)
+            except OSError as error:
+                self.explain(f"the host port is lost: {error.strerror}")
+        self.wait_for_clients()
 
     # -- clients before there is a server --------------------------------------------------
 
@@ -219,24 +264,38 @@ class Handover:
                 self.relay.watch(host.fileno(), self.on_client, edge=True)
 
     def on_client(self) -> None:
-        self.waiting = True
-        self.look()
+        if not self.waiting:
+            self.waiting = True
+            self.look_in(self.first_pause)
 
     def stop_waiting(self) -> None:
         """Whoever waits is served now."""
         self.waiting = False
         for host in self.hosts:
-            if host.fileno() not in self.relay.listeners and host.fileno() in self.relay.watched:
+            if host.fileno() in self.relay.watched:
                 self.relay.unwatch(host.fileno())
 
     def look(self) -> None:
-        """See whether a server listens that we were not asked about."""
-        if self.waiting and listens_inside(self.command, self.guest_port):
-            self.become_relay("the server listens without the system call that we watch")
+        """See whether a server listens whose socket was not replaced."""
+        if not self.waiting or time.monotonic() < self.next_look:
+            return
+        if listens_inside(self.command, self.guest_port):
+            self.become_relay(self.reason)
+        self.look_in(min(2 * self.pause, LOOK_LAST))
+
+    def look_in(self, seconds: float) -> None:
+        self.pause = seconds
+        self.next_look = time.monotonic() + seconds
+
+    def expect_relay(self, why: str, pause: float) -> None:
+        """Should a server turn out to listen on its own socket, this is why."""
+        self.reason = why
+        self.first_pause = pause
+        self.look_in(pause)
 
     def patience(self) -> float:
         """Seconds until the next look is due; -1: none is."""
-        return LOOK_AGAIN if self.waiting else -1.0
+        return max(0.0, self.next_look - time.monotonic()) if self.waiting else -1.0
 
     # -- the other way ---------------------------------------------------------------------
 
@@ -244,12 +303,23 @@ class Handover:
         """Have the host port relayed from inside the sandbox, for good."""
         self.explain(f"forward: relay, because {why}")
         self.relaying = True
+        self.stop_watching_server()
         self.let_go()
         self.stop_waiting()
-        for host in self.hosts:
-            if host.fileno() in self.relay.listeners:
-                self.relay.release(host)
         self.go_inside(self.hosts, self.guest_port)
+
+
+def why_not(socket: _socket.socket, question: notify.Question, links: list[str]) -> str:
+    """Why this socket cannot be replaced, or nothing."""
+    if is_registered(question.thread, question.descriptor, socket):
+        return "the server had its socket in an epoll or an io_uring before it called listen"
+    if link_of(socket) not in links:
+        return "the server does not let its descriptors be seen"
+    if links.count(link_of(socket)) != 1:
+        return "the server shares its socket, or holds it twice, before it called listen"
+    if fcntl.fcntl(socket.fileno(), fcntl.F_GETFL) & O_ASYNC:
+        return "the server wants a signal for each client"  # F_SETOWN is the replaced file's
+    return ""
 
 
 def link_of(socket: _socket.socket) -> str:
@@ -262,9 +332,9 @@ def reachable(address: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
 
 
-def links_of_others() -> list[str]:
-    """What the descriptors of all processes but this one are, as far as we may look."""
-    links = []
+def descriptors_of_others() -> Iterator[tuple[int, str]]:
+    """Process number and link of each descriptor of all processes but this one, as far as we may
+    look."""
     me = posix.getpid()
     for name in posix.listdir("/proc"):
         if not name.isdigit() or int(name) == me:
@@ -275,10 +345,9 @@ def links_of_others() -> list[str]:
             continue  # another user's, or gone
         for number in numbers:
             try:
-                links.append(posix.readlink(f"/proc/{name}/fd/{number}"))
+                yield int(name), posix.readlink(f"/proc/{name}/fd/{number}")
             except OSError:
                 continue
-    return links
 
 
 def descriptor_flags(place: str) -> int:
@@ -290,19 +359,23 @@ def descriptor_flags(place: str) -> int:
     return 0
 
 
-def in_epoll(thread: int, descriptor: int, socket: _socket.socket) -> bool:
-    """Whether the caller has this descriptor in an epoll: replaced, it would never fire there."""
+def is_registered(thread: int, descriptor: int, socket: _socket.socket) -> bool:
+    """Whether the caller has this socket in an epoll, or any file in an io_uring: both hold the
+    socket itself, and would never see a client of the one that replaces it."""
     node = posix.fstat(socket.fileno()).st_ino
     folder = f"/proc/{thread}/fdinfo"
     for name in posix.listdir(folder):
         try:
             with open(f"{folder}/{name}", "rb") as file:
-                targets = [line.split() for line in file if line.startswith(b"tfd:")]
+                lines = [line.split() for line in file]
         except OSError:
             continue
-        for words in targets:
-            nodes = [int(word[4:], 16) for word in words if word.startswith(b"ino:")]
-            if int(words[1]) == descriptor or node in nodes:
+        for words in lines:
+            if words[:1] == [b"tfd:"]:  # an entry of an epoll (proc_pid_fdinfo(5))
+                nodes = [int(word[4:], 16) for word in words if word.startswith(b"ino:")]
+                if int(words[1]) == descriptor or node in nodes:
+                    return True
+            elif words[:1] == [b"UserFiles:"] and int(words[1]) > 0:
                 return True
     return False
 

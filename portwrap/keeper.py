@@ -52,10 +52,11 @@ across exec and also holds back handlers that a program installs (pasta does).""
 
 READY = "ready"
 NATIVE = "native"
-ROOMS = ("relay", "worker", "notify", "handover", "watch")
+ROOMS = ("relay", "worker", "datagrams", "notify", "handover", "watch")
+"""The modules that the lean interpreter may run, in the order of their imports."""
 NATIVE_ROOMS = ("notify", "handover")
-"""The modules that the lean interpreter runs, in the order of their imports, and those among them
-that it needs for the hand-over only."""
+SERVICE_ROOMS = ("datagrams",)
+"""Those among them that it needs for the hand-over, or for host services, only."""
 MOST_DESCRIPTORS = 253
 """Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 
@@ -261,7 +262,8 @@ def _keep(
         settings["namespaces"] = namespaces_of_command
     else:
         _enter(namespaces_of_command)
-    rooms = [name for name in ROOMS if questions or name not in NATIVE_ROOMS]
+    left_out = (() if questions else NATIVE_ROOMS) + (() if settings["services"] else SERVICE_ROOMS)
+    rooms = [name for name in ROOMS if name not in left_out]
     codes = [(name, compile_lean(sources[name], name)) for name in rooms]
     settings["most_connections"] = _raise_descriptor_limit(settings)
     _become_lean(codes, settings)

@@ -27,7 +27,7 @@ import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import keeper, namespaces, network, ports, services
+from . import dns, keeper, namespaces, network, ports, services
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
@@ -84,7 +84,9 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     path = find_command(command[0], environ)
     sandbox.step(f"the command is {path}")
     helper = network.choose(environ)
-    services.check(sandbox.host_services, sandbox.guest_port, sandbox.published)
+    resolvers = dns.needed()
+    offered = services.distinct([*sandbox.host_services, *resolvers])
+    services.check(offered, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
     sandbox.step(f"listening on {address_of(sandbox)}")
     published = [
@@ -95,25 +97,28 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     for bound in (port, *(other for other, _ in published)):
         bound.close()
     namespaces.enter_new(0)
-    _offer(sandbox.host_services, lifeline)
+    _offer(offered, lifeline)
     sandbox.step("in user and network namespaces of our own")
     forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
     sandbox.step("the keeper is ready, and so is the way out")
     if sandbox.announce:
-        sandbox.announce(sandbox, _what_was_made(sandbox, forward, helper.name))
+        facts = _what_was_made(sandbox, forward, helper.name, resolvers)
+        sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)
 
 
-def _what_was_made(sandbox: Sandbox, forward: str, way_out: str) -> dict[str, str]:
+def _what_was_made(
+    sandbox: Sandbox, forward: str, way_out: str, resolvers: Sequence[Service]
+) -> dict[str, str]:
     """What leads in besides the host port, and out; "" for nothing."""
     return {
         "forward": forward,
         "way out": way_out,
         "private views": "",
         "published": ports.describe_pairs(sandbox.published),
-        "host's own inside": ", ".join(map(str, sandbox.host_services)),
+        "host's own inside": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
     }
 
 

@@ -239,7 +239,7 @@ REFUSALS: Sequence[Refusal] = (
         "The path in c.Spawner.cmd is wrong, or the file is not executable on the node.",
     ),
     Refusal(
-        r"keeper|^fork:",
+        r"keeper|relay in the sandbox|^fork:",
         "the keeper process ended while the sandbox was set up",
         "The node may be out of processor time, processes or memory: look at its load and at"
         " 'ulimit -a', then try again.",

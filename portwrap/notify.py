@@ -6,12 +6,13 @@ linux/audit.h, asm/unistd.h, linux/sockios.h; seccomp(2) and seccomp_unotify(2) 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import posix
 import struct
 import sys
+
+import _ctypes  # the C half of `ctypes`: the other half costs the keeper 0.5 MB
 
 SECCOMP_SET_MODE_FILTER = 1
 FILTER_FLAG_SPEC_ALLOW = 1 << 2
@@ -60,14 +61,30 @@ MACHINES = {
     "aarch64": Machine(arch=0xC00000B7, seccomp=277, bind=200, listen=201),
 }
 
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
+
+class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    """A C long."""
+
+    _type_ = "l"
 
 
-def _checked(result: int) -> int:
+class Function(_ctypes.CFuncPtr):
+    """A function of the C library that returns an int or a long, and sets errno."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = Long
+
+
+_this_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+_syscall = Function(_ctypes.dlsym(_this_program, "syscall"))
+
+
+def system_call(number: int, *arguments: int) -> int:
+    """syscall(2): run a system call by its number. Raises OSError."""
+    result: int = _syscall(Long(number), *map(Long, arguments))
     if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, posix.strerror(number))
+        code = _ctypes.get_errno()
+        raise OSError(code, posix.strerror(code))
     return result
 
 
@@ -95,25 +112,22 @@ def install_filter(machine: Machine) -> int:
     Needs CAP_SYS_ADMIN in this user namespace; with it no_new_privs need not be set. Raises
     OSError: EBUSY where a listener exists already, EINVAL or ENOSYS on a kernel without it.
     """
+    import ctypes  # for this call alone, in the launching process, which has it anyway
+
     words = [
         (code, true, false, getattr(machine, k) if isinstance(k, str) else k)
         for code, true, false, k in ALLOW_ALL_BUT_TWO
     ]
     code = b"".join(struct.pack("=HBBI", *word) for word in words)
     array = ctypes.create_string_buffer(code, len(code))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(array)))
+    sock_fprog = struct.pack("@HP", len(words), ctypes.addressof(array))
+    program = ctypes.create_string_buffer(sock_fprog, len(sock_fprog))
     # Without SPEC_ALLOW, kernels before 5.16 turn speculation off for the whole session.
     flags = FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_SPEC_ALLOW
     for more in (FILTER_FLAG_WAIT_KILLABLE_RECV, 0):
         try:
-            return _checked(
-                libc.syscall(
-                    ctypes.c_long(machine.seccomp),
-                    ctypes.c_long(SECCOMP_SET_MODE_FILTER),
-                    ctypes.c_ulong(flags | more),
-                    program,
-                )
-            )
+            address = ctypes.addressof(program)
+            return system_call(machine.seccomp, SECCOMP_SET_MODE_FILTER, flags | more, address)
         except OSError as error:
             if error.errno != errno.EINVAL or not more:
                 raise
@@ -156,27 +170,20 @@ def replace_descriptor(listener: int, question: Question, source: int, flags: in
 def take_descriptor(thread: int, descriptor: int) -> int:
     """A duplicate of a descriptor of another process (pidfd_getfd(2)). Raises OSError."""
     try:
-        process = _pidfd_open(thread, PIDFD_THREAD)
+        process = open_process(thread, PIDFD_THREAD)
     except OSError as error:
         if error.errno != errno.EINVAL:  # before Linux 6.9
             raise
-        process = _pidfd_open(leader_of(thread), 0)
+        process = open_process(leader_of(thread))
     try:
-        return _checked(
-            libc.syscall(
-                ctypes.c_long(SYS_PIDFD_GETFD),
-                ctypes.c_int(process),
-                ctypes.c_int(descriptor),
-                ctypes.c_uint(0),
-            )
-        )
+        return system_call(SYS_PIDFD_GETFD, process, descriptor, 0)
     finally:
         posix.close(process)
 
 
-def _pidfd_open(pid: int, flags: int) -> int:
-    call = (ctypes.c_long(SYS_PIDFD_OPEN), ctypes.c_int(pid), ctypes.c_uint(flags))
-    return _checked(libc.syscall(*call))
+def open_process(pid: int, flags: int = 0) -> int:
+    """A descriptor that means this process (pidfd_open(2)). Raises OSError."""
+    return system_call(SYS_PIDFD_OPEN, pid, flags)
 
 
 def leader_of(thread: int) -> int:
@@ -195,8 +202,3 @@ def network_namespace_of(socket: int) -> int:
         return posix.fstat(namespace).st_ino
     finally:
         posix.close(namespace)
-
-
-def enter(namespace: int) -> None:
-    """setns(2): move this process into the namespace of this descriptor. Raises OSError."""
-    _checked(libc.setns(ctypes.c_int(namespace), ctypes.c_int(0)))

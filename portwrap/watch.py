@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
+    from .datagrams import Datagrams
     from .handover import Handover
 
 PROC_INTERVAL = 2.0
@@ -48,6 +49,7 @@ class Keeper:
         self.handover: Handover | None = None
         self.relay = Relay(settings["most_connections"])
         self.workers: list[Worker] = []
+        self.datagrams: list[Datagrams] = []
 
     def run(self) -> NoReturn:
         """Wait until the network helper is ready, say so, and serve until the command is gone."""
@@ -62,6 +64,8 @@ class Keeper:
                 self.look_at_both()
             if self.handover is not None:
                 self.handover.look()
+            for datagrams in self.datagrams:
+                datagrams.look()
 
     def begin_forwarding(self) -> None:
         """Serve every port that leads in or out, or be ready to hand the host port over."""
@@ -90,6 +94,11 @@ class Keeper:
 
     def offer(self, listener: _socket.socket) -> None:
         """Relay from this socket inside to the same address and port of the host, where we are."""
+        if listener.type == _socket.SOCK_DGRAM:
+            from .datagrams import Datagrams
+
+            self.datagrams.append(Datagrams(self.relay, listener))
+            return
         address, port = listener.getsockname()[:2]
         self.relay.serve(listener, Place(port, [(listener.family, address)], inward=False))
 
@@ -120,6 +129,7 @@ class Keeper:
         limits = [PROC_INTERVAL] if not self.has_pidfd else []
         if self.handover is not None and self.handover.waiting:
             limits.append(self.handover.patience())
+        limits += [datagrams.patience() for datagrams in self.datagrams if datagrams.clients]
         return min(limits, default=-1.0)
 
     def wait_for_helper(self) -> None:

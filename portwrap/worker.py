@@ -50,9 +50,9 @@ class Worker:
     def wait_until_ready(self) -> str:
         """Return "", or why it does not serve."""
         if not self.has_word(READY_LIMIT):
-            return f"was not ready in {READY_LIMIT:g} s"
+            return f"did not answer in {READY_LIMIT:g} s"
         word = self.link.recv(4096).decode("utf-8", "replace")
-        return "" if word == "ready" else word or "ended before it was ready"
+        return "" if word == "ready" else word or "ended at once"
 
     def has_word(self, limit: float) -> bool:
         """Whether it has spoken, or has ended, within `limit` seconds."""

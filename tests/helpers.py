@@ -36,7 +36,8 @@ def identity(account: str) -> dict[str, Any]:
 
 
 def environment(account: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The small environment a login of the account starts with, and `extra` on top."""
+    """The small environment a login of the account starts with, with the way in that the tests
+    are to take, and `extra` on top."""
     entry = pwd.getpwnam(account)
     return {
         "HOME": entry.pw_dir,
@@ -45,6 +46,7 @@ def environment(account: str, extra: Mapping[str, str] | None = None) -> dict[st
         "PATH": SYSTEM_PATH,
         "LC_ALL": "C.UTF-8",
         "PORTWRAP_QUIET": "1",  # no start-up line, but for the tests of it
+        **{name: os.environ[name] for name in ("PORTWRAP_FORWARD",) if name in os.environ},
         **(extra or {}),
     }
 

@@ -40,6 +40,9 @@ missing_things() {
     while read -r command debian fedora; do
         type -P "$command" >/dev/null || echo "$command $debian $fedora"
     done <<'TABLE'
+bwrap bubblewrap bubblewrap
+gcc gcc gcc
+dnsmasq dnsmasq-base dnsmasq
 ip iproute2 iproute
 node nodejs nodejs
 npm npm nodejs-npm
@@ -181,6 +184,7 @@ if ! "$system_python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info
     exit 0
 fi
 make_venv "$PORTWRAP_TEST_ROOT/venv" "$system_python" "$tests/requirements.txt"
+make_venv "$PORTWRAP_TEST_ROOT/servers-venv" "$system_python" "$tests/requirements-servers.txt"
 make_venvs_of_other_pythons
 if [[ $EUID == 0 ]]; then
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.

@@ -23,9 +23,22 @@ def portwrap(python: str) -> Iterator[Portwrap]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(params=["relay", "auto"])
+def each_forward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything that the test starts takes this way in, unless it is told another one."""
+    monkeypatch.setenv("PORTWRAP_FORWARD", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
-def inside(portwrap: Portwrap) -> Iterator[Inside]:
+def forward(request: pytest.FixtureRequest) -> str:
+    """The way in of `inside`; tests that are about both ways name them."""
+    return str(getattr(request, "param", "relay"))
+
+
+@pytest.fixture
+def inside(portwrap: Portwrap, forward: str) -> Iterator[Inside]:
     """A sandbox with a command that makes sockets in there."""
-    with Inside(portwrap) as session:
+    with Inside(portwrap, forward=forward) as session:
         session.wait_until_up()
         yield session

@@ -13,7 +13,7 @@ from launches import refusal_of, run_in_sandbox
 from helpers import needs
 from sessions import Portwrap, unused_port
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
 
 def status_of_sh(portwrap: Portwrap, script: str) -> int:

@@ -17,6 +17,7 @@ from helpers import NEIGHBOUR, OWNER, as_user, end, needs, run_as, wait_until
 from sessions import Inside, Maker, Outside, Portwrap, unused_port
 
 pytestmark = pytest.mark.namespaces
+both_ways = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
 
 LISTENS = ["127.0.0.1", "0.0.0.0", "::1", "::"]
 Door = tuple[str, str, int]
@@ -102,6 +103,7 @@ INTRUSIONS = [
 ]
 
 
+@both_ways
 @pytest.mark.parametrize("words", INTRUSIONS, ids=lambda words: "-".join(words[:1] + words[3:-1]))
 def test_a_neighbour_cannot_get_in(inside: Inside, words: tuple[str, ...]) -> None:
     for pid in (inside.pid, inside.keeper, inside.helper):
@@ -110,6 +112,7 @@ def test_a_neighbour_cannot_get_in(inside: Inside, words: tuple[str, ...]) -> No
         assert "ermission denied" in result.stderr or "not permitted" in result.stderr
 
 
+@both_ways
 def test_the_owner_can_get_in(inside: Inside) -> None:
     """The control: these questions are not refused for a reason of their own."""
     words = ["nsenter", "-t", str(inside.pid), "-U", "-n", "--preserve-credentials"]
@@ -287,12 +290,14 @@ def test_other_hosts_reach_the_port_and_are_reached(
             stranger.connect(network.here_address, port)
 
 
+@both_ways
 def test_the_session_is_in_namespaces_of_its_own(inside: Inside) -> None:
     for kind in ("user", "net"):
         theirs = os.readlink(f"/proc/{inside.pid}/ns/{kind}")
         assert theirs != os.readlink(f"/proc/self/ns/{kind}")
 
 
+@both_ways
 def test_two_sessions_of_one_owner_do_not_meet(portwrap: Portwrap, inside: Inside) -> None:
     with Inside(portwrap) as other, other.serve(), pytest.raises(ConnectionRefusedError):
         inside.connect("127.0.0.1", other.guest_port)

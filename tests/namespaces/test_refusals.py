@@ -22,7 +22,7 @@ from launches import (
 from helpers import OWNER, as_user, end, needs, run_as, wait_until
 from sessions import Portwrap, holders_of, unused_port
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from helpers import OWNER, run_as, wait_until
 from sessions import Inside, Portwrap, assert_quiet, settle
 
 pytestmark = pytest.mark.namespaces
+both_ways = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
 LINGER_RESET = struct.pack("ii", 1, 0)
 MIB = 1 << 20
 
@@ -70,11 +71,14 @@ REACHES = [  # listens inside on, host address asked for, asked through, answer?
 ]
 
 
+@both_ways
 @pytest.mark.parametrize(("listens", "host", "asked", "answers"), REACHES)
 def test_where_the_server_is_asked(
-    portwrap: Portwrap, listens: str, host: str, asked: str, answers: bool
+    portwrap: Portwrap, forward: str, listens: str, host: str, asked: str, answers: bool
 ) -> None:
-    with Inside(portwrap, host=host) as session, session.serve(listens) as listener:
+    with Inside(portwrap, host=host, forward=forward) as session, session.serve(
+        listens
+    ) as listener:
         if not answers:
             with pytest.raises(ConnectionRefusedError):
                 session.client(asked)
@@ -112,6 +116,7 @@ class Stream:
             self.received.update(chunk)
 
 
+@both_ways
 @pytest.mark.parametrize(
     "size",
     [
@@ -132,6 +137,7 @@ def test_large_bodies_both_ways_at_once(inside: Inside, listener: socket.socket,
             assert stream.received.digest() == stream.sent.digest()
 
 
+@both_ways
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_half_close(inside: Inside, listener: socket.socket, first: str) -> None:
     client, server = inside.pair(listener)
@@ -148,6 +154,7 @@ def test_half_close(inside: Inside, listener: socket.socket, first: str) -> None
         assert got + receive(asking) == answer
 
 
+@both_ways
 @pytest.mark.parametrize("first", ["client", "server"])
 @pytest.mark.parametrize("idle", [True, False])
 def test_reset_is_passed_on(
@@ -165,6 +172,7 @@ def test_reset_is_passed_on(
             other.recv(1)
 
 
+@both_ways
 def test_an_answer_given_before_a_request_was_read_to_its_end(
     inside: Inside, listener: socket.socket
 ) -> None:
@@ -226,6 +234,7 @@ def test_a_server_that_listens_late(inside: Inside, address: str) -> None:
     assert not is_answered(inside)
 
 
+@both_ways
 def test_a_server_that_moves_to_the_other_family(inside: Inside) -> None:
     for address in ("127.0.0.1", "::1", "127.0.0.1"):
         with inside.serve(address) as listener:
@@ -338,6 +347,7 @@ def test_two_thousand_idle_connections(many_descriptors: None, portwrap: Portwra
         wait_until(lambda: open_descriptors(keeper) < 40, what="descriptors given back")
 
 
+@both_ways
 def test_an_idle_keeper_never_wakes_up(inside: Inside, listener: socket.socket) -> None:
     pairs = [inside.pair(listener) for _ in range(3)]
     keeper = inside.keeper
@@ -559,6 +569,7 @@ def check(schedule: list[Step], pair: tuple[socket.socket, socket.socket], readi
                 assert (outcome, got) == ("end of file", sent)
 
 
+@both_ways
 def test_any_schedule(inside: Inside, listener: socket.socket) -> None:
     @hypothesis.settings(
         max_examples=250,

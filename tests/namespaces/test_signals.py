@@ -22,7 +22,7 @@ from launches import (
 from helpers import OWNER, as_user, end, needs
 from sessions import HELPER, Portwrap, name_of, unused_port
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
 SIG = signal.Signals
 

@@ -1,0 +1,51 @@
+"""Names: where the host asks a resolver on its own loopback, that resolver answers inside too.
+
+Nothing is mounted over /etc/resolv.conf, which the host may replace at any time: a mount on the
+old file would vanish then. The addresses in it become host services (`services.py`) instead.
+"""
+
+from __future__ import annotations
+
+import _socket
+
+from .services import LOOPBACK_IPV4, TCP, UDP, Service, asked_at, distinct, is_held, is_loopback
+
+RESOLV_CONF = "/etc/resolv.conf"
+PORT = 53
+MOST_SERVERS = 3  # MAXNS of resolv.h: the C library looks at no more
+
+
+def needed(path: str = RESOLV_CONF) -> list[Service]:
+    """The resolvers of the host that must answer inside: none, unless all are on its loopback."""
+    servers = name_servers(path)
+    if not servers:
+        # resolver(5): without a file, or a server in it, the one of this machine is asked.
+        servers = [LOOPBACK_IPV4] if is_held("udp", LOOPBACK_IPV4, PORT) else []
+    if not all(map(is_loopback, servers)):
+        return []
+    return distinct(Service(server, PORT, kind) for server in servers for kind in (UDP, TCP))
+
+
+def name_servers(path: str) -> list[str]:
+    """The numeric addresses of the name servers, as the C library reads this file: the keyword
+    begins the line, and what is no address is passed over."""
+    try:
+        with open(path, encoding="latin-1") as file:
+            lines = file.read().split("\n")
+    except OSError:
+        return []
+    words = [line.split() for line in lines if line.startswith(("nameserver ", "nameserver\t"))]
+    found = [numeric(line[1]) for line in words if len(line) > 1]
+    return [address for address in found if address][:MOST_SERVERS]
+
+
+def numeric(text: str) -> str:
+    """The address that a client connects to which reads this one; "" if it is none."""
+    address = text.partition("%")[0]  # without its interface
+    try:
+        if ":" in address:
+            packed = _socket.inet_pton(_socket.AF_INET6, address)
+            return asked_at(_socket.inet_ntop(_socket.AF_INET6, packed))
+        return asked_at(_socket.inet_ntoa(_socket.inet_aton(address)))
+    except OSError:
+        return ""

@@ -1,0 +1,986 @@
+"""The hand-over: which server gets the host's own socket, and that the others are relayed."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+import requests
+
+from conftest import TEST_ROOT
+from helpers import OWNER, cannot, needs, state_of, wait_until
+from sessions import Outside, Portwrap, Session, channel_pair, kill, unused_port
+
+pytestmark = pytest.mark.namespaces
+GUEST = 8888
+LIMIT = 20.0
+"""Seconds within which a client must have been answered: hanging is the fault to find."""
+
+
+# ---- who serves ---------------------------------------------------------------------------------
+
+
+def listening_inodes(pid: int, port: int) -> set[str]:
+    """The sockets that listen on this TCP port where the process is, as /proc/PID/fd names them."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[1].endswith(f":{port:04X}") and words[3] == "0A":
+                found.add(f"socket:[{words[9]}]")
+    return found
+
+
+def links_of(pid: int) -> set[str]:
+    """What the descriptors of a process are."""
+    found = set()
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    except OSError:
+        pass
+    return found
+
+
+def way_of(session: Session) -> str:
+    """How the server is served: "native" if it holds the host's own socket."""
+    host = listening_inodes(os.getpid(), session.port)
+    others = session.alive() - {session.keeper, session.helper}
+    return "native" if any(host & links_of(pid) for pid in others) else "relay"
+
+
+def ask(session: Session, address: str = "127.0.0.1") -> dict[str, Any]:
+    """What server.py answers at the host port."""
+    with socket.create_connection((address, session.port), timeout=LIMIT) as client:
+        own = client.getsockname()[:2]
+        facts = json.loads(read(client))
+    facts["client"] = list(own)
+    return dict(facts)
+
+
+def ask_until_answered(session: Session) -> dict[str, Any]:
+    """`ask` where the server refuses clients at times, as it would without us."""
+
+    def answer() -> dict[str, Any]:
+        try:
+            return ask(session)
+        except ConnectionError:
+            return {}
+
+    return wait_until(answer, LIMIT, "an answer")
+
+
+def read(client: socket.socket) -> bytes:
+    """Everything until end of file."""
+    client.settimeout(LIMIT)
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+class Started:
+    """A program that was started inside: its number and its standard input and output."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.output = channel.makefile("r")
+
+    def says(self, beginning: str) -> str:
+        """Wait for a line that begins so; return the rest of it."""
+        self.channel.settimeout(LIMIT)
+        said = []
+        for line in self.output:
+            said.append(line)
+            if line.startswith(beginning):
+                return line[len(beginning) :].strip()
+        raise AssertionError("".join(said))
+
+    def all(self) -> str:
+        """What it says to its end."""
+        self.channel.settimeout(LIMIT)
+        return self.output.read()
+
+    def kill(self) -> None:
+        kill(self.pid)
+        wait_until(lambda: state_of(self.pid) in ("", "Z"), what=f"end of {self.pid}")
+
+    def close(self) -> None:
+        self.output.close()
+        self.channel.close()
+
+
+class Spawner(Session):
+    """A session whose command starts programs; it lives on when they end."""
+
+    def __init__(self, portwrap: Portwrap, forward: str = "native", **options: Any) -> None:
+        self.portwrap = portwrap
+        self.started: list[Started] = []
+        self.asking, theirs = channel_pair()
+        extra = {"PORTWRAP_VERBOSE": "1", **options.pop("extra_env", {})}
+        with theirs:
+            super().__init__(
+                portwrap,
+                portwrap.program("spawner.py"),
+                forward=forward,
+                stdin=theirs,
+                extra_env=extra,
+                **options,
+            )
+
+    def __enter__(self) -> Spawner:
+        self.wait_until_up()
+        return self
+
+    def end(self) -> None:
+        for started in self.started:
+            started.close()
+        self.asking.close()
+        super().end()
+
+    def spawn(self, *words: str | Path) -> Started:
+        """Start a program inside."""
+        self.asking.send(json.dumps(list(map(str, words))).encode())
+        data, ancillary, _, _ = self.asking.recvmsg(64, socket.CMSG_SPACE(4))
+        channel = socket.socket(fileno=array.array("i", ancillary[0][2])[0])
+        self.started.append(Started(int(data), channel))
+        return self.started[-1]
+
+    def serve(self, way: str = "plain", address: str = "127.0.0.1", port: int = GUEST) -> Started:
+        """Start server.py inside."""
+        return self.spawn(*self.portwrap.program("server.py", way, address, str(port)))
+
+    def served(self, way: str = "plain", address: str = "127.0.0.1", port: int = GUEST) -> Started:
+        """Start server.py inside and wait until it listens."""
+        started = self.serve(way, address, port)
+        started.says("listening ")
+        return started
+
+    def said(self) -> str:
+        """What was said on standard error, by ours and by the network helper."""
+        self.end_processes()
+        return self.stderr()
+
+
+@pytest.fixture
+def spawner(portwrap: Portwrap) -> Iterator[Spawner]:
+    with Spawner(portwrap) as session:
+        yield session
+
+
+def ask_inside(session: Spawner, port: int = GUEST, address: str = "127.0.0.1") -> str:
+    """What a client inside gets."""
+    script = (
+        "import socket, sys\n"
+        f"try: made = socket.create_connection(({address!r}, {port}), timeout=10)\n"
+        "except OSError as error: sys.exit(error.strerror)\n"
+        "sys.stdout.write(made.makefile().read())"
+    )
+    return session.spawn(session.portwrap.python, "-I", "-c", script).all().strip()
+
+
+SHARED = "the server shares its socket, or holds it twice, before it called listen"
+REGISTERED = "the server had its socket in an epoll or an io_uring before it called listen"
+UNWATCHED = "the server listens without the system call that we watch"
+OTHER_FAMILY = "the server listens on another address family than the host port"
+SIGNALLED = "the server wants a signal for each client"
+
+WAYS = [  # how server.py comes to its socket, why it is relayed (nothing: it is not)
+    ("plain", ""),
+    ("nonblocking", ""),
+    ("reuseport", ""),
+    ("settings", ""),
+    ("mptcp", ""),
+    ("twice", ""),
+    ("again", ""),
+    ("shut", ""),
+    ("reexec", ""),
+    ("child", ""),
+    ("orphan", ""),
+    ("sent", ""),
+    ("thread", ""),
+    ("prefork", ""),
+    ("epoll-first", REGISTERED),
+    ("uring-registered", REGISTERED),
+    ("uring-listen", UNWATCHED),
+    ("duplicate", SHARED),
+    ("shared", SHARED),
+    ("signal-driven", SIGNALLED),
+    ("unreadable", "the server does not let its descriptors be seen"),
+]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["", "asked-early"])
+@pytest.mark.parametrize(("way", "why"), WAYS, ids=[way for way, _ in WAYS])
+def test_a_server_of_every_kind_is_served(
+    spawner: Spawner, way: str, why: str, early: bool
+) -> None:
+    """Clients of before it listened and after it; natively wherever that is sure to work."""
+    most = 1 if way == "shut" else 3  # shutdown resets those that wait
+    clients = [spawner.client() for _ in range(most)] if early else []
+    server = spawner.serve(way)
+    port = int(server.says("listening "))
+    for client in clients:
+        assert json.loads(read(client))["pid"] in spawner.alive()
+    facts = [ask_until_answered(spawner) if way == "shut" else ask(spawner) for _ in range(4)]
+    expected = "relay" if why else "native"
+    if way not in ("again", "shut"):  # whether it listens at this moment is chance
+        assert way_of(spawner) == expected
+    for answer in facts:
+        assert (answer["peer"] == answer["client"]) == (expected == "native")
+    assert port == (GUEST if why else spawner.port)
+    said = spawner.said()
+    if why:
+        assert f"portwrap: forward: relay, because {why}\n" in said
+        assert "forward: native" not in said
+    else:
+        assert "portwrap: forward: native" in said and "forward: relay" not in said
+
+
+FAMILIES = [  # listens inside on, host address, asked through, way
+    ("127.0.0.1", "0.0.0.0", "127.0.0.1", "native"),
+    ("0.0.0.0", "0.0.0.0", "127.0.0.1", "native"),
+    ("127.0.0.1", "127.0.0.2", "127.0.0.2", "native"),
+    ("::1", "::1", "::1", "native"),
+    ("127.0.0.1", "::", "127.0.0.1", "native"),
+    ("127.0.0.1", "::", "::1", "through the keeper"),
+    ("::1", "::", "::1", "native"),
+    ("::1", "::", "127.0.0.1", "through the keeper"),
+    ("::", "::", "::1", "native"),
+    ("::1", "0.0.0.0", "127.0.0.1", "relay"),
+    ("::", "0.0.0.0", "127.0.0.1", "relay"),
+    ("127.0.0.1", "::1", "::1", "relay"),
+]
+
+
+@pytest.mark.parametrize(("listens", "host", "asked", "way"), FAMILIES)
+def test_both_address_families(
+    portwrap: Portwrap, listens: str, host: str, asked: str, way: str
+) -> None:
+    with Spawner(portwrap, host=host) as session:
+        session.served("plain", listens)
+        facts = [ask(session, asked) for _ in range(3)]
+        assert way_of(session) == ("relay" if way == "relay" else "native")
+        for answer in facts:
+            assert (answer["peer"] == answer["client"]) == (way == "native")
+        if way == "relay":
+            assert f"forward: relay, because {OTHER_FAMILY}\n" in session.said()
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["", "asked-early"])
+@pytest.mark.parametrize("listens", ["127.0.0.1+::1", "::1+127.0.0.1"])
+def test_a_server_with_a_socket_of_each_family(spawner: Spawner, listens: str, early: bool) -> None:
+    """The one of the host port's family is replaced, whichever comes first. A client that waits
+    while they are made may be sooner than the second."""
+    clients = [spawner.client()] if early else []
+    spawner.served("both", listens)
+    answers = [json.loads(read(client)) for client in clients] + [ask(spawner)]
+    assert len({answer["pid"] for answer in answers}) == 1
+    if not early:
+        assert way_of(spawner) == "native"
+        assert ask_inside(spawner) and json.loads(ask_inside(spawner, address="::1"))
+
+
+def test_a_server_that_moves_between_the_families(portwrap: Portwrap) -> None:
+    """Each of the host's two sockets is handed over, taken back, relayed, and handed over again."""
+    with Spawner(portwrap, host="::") as session:
+        session.served("move")
+        for number in range(6):
+            facts = ask(session, "127.0.0.1" if number % 2 else "::1")
+            assert facts["pid"] in session.alive()
+
+
+def test_what_a_server_has_set_on_its_socket_holds_for_connections(spawner: Spawner) -> None:
+    spawner.served("settings")
+    facts = ask(spawner)
+    assert (facts["keepalive"], facts["receive"]) == (1, 40000)
+    assert facts["peer"] == facts["client"]
+
+
+FLAGS = [  # how server.py comes to its socket, flags that the socket has
+    ("plain", os.O_CLOEXEC),
+    ("inheritable", 0),
+    ("nonblocking", os.O_CLOEXEC | os.O_NONBLOCK),
+]
+
+
+@pytest.mark.parametrize(("way", "expected"), FLAGS)
+def test_the_flags_of_the_descriptor_stay(spawner: Spawner, way: str, expected: int) -> None:
+    server = spawner.served(way)
+    assert ask(spawner)["pid"] == server.pid
+    host = listening_inodes(os.getpid(), spawner.port)
+    folder = f"/proc/{server.pid}/fd"
+    [number] = [name for name in os.listdir(folder) if os.readlink(f"{folder}/{name}") in host]
+    lines = Path(f"/proc/{server.pid}/fdinfo/{number}").read_text().splitlines()
+    flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+    assert flags & (os.O_CLOEXEC | os.O_NONBLOCK) == expected
+
+
+BAD_DESCRIPTORS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for number in (-1, 999, os.pipe()[0], os.open("/", 0)):
+    assert libc.listen(number, 1) == -1
+    print(os.strerror(ctypes.get_errno()), flush=True)
+"""
+
+
+def test_calls_that_cannot_work(spawner: Spawner) -> None:
+    """The kernel's own answer is the caller's, and the keeper goes on."""
+    started = spawner.spawn(spawner.portwrap.python, "-c", BAD_DESCRIPTORS)
+    bad, no_socket = "Bad file descriptor\n", "Socket operation on non-socket\n"
+    assert started.all() == 2 * bad + 2 * no_socket
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+
+
+def test_the_way_is_not_the_keepers(spawner: Spawner) -> None:
+    """Not one wake-up of the keeper for any number of clients; and it sleeps without a limit."""
+    spawner.served()
+    ask(spawner)
+    keeper = spawner.keeper
+    sleeping = wait_until(lambda: sleeps(keeper), what="the keeper asleep")
+    for _ in range(100):
+        ask(spawner)
+    assert sleeps(keeper) == sleeping
+    # epoll_wait(2): its time limit is -1
+    limit = Path(f"/proc/{keeper}/syscall").read_text().split()[4]
+    assert int(limit, 16) & 0xFFFFFFFF == 0xFFFFFFFF
+
+
+def sleeps(pid: int) -> int:
+    """How often a process that sleeps now has gone to sleep; 0 if it is awake."""
+    if state_of(pid) != "S":
+        return 0
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+
+def test_a_keeper_without_clients_sleeps(spawner: Spawner) -> None:
+    """Nobody listens and nobody asks: nothing to look for."""
+    keeper = spawner.keeper
+    wait_until(lambda: sleeps(keeper), what="the keeper asleep")
+    limit = wait_until(lambda: Path(f"/proc/{keeper}/syscall").read_text().split())[4]
+    assert int(limit, 16) & 0xFFFFFFFF == 0xFFFFFFFF
+
+
+# ---- real servers -------------------------------------------------------------------------------
+
+NODE = """
+require("http").createServer((_, answer) => answer.end("hello"))
+  .listen(8888, process.argv[1], () => console.log("listening"))
+"""
+NODE_CLUSTER = """
+const cluster = require("cluster");
+if (cluster.isPrimary) { cluster.fork(); cluster.fork() }
+else require("http").createServer((_, answer) => answer.end("hello")).listen(8888, "127.0.0.1")
+"""
+HTTP = "http.server", "--bind", "127.0.0.1", "8888"
+ASYNCIO = """
+import asyncio
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\nConnection: close\\r\\n\\r\\nhello")
+    await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(answer, "localhost", 8888)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+WSGI = """
+def app(environ, start):
+    start("200 OK", [("Content-Length", "5")])
+    return [b"hello"]
+"""
+HUB = TEST_ROOT / "hub-venv" / "bin"
+SERVERS = TEST_ROOT / "servers-venv" / "bin"
+
+REAL_SERVERS: list[tuple[str, list[str | Path], str, str]] = [
+    # name, words, path to ask for, way
+    ("http.server", ["{python}", "-m", *HTTP], "/", "native"),
+    ("asyncio", ["{python}", "-c", ASYNCIO], "/", "native"),
+    ("node", ["node", "-e", NODE, "127.0.0.1"], "/", "native"),
+    ("node-every-address", ["node", "-e", NODE, "::"], "/", "relay"),
+    ("node-cluster", ["node", "{folder}/cluster.js"], "/", ""),  # wants its own port's number
+    (
+        "gunicorn",
+        [SERVERS / "gunicorn", "--bind=127.0.0.1:8888", "--workers=3", "portwrap_wsgi:app"],
+        "/",
+        "native",
+    ),
+    (
+        "gunicorn-reuse-port",
+        [SERVERS / "gunicorn", "--bind=127.0.0.1:8888", "--reuse-port", "portwrap_wsgi:app"],
+        "/",
+        "native",
+    ),
+    ("jupyter_server", [HUB / "jupyter-server", "{options}", "--ip=localhost"], "/api", "native"),
+    (
+        "jupyter_server-at-all",
+        [HUB / "jupyter-server", "{options}", "--ip=*"],
+        "/api",
+        "native",
+    ),
+    (
+        "notebook-classic",
+        [SERVERS / "jupyter-notebook", "{options}", "--ip=localhost"],
+        "/api",
+        "native",
+    ),
+    (
+        "jupyverse",
+        [SERVERS / "jupyverse", "--disable=auth", "--disable=login", "--port=8888"],
+        "/lab",
+        "native",
+    ),
+]
+JUPYTER_OPTIONS = ["--port=8888", "--no-browser", "--port-retries=0"]
+
+
+CASES = [
+    pytest.param(forward, *row[1:], id=f"{row[0]}-{forward}")
+    for row in REAL_SERVERS
+    for forward in ("native", "relay")
+    if row[3] or forward == "relay"
+]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("forward", "words", "path", "way"), CASES)
+def test_real_servers(
+    portwrap: Portwrap,
+    world_dir: Path,
+    forward: str,
+    words: list[str | Path],
+    path: str,
+    way: str,
+) -> None:
+    if isinstance(words[0], Path) and not words[0].exists():
+        cannot(f"not installed: {words[0]}; tests/setup.sh installs it")
+    if words[0] == "node":
+        needs("node")
+    (world_dir / "portwrap_wsgi.py").write_text(WSGI)
+    (world_dir / "cluster.js").write_text(NODE_CLUSTER)
+    home = world_dir / "home"
+    home.mkdir()
+    shutil.chown(home, OWNER, OWNER)
+    command: list[str] = []
+    for word in map(str, words):
+        command += JUPYTER_OPTIONS if word == "{options}" else [word]
+    for name, value in (("{python}", portwrap.python), ("{folder}", str(world_dir))):
+        command = [word.replace(name, value) for word in command]
+    extra = {"HOME": str(home), "PYTHONPATH": str(world_dir)}
+    output = subprocess.DEVNULL
+    with Session(
+        portwrap, command, forward=forward, extra_env=extra, stdout=output, stderr=output
+    ) as session:
+        answers = [get(session, path) for _ in range(3)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert way_of(session) == (way if forward == "native" else "relay")
+
+
+def get(session: Session, path: str) -> requests.Response:
+    """A page through the host port. With the hand-over nobody is turned away; a relay resets
+    clients until the server listens."""
+
+    def answer() -> requests.Response | None:
+        try:
+            return requests.get(f"http://127.0.0.1:{session.port}{path}", timeout=60)
+        except requests.ConnectionError:
+            assert session.process.poll() is None, "the server has ended"
+            return None
+
+    found = wait_until(answer, 60, "an answer")
+    assert found is not None
+    return found
+
+
+def test_a_server_that_compares_its_port(portwrap: Portwrap, world_dir: Path) -> None:
+    """getsockname(2) tells the host port. Node's cluster module takes that for a failed bind(2),
+    and says so: `--forward relay` is for such a server."""
+    needs("node")
+    (world_dir / "cluster.js").write_text(NODE_CLUSTER)
+    command = ["node", str(world_dir / "cluster.js")]
+    with Session(portwrap, command, forward="native") as session:
+        assert session.process.wait(timeout=LIMIT) == 0
+        session.wait_until_gone(LIMIT)
+        assert "Error: bind EADDRINUSE 127.0.0.1:8888" in session.stderr()
+
+
+KINDS = [((), "native"), (("-m32",), "relay")]
+
+
+@pytest.mark.parametrize(("options", "way"), KINDS, ids=["64-bit", "32-bit"])
+def test_a_server_without_a_c_library(
+    spawner: Spawner, world_dir: Path, options: tuple[str, ...], way: str
+) -> None:
+    """The 32-bit one asks the kernel through a table of system calls that is not watched."""
+    needs("gcc")
+    if os.uname().machine != "x86_64":
+        cannot("the program knows the system calls of x86 only")
+    program = world_dir / "tiny_server"
+    source = spawner.portwrap.folder / "programs" / "tiny_server.c"
+    freestanding = ["-nostdlib", "-static", "-O1", "-fno-stack-protector"]
+    subprocess.run(["gcc", *options, *freestanding, "-o", program, source], check=True)
+    early = spawner.client()
+    spawner.spawn(program).says("listening")
+    assert read(early) == read(spawner.client()) == b"hello\n"
+    assert way_of(spawner) == way
+    if way == "relay":
+        assert f"forward: relay, because {UNWATCHED}\n" in spawner.said()
+
+
+# ---- inside -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["plain", "uring-listen"])
+def test_clients_inside(spawner: Spawner, way: str) -> None:
+    """They reach the server at the guest port, as they would without us; before, nobody."""
+    assert ask_inside(spawner) == "Connection refused"
+    spawner.served(way)
+    ask(spawner)
+    for _ in range(3):
+        assert json.loads(ask_inside(spawner))["pid"] in spawner.alive()
+    # what the system tells inside: one listener on the guest port
+    [row] = [
+        line.split()
+        for line in Path(f"/proc/{spawner.pid}/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    ]
+    assert row[1] == f"0100007F:{GUEST:04X}"
+
+
+def test_the_guest_port_stays_taken_inside(spawner: Spawner) -> None:
+    """A second server goes elsewhere, rather than to share the first one's clients."""
+    first = spawner.served()
+    assert "Address already in use" in spawner.serve().all()
+    assert "Address already in use" in spawner.serve(address="0.0.0.0").all()
+    assert {ask(spawner)["pid"] for _ in range(5)} == {first.pid}
+
+
+def test_a_server_that_ends_and_is_started_again(spawner: Spawner) -> None:
+    """Its clients wait for the next one; and so does the guest port."""
+    for way in ("plain", "nonblocking", "prefork", "plain"):
+        server = spawner.served(way)
+        assert ask(spawner)["pid"] in spawner.alive()
+        assert way_of(spawner) == "native"
+        for pid in spawner.alive() - {spawner.pid, spawner.keeper, spawner.helper}:
+            kill(pid)
+        server.kill()
+        wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
+        waiting = spawner.client()
+        server = spawner.served()
+        assert json.loads(read(waiting))["pid"] == server.pid
+        server.kill()
+
+
+def test_a_server_whose_successor_must_be_relayed(spawner: Spawner) -> None:
+    """With the guest port free again, even a listen that nobody is asked about works."""
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    server.kill()
+    wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
+    waiting = spawner.client()
+    server = spawner.served("uring-listen")
+    assert json.loads(read(waiting))["pid"] == server.pid == ask(spawner)["pid"]
+    assert way_of(spawner) == "relay"
+    # for good: this one's socket stays its own
+    server.kill()
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "relay"
+
+
+def test_the_guest_port_may_be_the_host_port(portwrap: Portwrap) -> None:
+    """The host's own socket is on the guest port then: to listen twice is not to take it over."""
+    port = unused_port()
+    with Spawner(portwrap, port=port, guest_port=port) as session:
+        server = session.served("twice", port=port)
+        assert ask(session)["pid"] == server.pid
+        assert way_of(session) == "native"
+        assert json.loads(ask_inside(session, port))["pid"] == server.pid
+        assert session.said().count("forward: native") == 1
+
+
+# ---- what is never replaced ---------------------------------------------------------------------
+
+OWN_NAMESPACE = """
+import ctypes, socket
+assert ctypes.CDLL(None).unshare(0x50000000) == 0  # CLONE_NEWUSER | CLONE_NEWNET
+made = socket.socket()
+made.bind(("0.0.0.0", 8888))
+made.listen()
+print("listening", made.getsockname()[1], flush=True)
+input()
+"""
+DATAGRAMS = """
+import socket
+made = socket.socket(type=socket.SOCK_DGRAM)
+made.bind(("127.0.0.1", 8888))
+try: made.listen()
+except OSError as error: print(error.strerror)
+print("listening", made.getsockname()[1], made.type.name, flush=True)
+input()
+"""
+UNIX = """
+import socket
+made = socket.socket(socket.AF_UNIX)
+made.bind("\\0portwrap-test-8888")
+made.listen()
+print("listening", made.getsockname(), flush=True)
+input()
+"""
+NEVER = [  # name, program, what it says of its socket
+    ("another namespace", OWN_NAMESPACE, "8888"),
+    ("UDP", DATAGRAMS, "8888 SOCK_DGRAM"),
+    ("Unix", UNIX, "b'\\x00portwrap-test-8888'"),
+]
+
+
+@pytest.mark.parametrize(("program", "said"), [row[1:] for row in NEVER], ids=lambda _: "")
+def test_what_is_never_replaced(spawner: Spawner, program: str, said: str) -> None:
+    other = spawner.spawn(spawner.portwrap.python, "-c", program)
+    assert other.says("listening ") == said
+    assert way_of(spawner) == "relay"
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+
+
+def test_another_port_is_never_replaced(spawner: Spawner) -> None:
+    other = spawner.serve(port=GUEST + 1)
+    assert other.says("listening ") == str(GUEST + 1)
+    assert json.loads(ask_inside(spawner, GUEST + 1))["pid"] == other.pid
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+def test_a_second_program_on_the_guest_port(portwrap: Portwrap, address: str) -> None:
+    """It keeps its own socket as long as another one serves the host's."""
+    with Spawner(portwrap, host="::") as session:
+        first = session.served()
+        second = session.serve(address=address)
+        assert second.says("listening ") == str(GUEST)
+        for asked in ("127.0.0.1", "::1"):
+            assert ask(session, asked)["pid"] == first.pid
+        assert json.loads(ask_inside(session, address=address))["pid"] == second.pid
+
+
+ADOPT = """
+import array, socket
+_, ancillary, _, _ = socket.socket(fileno=0).recvmsg(1, 64)
+made = socket.socket(fileno=array.array("i", ancillary[0][2])[0])
+made.listen()
+print("listening", made.getsockname()[1], flush=True)
+made.accept()[0].send(b"adopted")
+"""
+
+
+def test_a_socket_of_the_host_is_never_replaced(portwrap: Portwrap) -> None:
+    """One that a program inside was given, on a port with the guest port's number."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        port = made.getsockname()[1]
+        with Spawner(portwrap, guest_port=port) as session:
+            started = session.spawn(portwrap.python, "-c", ADOPT)
+            rights = array.array("i", [made.fileno()])
+            message = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            started.channel.sendmsg([b"x"], message)
+            assert started.says("listening ") == str(port)
+            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as client:
+                assert read(client) == b"adopted"
+            assert way_of(session) == "relay"
+
+
+def test_a_process_outside_is_never_asked(portwrap: Portwrap) -> None:
+    with Outside(portwrap) as outside:
+        port = unused_port()
+        with outside.listen("127.0.0.1", port) as made, Spawner(
+            portwrap, guest_port=port
+        ) as session:
+            assert made.getsockname()[1] == port
+            server = session.served(port=port)
+            assert ask(session)["pid"] == server.pid
+
+
+# ---- races --------------------------------------------------------------------------------------
+
+STORM = """
+import os, socket, sys
+print("begin", flush=True)
+for _ in range(10):
+    if os.fork() == 0:
+        kept = []
+        for _ in range(50):
+            made = socket.socket()
+            made.bind(("127.0.0.1", 0))
+            port = made.getsockname()[1]
+            made.listen()
+            assert made.getsockname()[1] == port
+            with socket.create_connection(("127.0.0.1", port), 10):
+                made.accept()[0].close()
+            kept.append(made)
+        os._exit(0)
+print(sorted(os.wait()[1] for _ in range(10)), flush=True)
+"""
+
+
+def test_a_storm_of_other_servers_while_the_server_starts(spawner: Spawner) -> None:
+    storm = spawner.spawn(spawner.portwrap.python, "-c", STORM)
+    storm.says("begin")
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+    assert storm.says("[") == "0, " * 9 + "0]"
+
+
+def wait_for_question(started: Started, call: str) -> None:
+    """Wait until the program is inside this system call, which waits for its answer."""
+    place = Path(f"/proc/{started.pid}/syscall")
+    wait_until(lambda: place.read_text().split()[0] == call, what="the system call")
+
+
+@pytest.fixture
+def stopped(spawner: Spawner) -> Iterator[Callable[[], None]]:
+    """The keeper stopped; call it to have the keeper go on."""
+    keeper = spawner.keeper
+    os.kill(keeper, signal.SIGSTOP)
+    wait_until(lambda: state_of(keeper) == "T", what="the keeper stopped")
+    yield lambda: os.kill(keeper, signal.SIGCONT)
+
+
+LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
+BIND_CALL = {"x86_64": "49", "aarch64": "200"}.get(os.uname().machine, "")
+BOUND_BEFORE = """
+import os, signal, socket
+made = socket.socket()
+made.bind(("127.0.0.1", 8888))
+print("bound", flush=True)
+input()
+made.listen()
+print("listening", flush=True)
+while True: made.accept()[0].sendall(b"hello")
+"""
+
+
+def test_a_keeper_that_is_stopped_and_continued(
+    spawner: Spawner, stopped: Callable[[], None]
+) -> None:
+    client = spawner.client()
+    server = spawner.serve()
+    wait_for_question(server, BIND_CALL)
+    stopped()
+    assert json.loads(read(client))["pid"] == server.pid
+    assert way_of(spawner) == "native"
+
+
+def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
+    keeper = spawner.keeper
+    for _ in range(5):
+        server = spawner.spawn(spawner.portwrap.python, "-c", BOUND_BEFORE)
+        server.says("bound")
+        os.kill(keeper, signal.SIGSTOP)
+        wait_until(lambda: state_of(keeper) == "T", what="the keeper stopped")
+        server.channel.send(b"\n")
+        wait_for_question(server, LISTEN_CALL)
+        server.kill()
+        os.kill(keeper, signal.SIGCONT)
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+
+
+KILLED_AT_RANDOM = """
+import os, random, signal, socket, time
+for _ in range(300):
+    child = os.fork()
+    if child == 0:
+        made = socket.socket()
+        made.bind(("127.0.0.1", random.choice([0, 8888])))
+        os.write(1, b"")
+        made.listen()
+        os._exit(0)
+    time.sleep(random.expovariate(1000))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+print("done", flush=True)
+"""
+
+
+def test_callers_that_are_killed_at_random(spawner: Spawner) -> None:
+    killers = [spawner.spawn(spawner.portwrap.python, "-c", KILLED_AT_RANDOM) for _ in range(3)]
+    for killer in killers:
+        killer.says("done")
+    keeper = spawner.keeper
+    assert keeper
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+    server.kill()
+    wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
+    assert len(links_of(keeper)) < 20, "descriptors are left over"
+
+
+# ---- programs with filters and namespaces of their own ------------------------------------------
+
+
+def status_of(pid: int | str) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_what_the_command_is_told_of_itself(spawner: Spawner) -> None:
+    inside, outside = status_of(spawner.pid), status_of("self")
+    assert int(inside["Seccomp_filters"]) == int(outside["Seccomp_filters"]) + 1
+    for name in ("NoNewPrivs", "Speculation_Store_Bypass", "SpeculationIndirectBranch"):
+        assert inside[name] == outside[name]
+    assert inside["NoNewPrivs"] == "0"
+    assert int(inside["CapEff"], 16) == 0
+
+
+def test_the_filter_asks_for_no_mitigations(portwrap: Portwrap, world_dir: Path) -> None:
+    """Without SECCOMP_FILTER_FLAG_SPEC_ALLOW, kernels before 5.16 slow the session down."""
+    needs("strace")
+    log = world_dir / "strace"
+    log.touch()
+    log.chmod(0o666)
+    before = ["strace", "-o", str(log), "-e", "trace=seccomp"]
+    with Session(portwrap, ["true"], forward="native", before=before) as session:
+        assert session.process.wait(timeout=LIMIT) == 0
+        session.wait_until_gone(LIMIT)
+    assert "SECCOMP_FILTER_FLAG_SPEC_ALLOW" in log.read_text()
+
+
+OWN_FILTER = """
+import ctypes, errno, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+flags = int(sys.argv[1])
+refused = 140 if os.uname().machine == "x86_64" else 141  # getpriority(2)
+words = [(0x20, 0, 0, 0), (0x15, 0, 1, refused), (6, 0, 0, 0x50000 | 93), (6, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+program = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+seccomp = 317 if os.uname().machine == "x86_64" else 277
+if libc.syscall(seccomp, 1, flags, program) < 0:
+    sys.exit(os.strerror(ctypes.get_errno()))
+try: os.getpriority(os.PRIO_PROCESS, 0)
+except OSError as error: print("refused", error.errno)
+"""
+
+
+def test_a_filter_of_a_program_inside(spawner: Spawner) -> None:
+    started = spawner.spawn(spawner.portwrap.python, "-c", OWN_FILTER, "0")
+    assert started.all() == "refused 93\n"
+
+
+@pytest.mark.parametrize(
+    ("forward", "answer"), [("native", "Device or resource busy\n"), ("relay", "refused 93\n")]
+)
+def test_a_listener_of_a_program_inside(portwrap: Portwrap, forward: str, answer: str) -> None:
+    """The kernel allows one: --forward relay is for such a program."""
+    with Spawner(portwrap, forward) as session:
+        started = session.spawn(portwrap.python, "-c", OWN_FILTER, "8")
+        assert started.all() == answer
+
+
+def test_namespaces_of_a_program_inside(spawner: Spawner) -> None:
+    assert spawner.spawn("unshare", "-Urn", "id", "-u").all() == "0\n"
+    words = ["unshare", "-Urnpf", "--mount-proc", "sh", "-c", "echo $$"]
+    assert spawner.spawn(*words).all() == "1\n"
+
+
+BUBBLES = [("--unshare-pid",), ("--unshare-user", "--unshare-pid"), ("--unshare-net",)]
+
+
+@pytest.mark.parametrize("options", BUBBLES, ids="".join)
+def test_a_server_in_bubblewrap(spawner: Spawner, options: tuple[str, ...]) -> None:
+    """In namespaces of its own it is served if it is still in the sandbox's network."""
+    needs("bwrap")
+    words = spawner.portwrap.program("server.py", "plain", "127.0.0.1", str(GUEST))
+    bubble = ["bwrap", "--dev-bind", "/", "/", "--die-with-parent", *options]
+    started = spawner.spawn(*bubble, *words)
+    port = int(started.says("listening "))
+    if "--unshare-net" in options:
+        assert (port, way_of(spawner)) == (GUEST, "relay")
+    else:
+        assert ask(spawner)["peer"]
+        assert way_of(spawner) == "native"
+
+
+# ---- where it cannot be had ---------------------------------------------------------------------
+
+HINDER = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+seccomp = 317 if os.uname().machine == "x86_64" else 277
+number, error, flags = int(sys.argv[1]) or seccomp, int(sys.argv[2]), int(sys.argv[3])
+words = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50000 | error), (6, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+program = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+listener = libc.syscall(seccomp, 1, flags, program)
+assert listener >= 0
+if flags:
+    os.set_inheritable(listener, True)
+    if os.fork() == 0:  # holds it for as long as its standard input lasts
+        os.read(int(sys.argv[4]), 1)
+        os._exit(0)
+    os.close(listener)
+os.execvp(sys.argv[5], sys.argv[5:])
+"""
+HINDRANCES = [  # name, system call (0: seccomp), errno it gives, flags, what is said
+    ("another-listener", 999, 1, 8, "the kernel gives no seccomp listener: Device or resource"),
+    ("no-pidfd_getfd", 438, 1, 0, "pidfd_getfd: Operation not permitted"),
+    ("old-pidfd_getfd", 438, 38, 0, "pidfd_getfd: Function not implemented"),
+    ("old-seccomp", 0, 38, 0, "the kernel gives no seccomp listener: Function not implemented"),
+    ("unknown-flags", 0, 22, 0, "the kernel gives no seccomp listener: Invalid argument"),
+]
+
+
+@pytest.mark.parametrize("hindrance", HINDRANCES, ids=[row[0] for row in HINDRANCES])
+@pytest.mark.parametrize("forward", ["auto", "native"])
+def test_where_it_cannot_be_had(
+    portwrap: Portwrap, forward: str, hindrance: tuple[str, int, int, int, str]
+) -> None:
+    """Asked for, it fails in one line; else the relay serves, and says why where asked to."""
+    _, call, error, flags, why = hindrance
+    reading, writing = os.pipe()
+    words = [str(word) for word in (call, error, flags, reading)]
+    before = [portwrap.python, "-c", HINDER, *words]
+    command = portwrap.program("server.py", "plain", "127.0.0.1", str(GUEST))
+    extra = {"PORTWRAP_VERBOSE": "1"}
+    try:
+        with Session(
+            portwrap, command, before=before, forward=forward, extra_env=extra, pass_fds=[reading]
+        ) as session:
+            if forward == "native":
+                assert session.process.wait(timeout=LIMIT) == 125
+                os.write(writing, b"x")
+                session.wait_until_gone(LIMIT)
+                *steps, message, hint = session.stderr().splitlines()
+                assert message.startswith(f"portwrap: --forward native is not possible: {why}")
+                assert hint.startswith("  ")
+                assert all(re.match(r"portwrap: \d+ ms: ", step) for step in steps)
+                return
+            session.wait_until_up()
+            facts = ask_until_answered(session)
+            assert facts["pid"] == session.pid and facts["peer"] != facts["client"]
+            session.end_processes()
+            assert f" ms: forward: relay, because {why}" in session.stderr()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_the_relay_from_the_start_leaves_no_filter(portwrap: Portwrap) -> None:
+    with Spawner(portwrap, "relay") as session:
+        server = session.served()
+        assert ask(session)["pid"] == server.pid
+        assert status_of(session.pid)["Seccomp_filters"] == status_of("self")["Seccomp_filters"]

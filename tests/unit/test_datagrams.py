@@ -1,0 +1,134 @@
+"""The datagrams that the keeper hands on, in this process: who is remembered, and for how long."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from typing import Any, Iterator
+
+import _socket
+
+import pytest
+
+from portwrap import datagrams
+from portwrap.datagrams import Datagrams
+from portwrap.relay import Relay
+
+
+class Bench:
+    """Datagrams between sockets of the test. The address of the host's service is another one than
+    that of the service inside: here, both are in one network."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+        self.service = self.udp()
+        listener = self.udp()
+        self.address = listener.getsockname()
+        self.relay = Relay(10)
+        self.datagrams = Datagrams(self.relay, _socket.socket(fileno=os.dup(listener.fileno())))
+        self.datagrams.place = self.service.getsockname()
+
+    def udp(self) -> socket.socket:
+        made = self.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        made.bind(("127.0.0.1", 0))
+        made.settimeout(5)
+        return made
+
+    def ask(self, client: socket.socket, data: bytes) -> tuple[bytes, Any]:
+        """What the service gets, and from whom."""
+        client.sendto(data, self.address)
+        self.relay.turn(5)
+        return self.service.recvfrom(65536)
+
+    def close(self) -> None:
+        for client in list(self.datagrams.clients.values()):
+            self.datagrams.forget(client)
+        self.datagrams.listener.close()
+        self.relay.epoll.close()
+        self.stack.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 65000])
+def test_there_and_back(bench: Bench, size: int) -> None:
+    first, second = bench.udp(), bench.udp()
+    data = os.urandom(size)
+    places = [bench.ask(client, data) for client in (first, second)]
+    assert [got for got, _ in places] == [data, data]
+    for client, (_, place) in zip((second, first), reversed(places)):
+        bench.service.sendto(data[::-1], place)
+        bench.relay.turn(5)
+        assert client.recvfrom(65536) == (data[::-1], bench.address)
+
+
+def test_one_client_keeps_its_socket(bench: Bench) -> None:
+    client = bench.udp()
+    assert len({bench.ask(client, b"x") for _ in range(5)}) == 1
+
+
+def test_nobody_but_the_service_is_heard(bench: Bench) -> None:
+    client, stranger = bench.udp(), bench.udp()
+    _, place = bench.ask(client, b"x")
+    stranger.sendto(b"false", place)
+    bench.service.sendto(b"true", place)
+    bench.relay.turn(5)
+    assert client.recv(9) == b"true"
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(9)
+
+
+def test_a_service_that_is_not_there(bench: Bench) -> None:
+    client = bench.udp()
+    gone = bench.udp()
+    bench.datagrams.place = gone.getsockname()
+    gone.close()
+    for _ in range(3):
+        client.sendto(b"x", bench.address)
+        bench.relay.turn(5)
+    bench.relay.turn(0.05)  # told that it is refused
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
+        back.bind(bench.datagrams.place)
+        back.settimeout(5)
+        client.sendto(b"y", bench.address)
+        bench.relay.turn(5)
+        assert back.recv(9) == b"y"
+
+
+def test_a_bounded_number_of_clients(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagrams, "MOST_CLIENTS", 3)
+    clients = [bench.udp() for _ in range(4)]
+    for client in (*clients[:3], clients[0], clients[3]):
+        bench.ask(client, b"x")
+    known = [entry.address for entry in bench.datagrams.clients.values()]
+    # the second one was silent for longest
+    assert known == [clients[n].getsockname() for n in (2, 0, 3)]
+    assert len(bench.relay.watched) == 4
+
+
+def test_silent_clients_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("portwrap.datagrams.time.monotonic", lambda: now[0])
+    first, second = bench.udp(), bench.udp()
+    bench.ask(first, b"x")
+    now[0] += 10
+    bench.ask(second, b"x")
+    assert bench.datagrams.patience() == datagrams.PATIENCE - 10
+    bench.datagrams.look()
+    assert len(bench.datagrams.clients) == 2
+    now[0] += datagrams.PATIENCE - 10
+    assert bench.datagrams.patience() == 0
+    bench.datagrams.look()
+    assert list(bench.datagrams.clients) == [second.getsockname()]
+    now[0] += 10
+    bench.datagrams.look()
+    assert not bench.datagrams.clients and len(bench.relay.watched) == 1
