@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import __version__, keeper, launching, ports, services
+from . import __version__, keeper, launching, network, ports, services
 from .options import Option, Parser, run
 
 TYPE_CHECKING = False
@@ -28,6 +28,12 @@ COMMON_OPTIONS = (
         "auto|native|relay",
         "give the server the host's own socket, or relay to it (default auto)",
         "relay",
+    ),
+    Option(
+        ("--network",),
+        "WAY_OUT",
+        "slirp4netns, pasta, none (no way out), or auto, the first one found",
+        "auto",
     ),
     Option(
         ("--publish",),
@@ -79,6 +85,7 @@ def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -
     return {
         "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
         "forward": parser.choice(values["forward"], "--forward", keeper.FORWARDS),
+        "network": parser.choice(values["network"], "--network", network.WAYS_OUT),
         "verbose": "verbose" in values,
         "published": published,
         "host_services": _host_services(parser, values.get("host-service")),

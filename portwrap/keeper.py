@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from .launching import Sandbox
-    from .network import Slirp4netns
+    from .network import Helper
     from .ports import HostPort
 
 ANSWER_LIMIT = READY_LIMIT + 10.0
@@ -150,7 +150,7 @@ def start(
     sandbox: Sandbox,
     port: HostPort,
     published: Sequence[tuple[HostPort, int]],
-    helper: Slirp4netns,
+    helper: Helper | None,
 ) -> Lifeline:
     """Fork the keeper and return this process's end of the lifeline. Raises PortwrapError.
 
@@ -179,7 +179,8 @@ def start(
         ],
         "lifeline": theirs.fileno(),
         "their_lifeline": ours.fileno(),
-        "helper_name": helper.name,
+        "helper": 0,
+        "helper_name": helper.name if helper else "",
         "ready_limit": READY_LIMIT,
     }
     sources = {name: _source_of(name) for name in ROOMS}
@@ -219,7 +220,7 @@ def _in_child(action: Any) -> NoReturn:
 
 def _fork_again(
     settings: dict[str, Any],
-    helper: Slirp4netns,
+    helper: Helper | None,
     sources: dict[str, bytes],
     ours: _socket.socket,
     theirs: _socket.socket,
@@ -242,7 +243,7 @@ def _fork_again(
 
 def _keep(
     settings: dict[str, Any],
-    helper: Slirp4netns,
+    helper: Helper | None,
     sources: dict[str, bytes],
     lifeline: _socket.socket,
 ) -> None:
@@ -255,7 +256,8 @@ def _keep(
         return  # the other end is gone: it has said why
     namespaces_of_command, settings["services"] = received[:2], received[2:]
     questions = _agree(settings, lifeline) if settings["forward"] != "relay" else []
-    settings.update(_start_helper(helper, settings["command"]))
+    if helper is not None:
+        settings.update(_start_helper(helper, settings["command"]))
     if questions:
         settings["questions"] = questions[0]
     if questions or settings["services"]:
@@ -316,15 +318,18 @@ def _receive(lifeline: _socket.socket) -> list[int]:
     return list(descriptors)
 
 
-def _start_helper(helper: Slirp4netns, command: int) -> dict[str, int]:
+def _start_helper(helper: Helper, command: int) -> dict[str, int]:
     """Start the network helper on the command's namespaces, from the host's side of them."""
     ready, ready_end = os.pipe()
     words, words_end = os.pipe()
-    words_of_command = helper.command(command, ready_end)
+    ready_number = 1 if helper.ready_on_stdout else ready_end
+    words_of_command = helper.command(command, ready_number)
     keeper = os.getpid()
     process = os.fork()
     if process == 0:
-        _in_child(lambda: _exec_helper(words_of_command, keeper, ready_end, words_end))
+        _in_child(
+            lambda: _exec_helper(words_of_command, keeper, (ready_end, ready_number), words_end)
+        )
     os.close(ready_end)  # else a helper that has ended looks like a slow one
     os.close(words_end)
     settings = {"helper": process, "ready": ready, "helper_words": words}
@@ -336,12 +341,15 @@ def _start_helper(helper: Slirp4netns, command: int) -> dict[str, int]:
     return settings
 
 
-def _exec_helper(command: list[str], keeper: int, ready_end: int, words_end: int) -> None:
+def _exec_helper(command: list[str], keeper: int, ready: tuple[int, int], words_end: int) -> None:
     """Become the network helper, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
     namespaces.prctl(namespaces.PR_SET_PDEATHSIG, signals.SIGKILL)
     if os.getppid() != keeper:
         return  # the keeper died before the kernel had been told
-    os.set_inheritable(ready_end, True)
+    signals.signal(signals.SIGPIPE, signals.SIG_DFL)  # pasta gives up where Python's "ignore" stays
+    close_all_but([ready[0]] if ready[0] == ready[1] else [])
+    if ready[0] != ready[1]:
+        os.dup2(*ready)
     os.dup2(words_end, 2)
     try:
         os.execv(command[0], command)
@@ -363,11 +371,12 @@ def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None
     with open(memory, "wb", closefd=False) as file:
         marshal.dump((codes, settings), file)
     os.lseek(memory, 0, os.SEEK_SET)
-    passed = [settings[key] for key in ("process", "lifeline", "ready", "helper_words")]
+    passed = [settings["process"], settings["lifeline"]]
     passed += [*settings["serving"], *settings["guards"], *settings["services"], memory]
     passed += [descriptor for descriptor, _ in settings["published"]]
     passed += settings.get("namespaces", [])
-    passed += [settings[key] for key in ("helper_process", "questions") if key in settings]
+    others = ("ready", "helper_words", "helper_process", "questions")
+    passed += [settings[key] for key in others if key in settings]
     close_all_but(passed)
     text = LEAN_START.format(
         program=settings["program"], command=settings["command"], memory=memory

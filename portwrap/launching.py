@@ -56,6 +56,7 @@ class Sandbox:
         host: str = ports.EVERY_IPV4,
         program: str = "portwrap",
         forward: str = "auto",
+        network: str = "auto",
         verbose: bool = False,
         published: Sequence[tuple[int, int]] = (),
         host_services: Sequence[Service] = (),
@@ -66,6 +67,7 @@ class Sandbox:
         self.host = host
         self.program = program
         self.forward = forward  # "native", "relay", or "auto": native where it can be
+        self.network = network  # one of network.WAYS_OUT
         self.verbose = verbose
         self.published = published  # more ports of the host, and where they lead inside
         self.host_services = services.distinct(host_services)
@@ -83,7 +85,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _die_natively()
     path = find_command(command[0], environ)
     sandbox.step(f"the command is {path}")
-    helper = network.choose(environ)
+    helper = network.choose(sandbox.network, environ)
     resolvers = dns.needed()
     offered = services.distinct([*sandbox.host_services, *resolvers])
     services.check(offered, sandbox.guest_port, sandbox.published)
@@ -101,9 +103,9 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     sandbox.step("in user and network namespaces of our own")
     forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
-    sandbox.step("the keeper is ready, and so is the way out")
+    sandbox.step("the keeper is ready" + (", and so is the way out" if helper else ""))
     if sandbox.announce:
-        facts = _what_was_made(sandbox, forward, helper.name, resolvers)
+        facts = _what_was_made(sandbox, forward, helper.name if helper else "none", resolvers)
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)

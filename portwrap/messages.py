@@ -132,6 +132,13 @@ REFUSALS: Sequence[Refusal] = (
     ),
     # ---- the network helper --------------------------------------------------------------------
     Refusal(
+        r"pasta does not run for root",
+        "pasta does not run for root",
+        "It gives up root's rights, and with them those over the sandbox.",
+        "Root needs slirp4netns, or --network none for loopback only.",
+        {"debian": "apt-get install slirp4netns", "rhel": "dnf install slirp4netns"},
+    ),
+    Refusal(
         r"is not on PATH, and without it",
         "slirp4netns is not on PATH",
         "Install it on every node; batch jobs may have a shorter PATH than your shell.",

@@ -104,11 +104,20 @@ def enter_new(flags: int) -> None:
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
         bring_up_loopback()
+        _allow_ping(gid)
         if uid == 0:
             # uid 0 would be given every capability of its namespace back at each exec.
             prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED)
     except OSError as error:
         raise _refused(error, f"setting up the user namespace ({error.filename})") from error
+
+
+def _allow_ping(gid: int) -> None:
+    """Let the user ping in this network namespace: a new one begins with nobody (icmp(7))."""
+    try:
+        _write("/proc/sys/net/ipv4/ping_group_range", f"{gid} {gid}")
+    except OSError:
+        pass  # a container with a /proc/sys that nobody can write
 
 
 def bring_up_loopback() -> None:

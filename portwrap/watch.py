@@ -38,8 +38,8 @@ class Keeper:
         self.command = settings["command"]  # process number
         self.process = settings["process"]  # its pidfd, or the directory of its /proc entry
         self.has_pidfd = bool(settings["has_pidfd"])
-        self.helper = settings["helper"]  # process number
-        self.helper_words = settings["helper_words"]  # pipe from its standard error
+        self.helper = settings["helper"]  # process number; 0: no way out
+        self.helper_words = settings.get("helper_words", -1)  # pipe from its standard error
         self.tail = b""  # the end of what it said
         kind = _socket.SOCK_SEQPACKET
         self.lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
@@ -54,7 +54,8 @@ class Keeper:
     def run(self) -> NoReturn:
         """Wait until the network helper is ready, say so, and serve until the command is gone."""
         self.begin_forwarding()
-        self.wait_for_helper()
+        if self.helper:
+            self.wait_for_helper()
         self.watch()
         self.tell("ready")
         self.ready = True
@@ -159,9 +160,11 @@ class Keeper:
         if self.is_gone():
             self.leave()
         self.relay.watch(self.lifeline.fileno(), self.on_lifeline)
-        self.relay.watch(self.helper_words, self.on_helper_words)
+        if self.helper:
+            self.relay.watch(self.helper_words, self.on_helper_words)
         if self.has_pidfd:
             self.relay.watch(self.process, self.on_command_end)
+        if self.has_pidfd and self.helper:
             self.relay.watch(self.settings["helper_process"], self.on_helper_end)
 
     # -- the command -----------------------------------------------------------------------
@@ -227,7 +230,7 @@ class Keeper:
 
     def on_helper_end(self) -> None:
         """End the session if the network helper is gone: a job without a network is lost."""
-        process, status = posix.waitpid(self.helper, posix.WNOHANG)
+        process, status = posix.waitpid(self.helper, posix.WNOHANG) if self.helper else (0, 0)
         if process == 0:
             return
         self.helper = 0
@@ -251,7 +254,9 @@ class Keeper:
 
     def last_words(self) -> str:
         lines = self.tail.decode("utf-8", "replace").split("\n")
-        said = "; ".join(line.strip() for line in lines if line.strip())
+        # pasta also tells that nobody takes what it tells, on nodes without a system log
+        told = (line.strip() for line in lines if not line.startswith("Failed to send "))
+        said = "; ".join(filter(None, told))
         return f": {said[-400:]}" if said else ""
 
     def verdict(self) -> str:

