@@ -22,7 +22,13 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 START = "__main__.py"
 UNUSED = ("_bootstrap/", ".dist-info/RECORD")
 RARELY_READ = ("check.py", "help.py", "messages.py", "probe.py", "METADATA", "LICENSE")
-ONLY_CARRIED = ("handover.py", "relay.py", "watch.py", "worker.py")  # to the keeper, as text
+ONLY_CARRIED = (
+    "datagrams.py",
+    "handover.py",
+    "relay.py",
+    "watch.py",
+    "worker.py",
+)  # to the keeper, as text
 
 STORED, DEFLATED = 0, 8
 VERSION = 20  # of the format: 2.0 knows deflate

@@ -234,6 +234,15 @@ def check_tun(found: Mapping[str, str]) -> Result:
     return Result("tun device", OK, "made a tap interface inside")
 
 
+def check_helper(way: str) -> list[Result]:
+    """That there is a network helper; how it works is seen with a session."""
+    try:
+        network.choose(way, os.environ)
+    except PortwrapError as error:
+        return [Result("network helper", FAILED, error.message)]
+    return []
+
+
 def check_descriptors() -> Result:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used, _, most = (messages.read_setting("fs/file-nr") or "0 0 0").split()
@@ -408,6 +417,8 @@ def look(settings: Mapping[str, Any], hub: str) -> list[Result]:
     results = [check_kernel(), check_account(), check_namespaces(found)]
     if settings["network"] != "none" and results[-1].status == OK:
         results.append(check_tun(found))
+    if results[-1].status == OK:
+        results += check_helper(settings["network"])
     sessions: list[tuple[str, Session]] = []
     try:
         if results[-1].status != FAILED:

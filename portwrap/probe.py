@@ -56,8 +56,9 @@ def listen(guest_port: int, token: str) -> list[socket.socket]:
 
 def serve(listeners: list[socket.socket], token: bytes) -> None:
     """Send the token to whoever connects."""
+    watched: list[Any] = [0, *listeners]
     while True:
-        ready, _, _ = select.select([0, *listeners], [], [])
+        ready, _, _ = select.select(watched, [], [])
         if 0 in ready:
             os._exit(0)
         for listener in listeners:

@@ -25,8 +25,9 @@ SHIV = {
     "__main__.py",  # ours in its place
     "environment.json",
 }
-COMPRESSED = ("/check.py", "/help.py", "/messages.py", "/probe.py", "/METADATA", "/LICENSE")
-COMPRESSED += ("/handover.py", "/relay.py", "/watch.py", "/worker.py")
+READ_RARELY = ("/check.py", "/help.py", "/messages.py", "/probe.py", "/METADATA", "/LICENSE")
+ONLY_CARRIED = ("/datagrams.py", "/handover.py", "/relay.py", "/watch.py", "/worker.py")
+COMPRESSED = (*READ_RARELY, *ONLY_CARRIED)
 DIST_INFO = {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 
