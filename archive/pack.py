@@ -22,13 +22,8 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 START = "__main__.py"
 UNUSED = ("_bootstrap/", ".dist-info/RECORD")
 RARELY_READ = ("check.py", "help.py", "messages.py", "probe.py", "METADATA", "LICENSE")
-ONLY_CARRIED = (
-    "datagrams.py",
-    "handover.py",
-    "relay.py",
-    "watch.py",
-    "worker.py",
-)  # to the keeper, as text
+# To the keeper, as text.
+ONLY_CARRIED = ("datagrams.py", "handover.py", "relay.py", "watch.py", "worker.py")
 
 STORED, DEFLATED = 0, 8
 VERSION = 20  # of the format: 2.0 knows deflate

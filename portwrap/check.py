@@ -248,7 +248,7 @@ def check_descriptors() -> Result:
     used, _, most = (messages.read_setting("fs/file-nr") or "0 0 0").split()
     few = hard < FEW_DESCRIPTORS or 0 < int(most) < int(used) + FEW_DESCRIPTORS
     fact = f"limit {soft}, at most {hard}; all of the node has {used} of {most}"
-    return Result("descriptors", WARNING if few else OK, fact)
+    return Result("descriptors", WARNING if few else OK, fact, "few descriptors")
 
 
 def check_limits() -> Result:

@@ -446,8 +446,8 @@ def test_what_is_reached_past_the_forward_is_seen() -> None:
         assert check.check_isolation(session).status == "failed"
     finally:
         answering = {"end"}
-        for each in listeners:
-            check.fetch(check.family(each.getsockname()), each.getsockname())
+        for each in listeners[:3]:
+            check.fetch(socket.AF_INET, each.getsockname())
         check.fetch(socket.AF_UNIX, f"\0{token}")
         for thread in threads:
             thread.join()
