@@ -67,6 +67,7 @@ class Plan:
     owner: str = "portwrap-alice"
     stranger: str = "portwrap-bob"
     http_timeout: int = 30  # seconds that the hub waits for a started session to answer
+    config: Path = HERE / "jupyterhub_config.py"
 
 
 class Rig:
@@ -174,10 +175,9 @@ class Rig:
             "PYTHONPATH": str(PROJECT),
             "PORTWRAP_DEMO_SETTINGS": f"{run}/hub/settings.json",
         }
-        config = str(HERE / "jupyterhub_config.py")
         with open(run / "hub" / "hub.log", "wb") as log:
             self.hub = subprocess.Popen(
-                [f"{root}/hub-venv/bin/jupyterhub", "--config", config],
+                [f"{root}/hub-venv/bin/jupyterhub", "--config", str(self.plan.config)],
                 cwd=run / "hub",
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -413,6 +413,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--owner", default=Plan.owner)
     parser.add_argument("--stranger", default=Plan.stranger)
     parser.add_argument("--http-timeout", type=int, default=Plan.http_timeout)
+    parser.add_argument("--config", type=Path, default=Plan.config)
     plan = Plan(**vars(parser.parse_args(argv)))
     end_in_order()
     try:

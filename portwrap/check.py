@@ -300,8 +300,9 @@ def check_session(session: Session, hub: str) -> list[Result]:
     made = session.told["made"]
     way_out = made["way out"]
     about = version_of(way_out) if way_out in network.WAYS_OUT[1:3] else "no way out"
+    views = f", private views {made['private views']}" if made["private views"] else ""
     results = [
-        Result("session", OK, f"started in {took} ms with {about or way_out}"),
+        Result("session", OK, f"started in {took} ms with {about or way_out}{views}"),
         check_forward(made["forward"]),
         check_isolation(session),
     ]

@@ -27,7 +27,7 @@ import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import dns, keeper, namespaces, network, ports, services
+from . import dns, keeper, namespaces, network, ports, services, views
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
@@ -87,6 +87,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     sandbox.step(f"the command is {path}")
     helper = network.choose(sandbox.network, environ)
     resolvers = dns.needed()
+    covered = views.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
     services.check(offered, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
@@ -99,29 +100,40 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     for bound in (port, *(other for other, _ in published)):
         bound.close()
     namespaces.enter_new(0)
+    viewed = _give_views(sandbox, covered)
     _offer(offered, lifeline)
     sandbox.step("in user and network namespaces of our own")
     forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
     sandbox.step("the keeper is ready" + (", and so is the way out" if helper else ""))
     if sandbox.announce:
-        facts = _what_was_made(sandbox, forward, helper.name if helper else "none", resolvers)
+        way_out = helper.name if helper else "none"
+        facts = _what_was_made(sandbox, forward, way_out, viewed, resolvers)
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)
 
 
 def _what_was_made(
-    sandbox: Sandbox, forward: str, way_out: str, resolvers: Sequence[Service]
+    sandbox: Sandbox, forward: str, way_out: str, viewed: str, resolvers: Sequence[Service]
 ) -> dict[str, str]:
     """What leads in besides the host port, and out; "" for nothing."""
     return {
         "forward": forward,
         "way out": way_out,
-        "private views": "",
+        "private views": viewed,
         "published": ports.describe_pairs(sandbox.published),
         "host's own inside": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
     }
+
+
+def _give_views(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
+    """Have ssh accept the configuration that root has given it; return which directories it is."""
+    why = views.apply(covered)
+    folders = ", ".join(sorted(covered))
+    if why:
+        say(f"{sandbox.program}: ssh will refuse root's files in {folders}: {why}\n")
+    return "" if why else folders
 
 
 def say_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:

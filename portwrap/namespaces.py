@@ -20,6 +20,10 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8  # linux/mount.h
+MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x20, 0x1000, 0x4000, 0x80000
+MNT_DETACH = 2
+
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28
@@ -35,6 +39,7 @@ IFREQ_SIZE = 40
 libc = ctypes.CDLL(None, use_errno=True)  # without use_errno, get_errno() is always 0
 libc.unshare.argtypes = (ctypes.c_int,)
 libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+libc.mount.argtypes = (ctypes.c_char_p,) * 3 + (ctypes.c_ulong, ctypes.c_char_p)
 libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 libc.memfd_create.argtypes = (ctypes.c_char_p, ctypes.c_uint)
 libc.syscall.argtypes = (ctypes.c_long,) * 4
@@ -56,6 +61,19 @@ def unshare(flags: int) -> None:
 def setns(descriptor: int, kind: int) -> None:
     """setns(2): enter the namespace of this descriptor. Raises OSError."""
     _checked(libc.setns(descriptor, kind), "setns")
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    """mount(2). Raises OSError with the target as its filename."""
+    words = [os.fsencode(word) for word in (source, target, kind)]
+    if libc.mount(*words, flags, data.encode()) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def detach(target: str) -> None:
+    """umount2(2) with MNT_DETACH. Raises OSError."""
+    _checked(libc.umount2(os.fsencode(target), MNT_DETACH), "umount2")
 
 
 def prctl(option: int, value: int) -> None:

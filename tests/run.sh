@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Run the tests: tests/run.sh [unit|namespaces|e2e|all] [--no-setup] [pytest's own arguments]
+# Run the tests: tests/run.sh [unit|namespaces|e2e|all|matrix] [--no-setup] [pytest's arguments]
 #
 #   unit        no kernel features; in the system's Python, then in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
+#   matrix      for the night: each JupyterHub and batchspawner, a browser, applications
 #
 # PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"
 #                      (default: the oldest, at least 3.8, and the newest that are found)
@@ -19,7 +20,7 @@ parts=()
 set_up=yes
 while [[ $# -gt 0 ]]; do
     case $1 in
-        unit | namespaces | e2e) parts+=("$1") ;;
+        unit | namespaces | e2e | matrix) parts+=("$1") ;;
         all) parts+=(unit namespaces e2e) ;;
         --no-setup) set_up=no ;;
         -h | --help)
@@ -88,7 +89,7 @@ finish() {
 
 if [[ $set_up == yes ]]; then
     heading "setting up"
-    "$tests/setup.sh"
+    if [[ " ${parts[*]} " == *" matrix "* ]]; then "$tests/setup.sh" matrix; else "$tests/setup.sh"; fi
 fi
 if [[ ! -x $runner ]]; then
     printf 'tests/run.sh: no %s; run tests/setup.sh\n' "$runner" >&2
@@ -99,7 +100,10 @@ heading "building the archive"
 
 system_minor=$(minor_version "$system_python")
 for part in "${parts[@]}"; do
-    run_part "$part, Python $system_minor" "$runner" "tests/$part"
+    case $part in
+        matrix) run_part matrix "$runner" tests/e2e -m "matrix or browser or apps" ;;
+        *) run_part "$part, Python $system_minor" "$runner" "tests/$part" ;;
+    esac
 done
 while read -r minor _ <&3; do
     python=$(python_of "$minor") || {

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# Install what the tests need, once; a second run only looks.
+# Install what the tests need, once; a second run only looks: tests/setup.sh [matrix]
 #
 # As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun for everyone, the accounts
 # pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
 # JupyterHub with its proxy, and copies of those other Pythons that only root can run.
 # As an ordinary user: a virtual environment, and the names of what is missing.
+# With "matrix" every JupyterHub and batchspawner that `tests/run.sh matrix` asks for, too.
 set -euo pipefail
 # shellcheck source=tests/environment.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=tests/versions.sh
+. "$tests/versions.sh"
 
 owner=pw-owner
 accounts=("$owner" pw-neighbour)
@@ -43,6 +46,7 @@ missing_things() {
 bwrap bubblewrap bubblewrap
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
+git git git-core
 ip iproute2 iproute
 node nodejs nodejs
 npm npm nodejs-npm
@@ -51,6 +55,7 @@ pasta passt passt
 pgrep procps procps-ng
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
+ssh openssh-client openssh-clients
 strace strace strace
 sudo sudo sudo
 TABLE
@@ -205,6 +210,25 @@ fetch_newer_helpers() {
     touch "$place/.complete"
 }
 
+# An ssh server that is not installed: a package of it would start one on this machine.
+fetch_ssh_server() {
+    local place=$PORTWRAP_TEST_ROOT/openssh-server fetched
+    [[ ! -f $place/.complete ]] || return 0
+    if type -P sshd >/dev/null || ! type -P apt-get >/dev/null; then return 0; fi
+    say "fetching an ssh server into $place"
+    fetched=$(mktemp -d)
+    rm -rf -- "$place"
+    mkdir -p -- "$place"
+    (
+        cd -- "$fetched"
+        quietly apt-get -q -o APT::Sandbox::User=root download openssh-server libwrap0
+        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
+    )
+    rm -rf -- "$fetched"
+    chmod -R a+rX -- "$place"
+    touch "$place/.complete"
+}
+
 # ---- all of it ------------------------------------------------------------------------------
 
 if [[ $EUID == 0 ]]; then
@@ -228,7 +252,13 @@ make_venv "$PORTWRAP_TEST_ROOT/servers-venv" "$system_python" "$tests/requiremen
 make_venvs_of_other_pythons
 if [[ $EUID == 0 ]]; then
     fetch_newer_helpers
+    fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
+    make_pairs "${usual_pairs[@]}"
+    if [[ ${1:-} == matrix ]]; then
+        mapfile -t pairs < <(all_pairs)
+        make_pairs "${pairs[@]}"
+    fi
 fi
 say "ready: $PORTWRAP_TEST_ROOT"

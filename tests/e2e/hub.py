@@ -212,10 +212,10 @@ def user_of(pid: int) -> int | None:
     return int(status.partition("\nUid:\t")[2].split()[0])
 
 
-def start_hub(root: Path, archive: Path) -> Iterator[Hub]:
-    """Start the hub of the demonstration; take it down after the yield."""
+def start_hub(root: Path, archive: Path, *options: str | Path) -> Iterator[Hub]:
+    """Start the hub of the demonstration (options: of `demo.rig`); take it down after the yield."""
     words = [sys.executable, "-B", "-m", "demo.rig", "--root", root, "--archive", archive]
-    words += ["--name", "test", "--owner", OWNER, "--stranger", NEIGHBOUR]
+    words += ["--name", "test", "--owner", OWNER, "--stranger", NEIGHBOUR, *options]
     process = subprocess.Popen(
         [str(word) for word in words],
         cwd=PROJECT,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
+from networks import Host
 
+from helpers import needs
 from sessions import Inside, Portwrap
 
 
@@ -42,3 +44,15 @@ def inside(portwrap: Portwrap, forward: str) -> Iterator[Inside]:
     with Inside(portwrap, forward=forward) as session:
         session.wait_until_up()
         yield session
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A host of our own; this test, and all that it starts, runs on it."""
+    needs("ip")
+    made = Host()
+    try:
+        with made.entered(made.host):
+            yield made
+    finally:
+        made.close()

@@ -390,6 +390,23 @@ def test_a_configuration_that_ssh_does_not_read(make_node: Any) -> None:
     assert "/etc/ssh/ssh_config" in found["fact"]
 
 
+def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
+    needs("ssh")
+    folder = "/etc/ssh/ssh_config.d"
+    node = make_node(
+        "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
+        f"mkdir {folder}",
+        f"echo 'Include {folder}/*.conf' > /etc/ssh/ssh_config",
+        f"echo 'ServerAliveInterval 60' > {folder}/site.conf",
+    )
+    status, answer = node.check()
+    assert (status, named(answer)["ssh"]["status"]) == (0, "ok"), answer
+    assert f"private views {folder}" in named(answer)["session"]["fact"]
+    # the control: without that view it refuses them
+    result = node.run(node.as_owner("unshare", "-Uc", "ssh", "-G", "localhost"))
+    assert "Bad owner or permissions" in result.stderr
+
+
 def test_few_descriptors(node: Node) -> None:
     status, answer = node.check(before=["prlimit", "--nofile=100:100", "--"])
     found = named(answer)["descriptors"]

@@ -70,18 +70,6 @@ def any_way(request: pytest.FixtureRequest) -> Way:
     return Way(request.param)
 
 
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """A host of our own; this test, and all that it starts, runs on it."""
-    needs("ip")
-    made = Host()
-    try:
-        with made.entered(made.host):
-            yield made
-    finally:
-        made.close()
-
-
 def receive(connection: socket.socket) -> bytes:
     """Everything until end of file."""
     return b"".join(iter(lambda: connection.recv(1 << 20), b""))

@@ -106,9 +106,10 @@ def fake_helper(folder: Path, script: str) -> dict[str, str]:
 
 def test_helper_not_installed(portwrap: Portwrap, port: int) -> None:
     hide = [
-        f"mount --bind /dev/null {place}/slirp4netns"
+        f"mount --bind /dev/null {place}/{name}"
         for place in ("/usr/bin", "/usr/local/bin", "/usr/sbin")
-        if os.path.exists(f"{place}/slirp4netns")
+        for name in ("slirp4netns", "pasta")
+        if os.path.exists(f"{place}/{name}")
     ]
     before = as_owner_in(*hide)
     result = run_in_sandbox(portwrap, "true", port=port, before=before, account="root")

@@ -1,0 +1,21 @@
+"""The demonstration's hub in words that JupyterHub 1.5 knows, too."""
+
+# ruff: noqa: F821
+# mypy: disable-error-code="name-defined, unused-ignore"
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from demo import rig
+
+load_subconfig("jupyterhub_config.py", str(rig.HERE))
+c = get_config()
+
+settings = json.loads(Path(os.environ["PORTWRAP_DEMO_SETTINGS"]).read_text())
+
+# "shared-password" is newer.
+c.JupyterHub.authenticator_class = "dummy"
+c.DummyAuthenticator.password = settings["password"]

@@ -1,0 +1,339 @@
+"""ssh and git from inside, against a real ssh server, where root has configured the client."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from networks import HOST, Host
+
+from conftest import TEST_ROOT
+from helpers import (
+    OWNER,
+    as_user,
+    cannot,
+    end,
+    environment,
+    find_tool,
+    identity,
+    needs,
+    run_as,
+    wait_until,
+)
+from sessions import Inside, Portwrap, Session, unused_port
+
+pytestmark = pytest.mark.namespaces
+
+SERVER_ROOT = TEST_ROOT / "openssh-server"
+"""Where tests/setup.sh puts an ssh server if none is installed."""
+
+
+def ssh_server() -> tuple[Path, dict[str, str]]:
+    """The program and what its environment needs."""
+    fetched = SERVER_ROOT / "usr" / "sbin" / "sshd"
+    if fetched.exists():
+        libraries = next((SERVER_ROOT / "usr" / "lib").glob("*/libwrap.so.0")).parent
+        return fetched, {"LD_LIBRARY_PATH": str(libraries)}
+    installed = find_tool("sshd")
+    if installed is None:
+        cannot("no ssh server; tests/setup.sh gets one")
+    return Path(installed), {}
+
+
+class Site:
+    """A node whose administrator has configured ssh, and an ssh server that runs there.
+
+    `files` are those of /etc/ssh, and of `extra`, a directory elsewhere that they may include.
+    """
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        needs("ssh", "ssh-keygen", "git", "unshare")
+        self.folder = folder
+        self.port = unused_port()
+        self.etc_ssh, self.extra, self.mine = (folder / name for name in ("etc", "extra", "mine"))
+        for made in (self.etc_ssh, self.etc_ssh / "ssh_config.d", self.extra, self.mine):
+            made.mkdir()
+        owner = identity(OWNER)
+        os.chown(self.mine, owner["user"], owner["group"])
+        for name in ("client", "server"):
+            key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.mine / name)]
+            assert run_as(OWNER, key).returncode == 0
+        public = (self.mine / "client.pub").read_text()
+        (self.mine / "authorized").write_text(public)
+        host_key = (self.mine / "server.pub").read_text().rsplit(" ", 1)[0]
+        (folder / "known").write_text(f"[{HOST}]:{self.port} {host_key}\n")
+        self.server = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        program, variables = ssh_server()
+        settings = {
+            "Port": str(self.port),
+            "ListenAddress": HOST,
+            "HostKey": str(self.mine / "server"),
+            "AuthorizedKeysFile": str(self.mine / "authorized"),
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PidFile": "none",
+        }
+        words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+        argv = [str(program), "-D", "-e", "-f", "/dev/null", *words]
+        server = as_user(OWNER, argv, extra_env=variables, stderr=subprocess.PIPE)
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        assert "Server listening" in line, line
+        return server
+
+    def close(self) -> None:
+        end(self.server)
+
+    @property
+    def settings(self) -> str:
+        """What makes `ssh site` work, in the words of ssh_config(5)."""
+        lines = [
+            "Host site",
+            f"HostName {HOST}",
+            f"Port {self.port}",
+            f"UserKnownHostsFile {self.folder}/known",
+            f"IdentityFile {self.mine}/client",
+            "BatchMode yes",
+        ]
+        return "\n  ".join(lines) + "\n"
+
+    def write(self, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True, parents=True)
+            text = text.replace("SETTINGS", self.settings).replace("EXTRA", str(self.extra))
+            path.write_text(text)
+
+    def before(self, command: str = "true") -> list[str]:
+        """Words that run what follows as the owner where /etc/ssh is that of this site."""
+        ids = identity(OWNER)
+        back = f"setpriv --reuid={ids['user']} --regid={ids['group']} --init-groups"
+        mounts = f"mount --make-rprivate / && mount --bind {self.etc_ssh} /etc/ssh && {command}"
+        return ["unshare", "--mount", "sh", "-c", f'{mounts} && exec {back} "$@"', "sh"]
+
+    def run(self, portwrap: Portwrap, command: list[str], **options: Any) -> tuple[str, str, int]:
+        """Run a command in a sandbox of the owner on this node."""
+        env = environment(OWNER)
+        settings: dict[str, Any] = {"account": "root", "before": self.before(), "extra_env": env}
+        with Session(portwrap, command, **{**settings, **options}) as session:
+            stdout, stderr = session.process.communicate(timeout=30)
+            return stdout, stderr, session.process.returncode
+
+
+@pytest.fixture
+def site(host: Host, world_dir: Path) -> Iterator[Site]:
+    made = Site(host, world_dir)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+INCLUDE = "Include /etc/ssh/ssh_config.d/*.conf\n"
+SITES: dict[str, dict[str, str]] = {
+    "as Debian has it": {"etc/ssh_config": INCLUDE, "etc/ssh_config.d/10-site.conf": "SETTINGS"},
+    "as RHEL has it": {
+        "etc/ssh_config": INCLUDE,
+        "etc/ssh_config.d/10-site.conf": "SETTINGS",
+        "etc/ssh_config.d/50-redhat.conf": "Match final all\n\tInclude EXTRA/back/openssh.config\n",
+        "extra/policy/openssh.txt": "Ciphers aes256-ctr\n",
+    },
+    "nested, with relative names": {
+        "etc/ssh_config": "# a comment\n  include  = ssh_config.d/*.conf ssh_config.d/none-such\n",
+        "etc/ssh_config.d/10-site.conf": 'Include "deeper/a file" deeper/[xy].conf\n',
+        "etc/deeper/a file": "Host other\n  User nobody\n",
+        "etc/deeper/x.conf": "INCLUDE /etc/ssh/site # not part of it\n",
+        "etc/site": "SETTINGS",
+    },
+    "right in /etc/ssh": {
+        "etc/ssh_config": "Include /etc/ssh/site.conf\n",
+        "etc/site.conf": "SETTINGS",
+    },
+}
+
+
+@pytest.fixture(params=SITES)
+def configured(request: pytest.FixtureRequest, site: Site) -> Site:
+    files = SITES[request.param]
+    site.write(files)
+    if "extra/policy/openssh.txt" in files:  # RHEL's is a symlink in a directory of symlinks
+        (site.extra / "back").mkdir()
+        (site.extra / "back" / "openssh.config").symlink_to("../policy/openssh.txt")
+    return site
+
+
+def test_ssh(portwrap: Portwrap, configured: Site) -> None:
+    stdout, stderr, status = configured.run(portwrap, ["ssh", "site", "echo", "there"])
+    assert (stdout, stderr, status) == ("there\n", "", 0)
+
+
+def test_without_a_view_ssh_refuses(configured: Site) -> None:
+    """The control: the same files, in a user namespace made by another program."""
+    words = [*configured.before(), "unshare", "--user", "--map-current-user", "ssh", "-G", "site"]
+    result = run_as("root", words, env=environment(OWNER))
+    assert result.returncode != 0
+    assert "Bad owner or permissions" in result.stderr
+
+
+def test_git(portwrap: Portwrap, site: Site) -> None:
+    site.write(SITES["as Debian has it"])
+    original, copy = site.mine / "original", site.mine / "copy"
+    commit = ["-c", "user.name=n", "-c", "user.email=e", "commit", "--allow-empty", "-qm", "first"]
+    assert run_as(OWNER, ["git", "init", "-q", original]).returncode == 0
+    assert run_as(OWNER, ["git", "-C", original, *commit]).returncode == 0
+    words = ["git", "clone", "-q", f"ssh://site{original}", str(copy)]
+    assert site.run(portwrap, words) == ("", "", 0)
+    assert run_as(OWNER, ["git", "-C", copy, "log", "--format=%s"]).stdout == "first\n"
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Every file below a folder: its identity, its owner, its time and its content."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
+        status = path.stat()
+        found[str(path)] = (status.st_ino, status.st_uid, status.st_mtime_ns, path.read_bytes())
+    return found
+
+
+def test_all_else_in_the_directory_stays_as_it_is(portwrap: Portwrap, site: Site) -> None:
+    site.write(SITES["right in /etc/ssh"])
+    site.write({"etc/ssh_known_hosts": "known", "etc/secret": "secret", "etc/sub/file": "deep"})
+    (site.etc_ssh / "secret").chmod(0o600)
+    (site.etc_ssh / "link").symlink_to("sub/file")
+    before = fingerprint(site.etc_ssh)
+    names = sorted(os.listdir(site.etc_ssh))
+    script = "cd /etc/ssh; ls -m; ls -l site.conf; cat ssh_known_hosts sub/file link; cat secret"
+    stdout, stderr, _ = site.run(portwrap, ["sh", "-c", script])
+    listing, copy, contents = stdout.split("\n")
+    assert listing == ", ".join(names)
+    assert copy.startswith(f"-rw-r--r-- 1 {OWNER} {OWNER} ")
+    assert contents == "knowndeepdeep"
+    assert stderr == "cat: secret: Permission denied\n"
+    assert fingerprint(site.etc_ssh) == before
+
+
+def test_the_view_cannot_be_written(portwrap: Portwrap, site: Site) -> None:
+    """What the user changed there would be gone with the session."""
+    site.write(SITES["as Debian has it"])
+    script = "echo x >>/etc/ssh/ssh_config.d/10-site.conf"
+    _, stderr, status = site.run(portwrap, ["sh", "-c", script])
+    assert status != 0 and "Read-only file system" in stderr
+
+
+def mount_namespace(site: Site, portwrap: Portwrap, **options: Any) -> bool:
+    """Whether a session on this node gets a mount namespace of its own."""
+    show = "readlink /proc/self/ns/mnt"
+    before = site.before(f"{show} >{site.folder}/outside")
+    stdout, stderr, status = site.run(portwrap, show.split(), before=before, **options)
+    assert (stderr, status) == ("", 0)
+    return stdout != (site.folder / "outside").read_text()
+
+
+NO_NEED: dict[str, dict[str, str]] = {
+    "no file": {},
+    "nothing included": {"etc/ssh_config": "Host site\n  Port 1\n"},
+    "nothing there to include": {"etc/ssh_config": INCLUDE},
+    "a comment": {"etc/ssh_config": "# " + INCLUDE, "etc/ssh_config.d/10-site.conf": "SETTINGS"},
+    "another suffix": {"etc/ssh_config": INCLUDE, "etc/ssh_config.d/10-site.old": "SETTINGS"},
+    "a loop of nothing": {"etc/ssh_config": "Include /no/such/*.conf ~/none ssh_config.e/*\n"},
+}
+
+
+@pytest.mark.parametrize("case", NO_NEED)
+def test_no_mount_namespace_without_need(portwrap: Portwrap, site: Site, case: str) -> None:
+    site.write(NO_NEED[case])
+    assert not mount_namespace(site, portwrap)
+
+
+def test_with_need_there_is_one(portwrap: Portwrap, site: Site) -> None:
+    """The control of the one above and below."""
+    site.write(SITES["as Debian has it"])
+    assert mount_namespace(site, portwrap)
+
+
+def test_no_mount_namespace_without_an_ssh_client(portwrap: Portwrap, site: Site) -> None:
+    site.write(SITES["as Debian has it"])
+    command = "mount --bind /dev/null $(command -v ssh) && readlink /proc/self/ns/mnt >&2"
+    stdout, stderr, status = site.run(
+        portwrap, ["readlink", "/proc/self/ns/mnt"], before=site.before(command)
+    )
+    assert (stdout, status) == (stderr, 0)
+
+
+def test_no_mount_namespace_where_the_files_are_the_users(portwrap: Portwrap, site: Site) -> None:
+    site.write(SITES["as Debian has it"])
+    ids = identity(OWNER)
+    os.chown(site.etc_ssh / "ssh_config.d" / "10-site.conf", ids["user"], ids["group"])
+    assert not mount_namespace(site, portwrap)
+
+
+def test_root_needs_none(portwrap: Portwrap, site: Site) -> None:
+    site.write(SITES["as Debian has it"])
+    mounts = f"mount --make-rprivate / && mount --bind {site.etc_ssh} /etc/ssh"
+    script = f'{mounts} && readlink /proc/self/ns/mnt >&2 && exec "$@"'
+    before = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    stdout, stderr, status = site.run(portwrap, ["readlink", "/proc/self/ns/mnt"], before=before)
+    assert (stdout, status) == (stderr, 0)
+
+
+def test_a_file_that_others_may_write_is_refused_as_ever(portwrap: Portwrap, site: Site) -> None:
+    site.write(SITES["as Debian has it"])
+    (site.etc_ssh / "ssh_config.d" / "10-site.conf").chmod(0o666)
+    _, stderr, status = site.run(portwrap, ["ssh", "-G", "site"])
+    assert status != 0 and "Bad owner or permissions" in stderr
+
+
+def test_a_view_that_cannot_be_made(portwrap: Portwrap) -> None:
+    """Then the session starts all the same, and says what will not work: here for want of rights
+    over the user namespace."""
+    text = (
+        f"import sys; sys.path.insert(0, {str(portwrap.folder)!r})\n"
+        "from portwrap import launching\n"
+        "sandbox = launching.Sandbox(host_port=1)\n"
+        "print(launching._give_views(sandbox, {'/etc/ssh': {'site.conf'}}))"
+    )
+    result = run_as(OWNER, [portwrap.python, "-c", text])
+    assert (result.returncode, result.stdout) == (0, "\n")
+    said = "portwrap: ssh will refuse root's files in /etc/ssh: unshare: Operation not permitted\n"
+    assert result.stderr == said
+
+
+def test_what_the_host_mounts_later_appears(
+    portwrap: Portwrap, site: Site, world_dir: Path
+) -> None:
+    """As autofs does with home directories and projects."""
+    site.write(SITES["as Debian has it"])
+    place = world_dir / "projects"
+    place.mkdir()
+    holder = as_user(
+        "root",
+        [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "shared",
+            "sh",
+            "-c",
+            f"mount --bind {site.etc_ssh} /etc/ssh && echo up && exec sleep 600",
+        ],
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "up\n"
+        there = ["nsenter", "-t", str(holder.pid), "-m"]
+        ids = identity(OWNER)
+        back = ["setpriv", f"--reuid={ids['user']}", f"--regid={ids['group']}", "--init-groups"]
+        with Inside(portwrap, account="root", before=[*there, *back]) as session:
+            session.wait_until_up()
+            mounts = Path(f"/proc/{session.pid}/mountinfo")
+            assert "/etc/ssh/ssh_config.d" in mounts.read_text()
+            subprocess.run([*there, "mount", "-t", "tmpfs", "later", place], check=True)
+            wait_until(lambda: str(place) in mounts.read_text(), what="the mount inside")
+            subprocess.run([*there, "umount", place], check=True)
+            wait_until(lambda: str(place) not in mounts.read_text(), what="its end inside")
+    finally:
+        end(holder)
