@@ -108,7 +108,8 @@ WORKS = {  # what: programs needed, script
     "device nodes": ("", "ls -l /dev/null | cut -c1-10; : </dev/urandom; : >/dev/null"),
     "tmux": (
         "tmux",
-        "tmux -S $PWD/t new -d 'sleep 9' && tmux -S $PWD/t ls | cut -d' ' -f1-3; tmux -S $PWD/t kill-server",
+        "tmux -S $PWD/t new -d 'sleep 9' && tmux -S $PWD/t ls | cut -d' ' -f1-3;"
+        " tmux -S $PWD/t kill-server",
     ),
     "ssh-agent": (
         "ssh-agent ssh-keygen",
