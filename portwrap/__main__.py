@@ -27,7 +27,7 @@ COMMON_OPTIONS = (
         ("--forward",),
         "auto|native|relay",
         "give the server the host's own socket, or relay to it (default auto)",
-        "relay",
+        "auto",
     ),
     Option(
         ("--network",),

@@ -294,8 +294,8 @@ class Handover:
         self.look_in(pause)
 
     def patience(self) -> float:
-        """Seconds until the next look is due; -1: none is."""
-        return max(0.0, self.next_look - time.monotonic()) if self.waiting else -1.0
+        """Seconds until the next look is due, while clients wait."""
+        return max(0.0, self.next_look - time.monotonic())
 
     # -- the other way ---------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from typing import Iterator
 
 import pytest
 from e2e.hub import Hub, start_hub
+from e2e.slurm import Cluster, run_directory, why_no_slurm
+from e2e.slurm_hub import SlurmHub
 
 from conftest import TEST_ROOT, why_namespaces_fail
 from helpers import cannot
@@ -15,9 +17,30 @@ from helpers import cannot
 @pytest.fixture(scope="session")
 def hub(pyz: Path) -> Iterator[Hub]:
     """A real JupyterHub with batchspawner; pw-owner is logged in, and has no server running."""
+    needs_a_hub()
+    yield from start_hub(TEST_ROOT, pyz)
+
+
+def needs_a_hub() -> None:
     reason = why_namespaces_fail()
     if reason:
         cannot(reason)
     if not (TEST_ROOT / "hub-venv" / ".complete").exists():
         cannot("no JupyterHub; tests/setup.sh installs it")
-    yield from start_hub(TEST_ROOT, pyz)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A hub's host and two nodes with a real Slurm."""
+    reason = why_namespaces_fail() or why_no_slurm()
+    if reason:
+        cannot(reason)
+    with run_directory() as run, Cluster(run) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def slurm_hub(cluster: Cluster, pyz: Path) -> SlurmHub:
+    """A JupyterHub with SlurmSpawner on that cluster."""
+    needs_a_hub()
+    return SlurmHub(cluster, pyz)

@@ -515,6 +515,18 @@ def test_a_server_that_compares_its_port(portwrap: Portwrap, world_dir: Path) ->
         assert "Error: bind EADDRINUSE 127.0.0.1:8888" in session.stderr()
 
 
+def build_tiny_server(session: Spawner, folder: Path, *options: str) -> Path:
+    """Compile tiny_server.c, which needs no C library."""
+    needs("gcc")
+    if os.uname().machine != "x86_64":
+        cannot("the program knows the system calls of x86 only")
+    program = folder / "tiny_server"
+    source = session.portwrap.folder / "programs" / "tiny_server.c"
+    freestanding = ["-nostdlib", "-static", "-O1", "-fno-stack-protector"]
+    subprocess.run(["gcc", *options, *freestanding, "-o", program, source], check=True)
+    return program
+
+
 KINDS = [((), "native"), (("-m32",), "relay")]
 
 
@@ -523,13 +535,7 @@ def test_a_server_without_a_c_library(
     spawner: Spawner, world_dir: Path, options: tuple[str, ...], way: str
 ) -> None:
     """The 32-bit one asks the kernel through a table of system calls that is not watched."""
-    needs("gcc")
-    if os.uname().machine != "x86_64":
-        cannot("the program knows the system calls of x86 only")
-    program = world_dir / "tiny_server"
-    source = spawner.portwrap.folder / "programs" / "tiny_server.c"
-    freestanding = ["-nostdlib", "-static", "-O1", "-fno-stack-protector"]
-    subprocess.run(["gcc", *options, *freestanding, "-o", program, source], check=True)
+    program = build_tiny_server(spawner, world_dir, *options)
     early = spawner.client()
     spawner.spawn(program).says("listening")
     assert read(early) == read(spawner.client()) == b"hello\n"
@@ -580,6 +586,32 @@ def test_a_server_that_ends_and_is_started_again(spawner: Spawner) -> None:
         server = spawner.served()
         assert json.loads(read(waiting))["pid"] == server.pid
         server.kill()
+
+
+def test_a_child_that_serves_on(spawner: Spawner) -> None:
+    """Its parent's end is not the server's; its own is."""
+    parent = spawner.served("orphan")
+    wait_until(lambda: state_of(parent.pid) in ("", "Z"), what="end of the parent")
+    child = int(ask(spawner)["pid"])
+    assert child != parent.pid
+    assert json.loads(ask_inside(spawner))["pid"] == child
+    assert "Address already in use" in spawner.serve().all()
+    kill(child)
+    wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+
+
+def test_what_is_told_of_a_server_is_not_told_of_the_next(spawner: Spawner) -> None:
+    server = spawner.served("both", "::1+127.0.0.1")
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+    server.kill()
+    wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
+    server = spawner.served("uring-listen")
+    assert ask(spawner)["pid"] == server.pid
+    assert f"forward: relay, because {UNWATCHED}\n" in spawner.said()
 
 
 def test_a_server_whose_successor_must_be_relayed(spawner: Spawner) -> None:
@@ -653,6 +685,14 @@ def test_what_is_never_replaced(spawner: Spawner, program: str, said: str) -> No
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
     assert way_of(spawner) == "native"
+
+
+def test_a_datagram_socket_is_not_even_tried(spawner: Spawner) -> None:
+    """Else its settings would be the host's now, and its failure the reason that is told."""
+    spawner.spawn(spawner.portwrap.python, "-c", DATAGRAMS).says("listening ")
+    server = spawner.served("uring-listen")
+    assert ask(spawner)["pid"] == server.pid
+    assert f"forward: relay, because {UNWATCHED}\n" in spawner.said()
 
 
 def test_another_port_is_never_replaced(spawner: Spawner) -> None:
@@ -758,6 +798,8 @@ def stopped(spawner: Spawner) -> Iterator[Callable[[], None]]:
 
 LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
 BIND_CALL = {"x86_64": "49", "aarch64": "200"}.get(os.uname().machine, "")
+POLL_CALL = {"x86_64": "7", "aarch64": "73"}.get(os.uname().machine, "")
+EPOLL_CALL = {"x86_64": "232", "aarch64": "22"}.get(os.uname().machine, "")
 BOUND_BEFORE = """
 import os, signal, socket
 made = socket.socket()
@@ -768,6 +810,15 @@ made.listen()
 print("listening", flush=True)
 while True: made.accept()[0].sendall(b"hello")
 """
+
+
+def test_other_kinds_of_programs_are_never_asked(
+    spawner: Spawner, world_dir: Path, stopped: Callable[[], None]
+) -> None:
+    """The numbers of their system calls mean others: nothing of theirs waits for the keeper."""
+    spawner.spawn(build_tiny_server(spawner, world_dir, "-m32")).says("listening")
+    stopped()
+    assert read(spawner.client()) == b"hello\n"
 
 
 def test_a_keeper_that_is_stopped_and_continued(
@@ -792,6 +843,29 @@ def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
         wait_for_question(server, LISTEN_CALL)
         server.kill()
         os.kill(keeper, signal.SIGCONT)
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+
+
+def test_a_caller_that_dies_while_the_keeper_turns_to_it(spawner: Spawner) -> None:
+    """Between the event and the look at the question: it is gone, and others will ask."""
+    needs("strace")
+    server = spawner.spawn(spawner.portwrap.python, "-c", BOUND_BEFORE)
+    server.says("bound")
+    keeper = Path(f"/proc/{spawner.keeper}/syscall")
+    inject = "inject=?poll,?ppoll:delay_enter=1000000"  # microseconds
+    words = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", keeper.parent.name]
+    with subprocess.Popen(words) as strace:
+        wait_until(
+            lambda: f"TracerPid:\t{strace.pid}\n" in (keeper.parent / "status").read_text(),
+            what="strace at work",
+        )
+        server.channel.send(b"\n")
+        wait_until(lambda: keeper.read_text().split()[0] == POLL_CALL, what="the keeper's poll")
+        server.kill()
+        wait_until(lambda: keeper.read_text().split()[0] == EPOLL_CALL, what="the keeper asleep")
+        strace.terminate()
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
     assert way_of(spawner) == "native"
