@@ -46,6 +46,8 @@ missing_things() {
 bwrap bubblewrap bubblewrap
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
+bwrap bubblewrap bubblewrap
+dbus-daemon dbus-daemon dbus-daemon
 git git git-core
 ip iproute2 iproute
 node nodejs nodejs
@@ -53,11 +55,13 @@ npm npm nodejs-npm
 nsenter util-linux util-linux
 pasta passt passt
 pgrep procps procps-ng
+ping iputils-ping iputils
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
 ssh openssh-client openssh-clients
 strace strace strace
 sudo sudo sudo
+tmux tmux tmux
 TABLE
 }
 
