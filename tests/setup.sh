@@ -46,6 +46,8 @@ missing_things() {
 bwrap bubblewrap bubblewrap
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
+bwrap bubblewrap bubblewrap
+dbus-daemon dbus-daemon dbus-daemon
 git git git-core
 ip iproute2 iproute
 node nodejs nodejs
@@ -53,11 +55,13 @@ npm npm nodejs-npm
 nsenter util-linux util-linux
 pasta passt passt
 pgrep procps procps-ng
+ping iputils-ping iputils
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
 ssh openssh-client openssh-clients
 strace strace strace
 sudo sudo sudo
+tmux tmux tmux
 TABLE
 }
 
@@ -93,6 +97,19 @@ column() { cut -d' ' -f"$1" | sort -u | paste -sd' '; }
 
 # A package manager that is interrupted half-way leaves the system's packages broken.
 undisturbed() { (trap '' INT TERM HUP && quietly "$@"); }
+
+# For the browser's test only: as large as everything else together.
+install_browser() {
+    type -P chromium >/dev/null && type -P chromedriver >/dev/null && return
+    say "installing chromium"
+    if type -P apt-get >/dev/null; then
+        undisturbed apt-get -q update
+        undisturbed env DEBIAN_FRONTEND=noninteractive \
+            apt-get -q install --yes --no-install-recommends chromium chromium-driver fonts-dejavu-core
+    else
+        undisturbed dnf --quiet --assumeyes install chromium chromedriver
+    fi
+}
 
 install_system_packages() {
     local things
@@ -286,8 +303,10 @@ if [[ $EUID == 0 ]]; then
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
     make_pairs "${usual_pairs[@]}"
     if [[ ${1:-} == matrix ]]; then
+        install_browser
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"
+        "$project/demo/install.sh" lab "$PORTWRAP_TEST_ROOT" {lock}>&-
     fi
 fi
 say "ready: $PORTWRAP_TEST_ROOT"

@@ -11,9 +11,10 @@ import pwd
 import shutil
 from pathlib import Path
 
+from demo import rig
 from demo.spawner import ProcessSpawner
 
-load_subconfig("versions_config.py")
+load_subconfig("versions_config.py", str(rig.PROJECT / "tests" / "e2e"))
 c = get_config()
 
 settings = json.loads(Path(os.environ["PORTWRAP_DEMO_SETTINGS"]).read_text())

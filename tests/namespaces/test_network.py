@@ -299,6 +299,8 @@ def test_nothing_of_the_sandbox_is_on_the_host(
         opened += [
             session.make(do="bind_udp", address=address, port=port) for address in ("0.0.0.0", "::")
         ]
+        for each in opened:
+            session.keep(each)
         time.sleep(1.5)  # pasta's defaults publish ports a second later: that nothing comes is seen
         addresses = ["127.0.0.1", "::1", HOST, HOST6, HOST_ON_SECOND, "10.0.2.100", "10.0.2.2"]
         addresses += ["fd5c:9a1e:72b4:2::100"]
@@ -312,8 +314,6 @@ def test_nothing_of_the_sandbox_is_on_the_host(
         assert all(map(is_silent, opened))
         new = {each.partition(" ")[2] for each in host_sockets() - before}
         assert {int(each.rpartition(":")[2], 16) for each in new} == {session.port}
-        for each in opened:
-            each.close()
 
 
 def test_none_is_loopback_only(portwrap: Portwrap, host: Host) -> None:
