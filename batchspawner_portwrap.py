@@ -56,6 +56,12 @@ PARSER = Parser(
         *COMMON_OPTIONS,
         Option(("-q", "--quiet"), "", "no line about the start in the job's log, only warnings"),
     ],
+    [
+        Option(("--check",), "", "find out whether a session would start on this node"),
+        Option(("--json",), "", "with --check: one JSON object, on one line"),
+        Option(("--hub",), "URL", "with --check: ask this hub from inside, http://.../hub/api"),
+        Option(("--apparmor",), "", "with --check: only print AppArmor profiles, for Ubuntu"),
+    ],
 )
 
 
@@ -169,6 +175,11 @@ def _main(words: list[str], afresh: bool) -> int:
         sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
     PARSER.warn_of_unknown(os.environ)
+    if "check" in values:
+        return _check(values, command, words, afresh)
+    for key in ("json", "hub", "apparmor"):
+        if key in values:
+            raise PARSER.error(f"--{key} goes with --check")
     if not command:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
@@ -183,6 +194,25 @@ def _main(words: list[str], afresh: bool) -> int:
         host_port=request.host_port, host=request.bind_address, program=PROGRAM, **settings
     )
     launch(sandbox, request.inner_command(), request.inner_environ())
+
+
+def _check(
+    values: Mapping[str, str], command: Sequence[str], words: Sequence[str], afresh: bool
+) -> int:
+    """Look at this node instead of running a command."""
+    from portwrap import check  # nothing of it is needed to start
+
+    if command:
+        raise PARSER.error(f"--check runs no command, and there is {command[0]!r}")
+    if "apparmor" in values:
+        sys.stdout.write(check.profiles(os.environ))
+        return 0
+    if launching.is_threaded() and not afresh:
+        launching.start_afresh("batchspawner_portwrap:main", words)
+    hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")
+    settings = common_settings(PARSER, values, 0)
+    settings["host_services"] += hub_services({HUB_URLS[0]: hub})
+    return check.main(PROGRAM, settings, hub, "json" in values)
 
 
 def hub_services(environ: Mapping[str, str]) -> list[Service]:

@@ -184,7 +184,7 @@ def start(
         "helper_name": helper.name if helper else "",
         "ready_limit": READY_LIMIT,
     }
-    sources = {name: _source_of(name) for name in ROOMS}
+    sources = {name: source_of(name) for name in ROOMS}
     try:
         middle = os.fork()
         if middle == 0:
@@ -202,7 +202,7 @@ def start(
     return Lifeline(ours)
 
 
-def _source_of(name: str) -> bytes:
+def source_of(name: str) -> bytes:
     """The text of a module of this package, from a file or from inside an archive."""
     path = os.path.join(os.path.dirname(__file__), f"{name}.py")
     assert __spec__ is not None and __spec__.loader is not None

@@ -174,7 +174,7 @@ def _offer(host_services: Sequence[Service], lifeline: keeper.Lifeline) -> None:
 def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
     """Hand the host's socket over to the server where that works, else leave it to the relay.
 
-    Returns which of the two it is.
+    Returns which of the two it is, and why where it was not wanted.
     """
     if sandbox.forward == "relay":
         return "relay"
@@ -187,7 +187,7 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
         )
     if why:
         sandbox.step(f"forward: relay, because {why}")
-    return "relay" if why else "native"
+    return f"relay ({why})" if why else "native"
 
 
 def is_threaded() -> bool:

@@ -95,3 +95,9 @@ make_pairs() {
             make_pair "$versions_directory/$pair/hub-venv" "$base" "$hub" "${pair##*-}" || continue
     done
 }
+
+make_applications() {
+    local venv=$versions_directory/applications requirements=$tests/versions/applications.txt
+    once "$venv.complete" "$("$system_python" -VV && cat "$requirements")" \
+        make_base "$venv" "$system_python" "$requirements"
+}

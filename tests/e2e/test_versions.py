@@ -34,13 +34,11 @@ SERVERS = {
     "jupyter_server": {APP: "jupyter_server.serverapp.ServerApp"},
     "notebook": {APP: "notebook.notebookapp.NotebookApp"},
     "no extension": {"JUPYTERHUB_SINGLEUSER_EXTENSION": "0"},
-    "jupyverse": {APP: "jupyverse"},
 }
 HUBS_WITH = {
     "jupyter_server": HUBS,
     "notebook": ("1.5", "2.3", "3.1", "4.1"),
     "no extension": ("4.0", "4.1", "5.5", "6.1"),
-    "jupyverse": ("4.1",),
 }
 
 

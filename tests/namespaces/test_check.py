@@ -1,0 +1,539 @@
+"""--check: on a good node, and on nodes that each lack one thing, for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Iterator, Sequence
+
+import pytest
+from launches import batchspawner_portwrap, ours_alive
+from networks import FAR, SERVER, Host
+
+from portwrap import check
+
+from helpers import OWNER, PROJECT, as_user, end, environment, needs, run_as, wait_until
+from sessions import Portwrap
+
+pytestmark = pytest.mark.namespaces
+
+CHECKS = ["kernel", "account", "user namespaces", "tun device", "descriptors", "kernel limits"]
+CHECKS += ["security modules", "session", "forward", "isolation", "names", "ssh"]
+OWN_DEVICES = "mount -t tmpfs -o dev,mode=0755 tmpfs /dev/net"
+HIDE = "for each in /usr/bin /usr/local/bin /usr/sbin; do [ ! -e $each/{0} ] ||"
+HIDE += " mount --bind /dev/null $each/{0}; done"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub's API does when it is asked for its version."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/hub/api" else 404)
+        self.send_header("X-JupyterHub-Version", "5.2.1")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Node:
+    """A node of a cluster: a network with a nameserver and a hub in it, and mounts of its own."""
+
+    def __init__(self, portwrap: Portwrap, folder: Path, preparation: Sequence[str]) -> None:
+        self.portwrap = portwrap
+        self.network = Host()
+        with self.network.entered(self.network.server):
+            self.resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.resolver.bind((SERVER, 53))
+            self.hub = HTTPServer((SERVER, 0), Hub)
+        self.hub_url = f"http://{SERVER}:{self.hub.server_address[1]}/hub/api"
+        self.threads = [threading.Thread(target=self.hub.serve_forever, args=(0.05,))]
+        self.threads.append(threading.Thread(target=self.resolve))
+        for thread in self.threads:
+            thread.start()
+        file = folder / "resolv.conf"
+        file.write_text(f"nameserver {SERVER}\n")
+        lines = [f"mount --bind {file} /etc/resolv.conf", *preparation, "echo ready", "read _"]
+        try:
+            self.holder = self.hold(lines)
+            assert self.holder.stdout and self.holder.stdout.readline() == "ready\n"
+        except BaseException:
+            self.close()
+            raise
+
+    def hold(self, lines: Sequence[str]) -> subprocess.Popen[str]:
+        """A process that keeps the mounts."""
+        words = ["unshare", "-m", "sh", "-ec", "\n".join(lines)]
+        return as_user("root", words, stdin=subprocess.PIPE, stderr=None)
+
+    def resolve(self) -> None:
+        """Answer every question with "no such name"; end at an empty one."""
+        while True:
+            question, where = self.resolver.recvfrom(512)
+            if not question:
+                return
+            self.resolver.sendto(question[:2] + b"\x81\x83" + question[4:], where)
+
+    def close(self) -> None:
+        self.hub.shutdown()
+        with self.network.entered(self.network.server):
+            last = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with last:
+            last.sendto(b"", (SERVER, 53))
+        for thread in self.threads:
+            thread.join()
+        self.hub.server_close()
+        self.resolver.close()
+        if hasattr(self, "holder"):
+            assert self.holder.stdin
+            self.holder.stdin.close()  # it ends with its standard input, and what it holds
+            self.holder.wait(10)
+            end(self.holder)
+        self.network.close()
+
+    def enter(self, *words: str | Path) -> list[str]:
+        """Words that run others among the mounts of this node, as root."""
+        return ["nsenter", "-t", str(self.holder.pid), "-m", "--", *map(str, words)]
+
+    def as_owner(self, *words: str | Path) -> list[str]:
+        become = ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--init-groups", "--"]
+        return self.enter(*become, *words)
+
+    def program(self, *words: str) -> list[str]:
+        return [self.portwrap.python, str(batchspawner_portwrap(self.portwrap)), *words]
+
+    def run(self, words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run words in the network of this node."""
+        options.setdefault("env", environment(OWNER))
+        with self.network.entered(self.network.host):
+            return run_as("root", words, **options)
+
+    def check(
+        self, *options: str, before: Sequence[str] = (), **popen: Any
+    ) -> tuple[int, dict[str, Any]]:
+        """The status and the answer of --check --json as the owner."""
+        words = [*before, *self.program("--check", "--json", *options)]
+        result = self.run(self.as_owner(*words), **popen)
+        assert result.stderr == "" and result.stdout.count("\n") == 1, result
+        return result.returncode, json.loads(result.stdout)
+
+    def mend(self, command: str) -> None:
+        """What an administrator does: the command as it stands."""
+        result = self.run(self.enter("sh", "-c", command))
+        assert result.returncode == 0, result
+
+
+class LimitedNode(Node):
+    """A node whose limits of namespaces are its own: in a user namespace that the owner made."""
+
+    def hold(self, lines: Sequence[str]) -> subprocess.Popen[str]:
+        words = ["unshare", "-Urm", "sh", "-ec", "\n".join(lines)]
+        return as_user(OWNER, words, stdin=subprocess.PIPE, stderr=None)
+
+    def enter(self, *words: str | Path) -> list[str]:
+        return ["nsenter", "-t", str(self.holder.pid), "-U", "-m", "--", *map(str, words)]
+
+    def as_owner(self, *words: str | Path) -> list[str]:
+        return self.enter(*words)
+
+
+@pytest.fixture
+def make_node(portwrap: Portwrap, world_dir: Path) -> Iterator[Any]:
+    needs("ip", "nsenter", "setpriv", "pasta")
+    made: list[Node] = []
+
+    def make(*preparation: str, kind: type[Node] = Node) -> Node:
+        made.append(kind(portwrap, world_dir, preparation))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for node in made:
+            node.close()
+
+
+@pytest.fixture
+def node(make_node: Any) -> Node:
+    made: Node = make_node()
+    return made
+
+
+def named(answer: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in answer["checks"]}
+
+
+# ---- a good node -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forward", ["auto", "native", "relay"])
+def test_a_good_node(node: Node, forward: str) -> None:
+    status, answer = node.check("--hub", node.hub_url, "--forward", forward)
+    assert (status, answer["would_start"], answer["failed"]) == (0, True, []), answer
+    assert [check["name"] for check in answer["checks"]] == [*CHECKS, "hub", "pasta"]
+    assert {check["status"] for check in answer["checks"]} == {"ok"}, answer
+    assert {check["remedy"] + check["command"] for check in answer["checks"]} == {""}
+    facts = {name: check["fact"] for name, check in named(answer).items()}
+    assert facts["forward"] == ("relay" if forward == "relay" else "native")
+    assert facts["hub"].startswith(f"{node.hub_url}: JupyterHub 5.2.1, 200 OK, ")
+    assert facts["names"].startswith(f"{SERVER} answered in ")
+    assert "slirp4netns" in facts["session"] and "pasta" in facts["pasta"]
+    assert "not at 6 others" in facts["isolation"]  # a loopback of each family and the address
+
+
+@pytest.mark.parametrize("way", ["slirp4netns", "pasta", "none"])
+def test_the_chosen_way_out_is_looked_at(node: Node, way: str) -> None:
+    status, answer = node.check("--network", way)
+    assert status == 0, answer
+    wanted = [name for name in CHECKS if way != "none" or name not in ("tun device", "names")]
+    assert [check["name"] for check in answer["checks"]] == wanted
+    assert ("no way out" if way == "none" else way) in named(answer)["session"]["fact"]
+
+
+def test_the_hub_of_the_environment(node: Node) -> None:
+    env = environment(OWNER, {"JUPYTERHUB_API_URL": node.hub_url})
+    assert "JupyterHub 5.2.1" in named(node.check(env=env)[1])["hub"]["fact"]
+
+
+def test_the_hub_on_the_loopback_of_the_node(node: Node) -> None:
+    with node.network.entered(node.network.host):
+        hub = HTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{hub.server_address[1]}/hub/api"
+        status, answer = node.check("--hub", url)
+        assert status == 0, answer
+        assert "JupyterHub 5.2.1" in named(answer)["hub"]["fact"]
+    finally:
+        hub.shutdown()
+        thread.join()
+        hub.server_close()
+
+
+def test_the_keys_are_documented(node: Node) -> None:
+    _, answer = node.check(env=environment(OWNER, {"SLURM_JOB_ID": "4711"}))
+    text = (PROJECT / "README.md").read_text()
+    keys = {*answer, *answer["checks"][0]}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+    assert answer["job"] == "4711" and answer["uid"] != 0
+
+
+def test_lines_for_people(node: Node) -> None:
+    result = node.run(node.as_owner(*node.program("--check")))
+    assert (result.returncode, result.stderr) == (0, "")
+    head, *lines, verdict = result.stdout.splitlines()
+    assert head.startswith("batchspawner-portwrap ")
+    assert [line[9:].split("  ")[0] for line in lines] == [*CHECKS, "pasta"]
+    assert all(line.startswith("ok       ") for line in lines)
+    assert re.fullmatch(r"A session would start here \(\d+ ms\)\.", verdict)
+
+
+@pytest.mark.parametrize(("extra", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_only_on_a_terminal(node: Node, extra: dict[str, str], coloured: bool) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        env = environment(OWNER, extra)
+        result = node.run(node.as_owner(*node.program("--check")), env=env, stdout=theirs)
+        text = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert result.returncode == 0
+    assert ("\033[32mok" in text) == coloured, text
+
+
+def test_root_is_told_to_be_somebody_else(node: Node) -> None:
+    result = node.run(node.enter(*node.program("--check", "--json")))
+    assert named(json.loads(result.stdout))["account"]["status"] == "warning"
+
+
+# ---- what is taken away ------------------------------------------------------------------------
+
+
+def assert_fails(node: Node, name: str, *said: str) -> dict[str, str]:
+    """That this check, and no other, says that no session would start. Returns it."""
+    status, answer = node.check()
+    assert (status, answer["would_start"], answer["failed"]) == (125, False, [name]), answer
+    found = named(answer)[name]
+    assert [text for text in said if text not in found["fact"]] == [], found
+    assert found["remedy"]
+    return found
+
+
+def assert_mends(node: Node, command: str) -> None:
+    """That the command, run by root, is all that it takes."""
+    node.mend(command)
+    status, answer = node.check()
+    assert (status, answer["failed"]) == (0, []), answer
+
+
+@pytest.mark.parametrize(
+    ("preparation", "said"),
+    [
+        pytest.param([], "/dev/net/tun: No such file or directory", id="missing"),
+        pytest.param(
+            ["mknod -m 0600 /dev/net/tun c 10 200"], "/dev/net/tun: Permission denied", id="closed"
+        ),
+        pytest.param(
+            ["touch /dev/net/tun", "chmod 0666 /dev/net/tun"], "/dev/net/tun: TUNSETIFF", id="none"
+        ),
+    ],
+)
+def test_the_tun_device(make_node: Any, preparation: list[str], said: str) -> None:
+    node = make_node(OWN_DEVICES, *preparation)
+    assert_mends(node, assert_fails(node, "tun device", said)["command"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("max_user_namespaces", "0", "switched off"),
+        ("max_net_namespaces", "0", "switched off"),
+        ("max_user_namespaces", "1", "limit"),
+    ],
+)
+def test_namespaces(make_node: Any, setting: str, value: str, named: str) -> None:
+    """In a user namespace, where the setting is its own; another one is held there."""
+    held = "unshare -U sleep 600 & trap 'kill $!' EXIT"
+    made = (
+        'until [ "$(readlink /proc/$!/ns/user)" != "$(readlink /proc/self/ns/user)" ]; do :; done'
+    )
+    switch = f"echo {value} > /proc/sys/user/{setting}"
+    lines = ["mount -t tmpfs tmpfs /etc/sysctl.d", held, made, switch]
+    node = make_node(*lines, kind=LimitedNode)
+    found = assert_fails(node, "user namespaces", "No space left on device")
+    assert named in found["remedy"] and setting in found["command"]
+    assert_mends(node, found["command"])
+
+
+def test_namespaces_that_something_forbids(make_node: Any, world_dir: Path) -> None:
+    """Whoever is in a chroot gets no user namespace (unshare(2))."""
+    root = world_dir / "root"
+    root.mkdir()
+    node = make_node(f"mount --rbind / {root}")
+    words = node.program("--check", "--json")
+    inside = ["chroot", f"--userspec={OWNER}:{OWNER}", str(root), *words]
+    result = node.run(node.enter(*inside))
+    found = named(json.loads(result.stdout))["user namespaces"]
+    assert (result.returncode, found["status"]) == (125, "failed"), result
+    assert "Operation not permitted" in found["fact"]
+    assert "unshare -Urn true" in found["remedy"] and not found["command"]
+
+
+def test_network_helpers(make_node: Any) -> None:
+    node = make_node(HIDE.format("slirp4netns"), HIDE.format("pasta"))
+    found = assert_fails(node, "network helper", "slirp4netns is not on PATH")
+    assert re.fullmatch(r"(apt-get|dnf) install \w+", found["command"])
+    # Packages are not installed twice: what the command brings is brought back.
+    node.mend("umount /usr/bin/pasta")
+    status, answer = node.check()
+    assert status == 0, answer
+    assert "pasta" in named(answer)["session"]["fact"]
+
+
+def test_a_network_helper_that_does_not_work(make_node: Any, world_dir: Path) -> None:
+    broken = world_dir / "slirp4netns"
+    broken.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    broken.chmod(0o755)
+    node = make_node(f"mount --bind {broken} /usr/bin/slirp4netns")
+    found = assert_fails(node, "session", "slirp4netns ended before it was ready", "broken")
+    assert "by hand" in found["remedy"]
+    assert_mends(node, "umount /usr/bin/slirp4netns")
+
+
+def test_the_other_network_helper_is_only_warned_about(make_node: Any, world_dir: Path) -> None:
+    broken = world_dir / "pasta"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    node = make_node(f"mount --bind {broken} /usr/bin/pasta")
+    status, answer = node.check()
+    assert (status, named(answer)["pasta"]["status"]) == (0, "warning")
+
+
+@pytest.mark.parametrize("place", [f"http://{SERVER}:9/hub/api", f"http://{FAR}:9/", "nonsense"])
+def test_a_hub_that_does_not_answer(node: Node, place: str) -> None:
+    status, answer = node.check("--hub", place)
+    assert (status, answer["failed"]) == (125, ["hub"]), answer
+    assert "hub_connect_ip" in named(answer)["hub"]["remedy"]
+
+
+def test_no_nameserver(make_node: Any) -> None:
+    node = make_node(f"echo nameserver {FAR} > /etc/resolv.conf")
+    status, answer = node.check()
+    found = named(answer)["names"]
+    assert (status, found["status"]) == (0, "warning"), answer
+    assert FAR in found["fact"] and "/etc/resolv.conf" in found["remedy"]
+    node.mend(f"echo nameserver {SERVER} > /etc/resolv.conf")
+    assert named(node.check()[1])["names"]["status"] == "ok"
+
+
+def test_a_configuration_that_ssh_does_not_read(make_node: Any) -> None:
+    needs("ssh")
+    node = make_node(
+        "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
+        "echo 'NoSuchOption yes' > /etc/ssh/ssh_config",
+    )
+    status, answer = node.check()
+    found = named(answer)["ssh"]
+    assert (status, found["status"]) == (0, "warning"), answer
+    assert "/etc/ssh/ssh_config" in found["fact"]
+
+
+def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
+    needs("ssh")
+    folder = "/etc/ssh/ssh_config.d"
+    node = make_node(
+        "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
+        f"mkdir {folder}",
+        f"echo 'Include {folder}/*.conf' > /etc/ssh/ssh_config",
+        f"echo 'ServerAliveInterval 60' > {folder}/site.conf",
+    )
+    status, answer = node.check()
+    assert (status, named(answer)["ssh"]["status"]) == (0, "ok"), answer
+    assert f"private views {folder}" in named(answer)["session"]["fact"]
+    # the control: without that view it refuses them
+    result = node.run(node.as_owner("unshare", "-Uc", "ssh", "-G", "localhost"))
+    assert "Bad owner or permissions" in result.stderr
+
+
+def test_few_descriptors(node: Node) -> None:
+    status, answer = node.check(before=["prlimit", "--nofile=100:100", "--"])
+    found = named(answer)["descriptors"]
+    assert (status, found["status"]) == (0, "warning"), answer
+    assert "at most 100" in found["fact"] and "LimitNOFILE" in found["remedy"]
+
+
+def test_a_kernel_without_the_hand_over(node: Node) -> None:
+    script = str(node.portwrap.folder / "programs" / "without_pidfd.py")
+    before = [node.portwrap.python, script]
+    status, answer = node.check("--forward", "auto", before=before)
+    found = named(answer)["forward"]
+    assert (status, found["status"]) == (0, "warning"), answer
+    assert found["fact"].startswith("relay (")
+    status, answer = node.check("--forward", "native", before=before)
+    assert (status, answer["failed"]) == (125, ["session"]), answer
+
+
+# ---- the isolation -----------------------------------------------------------------------------
+
+
+def test_what_is_reached_past_the_forward_is_seen() -> None:
+    """The control: sockets without a sandbox, on the very ports and the very name."""
+    token = f"portwrap-check-test-{os.getpid()}"
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    listeners.append(socket.socket(socket.AF_UNIX))
+    listeners[3].bind(f"\0{token}")
+    listeners[3].listen()
+    host, guest, application = (each.getsockname()[1] for each in listeners[:3])
+    answering = {host}
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            with listener.accept()[0] as connection:
+                name = listener.getsockname()
+                here = name[1] if isinstance(name, tuple) else "unix"
+                if here == "end" or "end" in answering:
+                    return
+                connection.sendall(token.encode() if here in answering else b"somebody else")
+
+    threads = [threading.Thread(target=serve, args=(each,)) for each in listeners]
+    for thread in threads:
+        thread.start()
+    told = {"listening": {"application": application}}
+    session: Any = SimpleNamespace(token=token, host_port=host, guest_port=guest, told=told)
+    try:
+        assert check.check_isolation(session).status == "ok"
+        for leak in (guest, application, "unix"):
+            answering = {host, leak}
+            result = check.check_isolation(session)
+            assert result.status == "failed"
+            assert (token if leak == "unix" else str(leak)) in result.fact
+        answering = set()
+        assert check.check_isolation(session).status == "failed"
+    finally:
+        answering = {"end"}
+        for each in listeners[:3]:
+            check.fetch(socket.AF_INET, each.getsockname())
+        check.fetch(socket.AF_UNIX, f"\0{token}")
+        for thread in threads:
+            thread.join()
+        for each in listeners:
+            each.close()
+
+
+# ---- nothing is left ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ended_in_the_middle(node: Node, number: int) -> None:
+    before = ours_alive()
+    with node.network.entered(node.network.host):
+        process = as_user("root", node.as_owner(*node.program("--check")), env=environment(OWNER))
+    try:
+        wait_until(lambda: len(ours_alive() - before) > 3, 10, "its sessions")
+        os.kill(process.pid, number)
+        process.communicate(timeout=10)
+    finally:
+        end(process)
+    wait_until(lambda: not ours_alive() - before, 10, "the end of every process")
+
+
+# ---- AppArmor ----------------------------------------------------------------------------------
+
+
+def test_profiles_name_the_files_that_are_run(pyz: Path, world_dir: Path) -> None:
+    place = world_dir / "a dir[1]"
+    place.mkdir(mode=0o755)
+    archive = Path(shutil.copy2(pyz, place / "portwrap.pyz"))
+    single = place / "real-singleuser"
+    single.write_text("#!/bin/sh\n")
+    single.chmod(0o755)
+    (place / "batchspawner-singleuser").symlink_to(single)
+    (world_dir / "link.pyz").symlink_to(archive)
+    env = environment(OWNER, {"PATH": f"{place}:/usr/bin:/bin"})
+    result = run_as(OWNER, [world_dir / "link.pyz", "--check", "--apparmor"], env=env)
+    assert (result.returncode, result.stderr) == (0, ""), result
+    escaped = str(place).replace("[", "\\[").replace("]", "\\]")
+    profiles = re.findall(r'^profile (\S+) "(.+)" flags=\(unconfined\) \{$', result.stdout, re.M)
+    assert profiles == [
+        ("batchspawner-portwrap", f"{escaped}/portwrap.pyz"),
+        ("batchspawner-singleuser", f"{escaped}/real-singleuser"),
+    ]
+    assert result.stdout.count("\n  userns,\n") == 2
+    without = run_as(OWNER, [archive, "--check", "--apparmor"], env=environment(OWNER))
+    assert without.stdout.count("\nprofile ") == 1
+    assert "# batchspawner-singleuser is not on PATH" in without.stdout
+
+
+# ---- the command line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [["--json", "true"], ["--hub", "x", "true"], ["--apparmor"], ["--check", "true"]]
+)
+def test_options_that_do_not_go_together(portwrap: Portwrap, options: list[str]) -> None:
+    words = [portwrap.python, str(batchspawner_portwrap(portwrap)), *options]
+    result = run_as(OWNER, words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--check" in result.stderr and result.stderr.count("\n") == 2
+
+
+def test_a_start_reads_nothing_of_it(portwrap: Portwrap) -> None:
+    batchspawner_portwrap(portwrap)
+    script = "import sys, batchspawner_portwrap\nprint(*sys.modules)"
+    result = run_as(OWNER, [portwrap.python, "-c", script], cwd=portwrap.folder)
+    loaded = result.stdout.split()
+    assert "portwrap.launching" in loaded
+    unwanted = {"portwrap.check", "portwrap.help", "portwrap.messages", "json", "subprocess", "re"}
+    assert unwanted.intersection(loaded) == set()
