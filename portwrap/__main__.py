@@ -30,6 +30,13 @@ COMMON_OPTIONS = (
         "auto",
     ),
     Option(
+        ("--allow-from",),
+        "ADDRESS[/BITS]",
+        "accept clients of the host port from there only; may be repeated",
+        repeatable=True,
+        may_be_empty=False,
+    ),
+    Option(
         ("--network",),
         "WAY_OUT",
         "slirp4netns, pasta, none (no way out), or auto, the first one found",
@@ -82,9 +89,11 @@ def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -
     published = parser.port_pairs(values["publish"], "--publish") if "publish" in values else []
     if host_port in (port for port, _ in published):
         raise parser.error(f"--publish: {host_port} is the host port already")
+    forward = parser.choice(values["forward"], "--forward", keeper.FORWARDS)
     return {
         "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
-        "forward": parser.choice(values["forward"], "--forward", keeper.FORWARDS),
+        "forward": forward,
+        "allow_from": _allow_from(parser, values.get("allow-from"), forward),
         "network": parser.choice(values["network"], "--network", network.WAYS_OUT),
         "verbose": "verbose" in values,
         "published": published,
@@ -92,6 +101,19 @@ def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -
         # Holes are always told of, the rest only on request.
         "announce": launching.say_what_was_made if TOLD_OF.intersection(values) else None,
     }
+
+
+def _allow_from(parser: Parser, text: str | None, forward: str) -> str:
+    """The networks whose clients are accepted; "" for all. Raises PortwrapError, status 2."""
+    if text is None:
+        return ""
+    try:
+        ports.parse_networks(text)
+    except ValueError as error:
+        raise parser.error(f"--allow-from: {error}") from None
+    if forward == "native":
+        raise parser.error("--allow-from needs the relay: it cannot go with --forward native")
+    return text
 
 
 def _host_services(parser: Parser, text: str | None) -> list[services.Service]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .options import Option, Parser
 
 TOPICS: Sequence[tuple[str, Sequence[str]]] = (
-    ("Where it listens", ("port", "host-port", "host", "guest-port", "publish")),
+    ("Where it listens", ("port", "host-port", "host", "guest-port", "publish", "allow-from")),
     ("Looking at a node", ("check", "json", "hub", "apparmor")),
     ("What it says", ("verbose", "quiet", "help", "version")),
 )
@@ -28,7 +28,8 @@ EXAMPLES = {
 PRECEDENCE = """\
 Every option but those of 'Looking at a node', --help and --version can come from the environment:
 --guest-port as PORTWRAP_GUEST_PORT, a switch as 1 or 0. The command line wins over the
-environment, and that over the default. An empty variable counts as none.
+environment, and that over the default. An empty variable counts as none,
+but PORTWRAP_ALLOW_FROM is wrong then.
 """
 
 

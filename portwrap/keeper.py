@@ -165,6 +165,7 @@ def start(
         "verbose": sandbox.verbose,
         "forward": sandbox.forward,
         "guest_port": sandbox.guest_port,
+        "allowed": list(sandbox.allowed),
         "command": command,
         "process": process,
         "has_pidfd": has_pidfd,

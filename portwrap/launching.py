@@ -60,17 +60,21 @@ class Sandbox:
         verbose: bool = False,
         published: Sequence[tuple[int, int]] = (),
         host_services: Sequence[Service] = (),
+        allow_from: str = "",
         announce: Callable[[Sandbox, dict[str, Any]], None] | None = None,
     ) -> None:
         self.host_port = host_port
         self.guest_port = guest_port
         self.host = host
         self.program = program
-        self.forward = forward  # "native", "relay", or "auto": native where it can be
+        # "native", "relay", or "auto": native where it can be. Only the relay looks at who comes.
+        self.forward = "relay" if allow_from else forward
         self.network = network  # one of network.WAYS_OUT
         self.verbose = verbose
         self.published = published  # more ports of the host, and where they lead inside
         self.host_services = services.distinct(host_services)
+        self.allow_from = allow_from  # networks of the clients, as the user wrote them; "": all
+        self.allowed = ports.parse_networks(allow_from) if allow_from else []
         self.announce = announce  # told what was made, just before the command begins
 
     def step(self, text: str) -> None:
@@ -122,6 +126,7 @@ def _what_was_made(
         "forward": forward,
         "way out": way_out,
         "private views": viewed,
+        "clients from": sandbox.allow_from.replace(",", ", "),
         "published": ports.describe_pairs(sandbox.published),
         "host's own inside": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
     }

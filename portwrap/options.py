@@ -29,7 +29,8 @@ SWITCHED_OFF = ("0", "no", "false", "off")
 class Option:
     """One option: its names, the name of its value ("" for none), and its help.
 
-    The values of a repeatable one are joined by commas.
+    The values of a repeatable one are joined by commas. An empty environment variable is none,
+    unless it must not be empty: then it is read as the mistake that it is.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Option:
         text: str,
         default: str = "",
         repeatable: bool = False,
+        may_be_empty: bool = True,
     ) -> None:
         self.names = names
         self.value = value
         self.text = text
         self.default = default
         self.repeatable = repeatable
+        self.may_be_empty = may_be_empty
 
     @property
     def key(self) -> str:
@@ -90,7 +93,9 @@ class Parser:
         values = {option.key: option.default for option in self.settable if option.default}
         for option in self.settable:
             text = environ.get(option.variable)
-            if text and (option.value or text.lower() not in SWITCHED_OFF):
+            if text == "" and not option.may_be_empty:
+                values[option.key] = ""
+            elif text and (option.value or text.lower() not in SWITCHED_OFF):
                 values[option.key] = text
         given = set()
         rest = list(words)

@@ -19,6 +19,8 @@ BACKLOG = 4096
 HIGHEST = 65535
 EVERY_IPV4 = "0.0.0.0"
 EVERY_ADDRESS = "::"
+MAPPED = 10 * b"\0" + b"\xff\xff"
+"""What an IPv4 address begins with where it is written as an IPv6 one (RFC 4291, 2.5.5.2)."""
 HOST_PORT, PUBLISHED = "host port", "published port"
 
 
@@ -69,6 +71,36 @@ def parse_range(text: str) -> range | None:
     start = parse_port(first)
     end = parse_port(last) if dash else start
     return None if start is None or end is None or end < start else range(start, end + 1)
+
+
+def parse_networks(text: str) -> list[tuple[int, int, int]]:
+    """Return the networks that a list like "198.18.0.1,2001:db8::/32" means, as the relay compares
+    them: the bytes of an address, its bits to ignore, and the rest of it as a number.
+
+    Raises ValueError, which says what is wrong.
+    """
+    return [_parse_network(item) for item in text.split(",")]
+
+
+def _parse_network(text: str) -> tuple[int, int, int]:
+    address, slash, bits = text.partition("/")
+    try:
+        packed = _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
+    except (OSError, ValueError):
+        raise ValueError(f"{text!r} is no address, nor a network ADDRESS/BITS") from None
+    longest = 8 * len(packed)
+    if slash and not (bits.isascii() and bits.isdigit() and len(bits) <= 3):
+        raise ValueError(f"{text!r}: the number of bits must be from 0 to {longest}")
+    fixed = int(bits) if slash else longest
+    if fixed > longest:
+        raise ValueError(f"{text!r}: the number of bits must be from 0 to {longest}")
+    if packed.startswith(MAPPED) and fixed >= 8 * len(MAPPED):
+        packed, fixed, longest = packed[12:], fixed - 8 * len(MAPPED), 32
+    ignored = longest - fixed
+    number = int.from_bytes(packed, "big")
+    if number & ((1 << ignored) - 1):
+        raise ValueError(f"{text!r}: the address has bits beyond its first {bits}")
+    return len(packed), ignored, number >> ignored
 
 
 def describe_pairs(pairs: Sequence[tuple[int, int]]) -> str:

@@ -18,6 +18,7 @@ import _socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
 BACKLOG = 4096
 """Connections that the kernel keeps for a socket we listen on (lowered to net.core.somaxconn)."""
@@ -36,6 +37,9 @@ LATE_RETRY = 1.0
 """Seconds until accepting goes on after the system had no descriptor or memory for us."""
 GUESTS = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))
 """Family and address of where a server may listen inside; tried in this order."""
+
+MAPPED = 10 * b"\0" + b"\xff\xff"
+"""What the address of an IPv4 client begins with at an IPv6 socket (RFC 4291, 2.5.5.2)."""
 
 MSG_DONTWAIT = _socket.MSG_DONTWAIT
 IN_OR_END = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -78,15 +82,23 @@ class Side:
 class Place:
     """Where clients are led: a TCP port, and the family and address of each target to try.
 
-    `inward` tells whether that is in the sandbox; else the clients are.
+    `inward` tells whether that is in the sandbox; else the clients are. Clients from elsewhere than
+    the `allowed` networks are reset.
     """
 
-    __slots__ = ("inward", "last", "port", "targets")
+    __slots__ = ("allowed", "inward", "last", "port", "targets")
 
-    def __init__(self, port: int, targets: Sequence[tuple[int, str]], inward: bool = True) -> None:
+    def __init__(
+        self,
+        port: int,
+        targets: Sequence[tuple[int, str]],
+        inward: bool = True,
+        allowed: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
         self.port = port
         self.targets = targets
         self.inward = inward
+        self.allowed = allowed  # networks of the clients (see `ports.parse_networks`); (): all
         self.last = 0  # the entry of targets that answered last
 
     def aim(self, port: int, targets: Sequence[tuple[int, str]]) -> None:
@@ -156,7 +168,7 @@ class Relay:
         def turn_away() -> None:
             try:
                 while True:
-                    reset(accept(listener))
+                    reset(accept(listener)[0])
             except OSError:
                 return
 
@@ -225,7 +237,7 @@ class Relay:
                     self.pause(0.0)
                     return
                 try:
-                    client = accept(listener)
+                    client, address = accept(listener)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -233,7 +245,11 @@ class Relay:
                         self.pause(time.monotonic() + LATE_RETRY)
                         return
                     continue  # ECONNABORTED and its like: this client is gone (accept(2))
-                self.connect(client, self.places[listener.fileno()])
+                place = self.places[listener.fileno()]
+                if place.allowed and not is_among(client.family, address, place.allowed):
+                    reset(client)
+                else:
+                    self.connect(client, place)
 
     def pause(self, resume_at: float) -> None:
         """Accept nothing until a connection has ended, or until a moment of time.monotonic()."""
@@ -498,10 +514,21 @@ class Relay:
         )
 
 
-def accept(listener: _socket.socket) -> _socket.socket:
+def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:
     """accept(2), as `socket.accept` does it. Raises OSError."""
-    descriptor, _ = listener._accept()  # type: ignore[attr-defined]
-    return _socket.socket(listener.family, listener.type, 0, descriptor)
+    descriptor, address = listener._accept()  # type: ignore[attr-defined]
+    return _socket.socket(listener.family, listener.type, 0, descriptor), address
+
+
+def is_among(family: int, address: Any, networks: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether the address of a client is one of these networks."""
+    packed = _socket.inet_pton(family, address[0])
+    if packed.startswith(MAPPED):
+        packed = packed[len(MAPPED) :]  # of an IPv4 client, at a socket for both
+    number = int.from_bytes(packed, "big")
+    return any(
+        len(packed) == length and number >> ignored == rest for length, ignored, rest in networks
+    )
 
 
 def reset(socket: _socket.socket) -> None:

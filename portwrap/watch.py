@@ -71,10 +71,14 @@ class Keeper:
     def begin_forwarding(self) -> None:
         """Serve every port that leads in or out, or be ready to hand the host port over."""
         settings = self.settings
-        inward = [(_socket.socket(fileno=number), port) for number, port in settings["published"]]
+        inward = [
+            (_socket.socket(fileno=number), Place(port, GUESTS))
+            for number, port in settings["published"]
+        ]
         if "questions" not in settings:
             hosts = [_socket.socket(fileno=number) for number in settings["serving"]]
-            inward += [(host, settings["guest_port"]) for host in hosts]
+            guest = Place(settings["guest_port"], GUESTS, allowed=settings["allowed"])
+            inward += [(host, guest) for host in hosts]
         if "namespaces" not in settings:  # we are in there
             self.serve_inward(inward)
         elif inward:
@@ -88,10 +92,10 @@ class Keeper:
 
             self.handover = Handover(settings, self.relay, self.explain, self.go_inside)
 
-    def serve_inward(self, routes: Sequence[tuple[_socket.socket, int]]) -> None:
-        """Relay from these sockets of the host to these ports inside, where we are."""
-        for listener, port in routes:
-            self.relay.serve(listener, Place(port, GUESTS))
+    def serve_inward(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
+        """Relay from these sockets of the host to these places inside, where we are."""
+        for listener, place in routes:
+            self.relay.serve(listener, place)
 
     def offer(self, listener: _socket.socket) -> None:
         """Relay from this socket inside to the same address and port of the host, where we are."""
@@ -105,7 +109,7 @@ class Keeper:
 
     def go_inside(self, hosts: list[_socket.socket], port: int) -> None:
         """Relay from these sockets of the host to this port inside, for good."""
-        routes = [(host, port) for host in hosts]
+        routes = [(host, Place(port, GUESTS)) for host in hosts]
         if self.settings["services"]:
             self.start_worker(routes)  # the host's services are reached from out here only
             return
@@ -113,7 +117,7 @@ class Keeper:
             enter(namespace)
         self.serve_inward(routes)
 
-    def start_worker(self, routes: Sequence[tuple[_socket.socket, int]]) -> None:
+    def start_worker(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
         """Have a process inside relay from these sockets of the host."""
         limit = self.settings["most_connections"]
         worker = Worker(routes, self.settings["namespaces"], limit)

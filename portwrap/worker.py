@@ -15,7 +15,7 @@ import select
 
 import _socket
 
-from .relay import GUESTS, Place, Relay
+from .relay import Place, Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ class Worker:
 
     def __init__(
         self,
-        routes: Sequence[tuple[_socket.socket, int]],
+        routes: Sequence[tuple[_socket.socket, Place]],
         namespaces: Sequence[int],
         most_connections: int,
     ) -> None:
-        """Start one for these listening sockets, each with its guest port; it takes them over."""
+        """Start one for these listening sockets, each with its place inside; it takes them over."""
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self.link, theirs = _socket.socketpair(_socket.AF_UNIX, kind, 0)
         self.process = posix.fork()
@@ -72,7 +72,7 @@ class Worker:
 
 def run(
     link: _socket.socket,
-    routes: Sequence[tuple[_socket.socket, int]],
+    routes: Sequence[tuple[_socket.socket, Place]],
     namespaces: Sequence[int],
     most_connections: int,
 ) -> NoReturn:
@@ -87,8 +87,8 @@ def run(
             enter(namespace)
             posix.close(namespace)
         relay = Relay(most_connections)
-        for listener, port in routes:
-            relay.serve(listener, Place(port, GUESTS))
+        for listener, place in routes:
+            relay.serve(listener, place)
 
         def on_end() -> None:
             relay.unwatch(link.fileno())
