@@ -192,6 +192,9 @@ class Handover:
         close_on_exec = descriptor_flags(place) & posix.O_CLOEXEC
         socket.listen(BACKLOG)
         notify.replace_descriptor(self.questions, question, host.fileno(), close_on_exec)
+        # As long as the server has asked for, not longer: what is queued here can only fill it up.
+        # The kernel lowers it to net.core.somaxconn, a negative one, which is a large one, too.
+        host.listen(min(question.backlog, BACKLOG))
         self.server = f"/proc/{process}/fd/{question.descriptor}"
         self.keep(socket, host)
         self.explain("forward: native, the server has the host port's own socket")

@@ -141,6 +141,7 @@ class Question:
         fields = NOTIF.unpack(data)
         self.id, self.thread, _, self.call = fields[:4]
         self.descriptor = fields[6] & 0xFFFFFFFF  # the first argument of both calls
+        self.backlog = fields[7] & 0xFFFFFFFF  # the second one of listen
 
 
 def receive(listener: int) -> Question:

@@ -18,7 +18,7 @@ import requests
 
 from conftest import TEST_ROOT
 from helpers import OWNER, cannot, needs, state_of, wait_until
-from sessions import Outside, Portwrap, Session, channel_pair, kill, unused_port
+from sessions import Inside, Outside, Portwrap, Session, channel_pair, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
 GUEST = 8888
@@ -330,6 +330,18 @@ for number in (-1, 999, os.pipe()[0], os.open("/", 0)):
     assert libc.listen(number, 1) == -1
     print(os.strerror(ctypes.get_errno()), flush=True)
 """
+
+
+@pytest.mark.parametrize("backlog", [7, 1_000_000])
+def test_the_queue_is_as_long_as_the_server_asked_for(portwrap: Portwrap, backlog: int) -> None:
+    """A longer one would let a neighbour keep more connections waiting than without us."""
+    needs("ss")
+    longest = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    with Inside(portwrap, forward="native") as session, session.serve(backlog=backlog) as listener:
+        session.pair(listener)
+        words = ["ss", "-H", "-l", "-t", "-n", "-4", f"sport = :{session.port}"]
+        queue = subprocess.check_output(words, text=True).split()[2]
+        assert int(queue) == min(backlog, longest, 4096)
 
 
 def test_calls_that_cannot_work(spawner: Spawner) -> None:

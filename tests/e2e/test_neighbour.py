@@ -1,0 +1,315 @@
+"""A hostile neighbour on the node, next to a session without the sandbox, one with it, and one that
+lets in clients from the proxy's host only. What leaks without the sandbox must be seen to leak."""
+
+from __future__ import annotations
+
+import json
+import pwd
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from e2e.slurm import Host
+from e2e.slurm_hub import Session, SlurmHub
+
+from helpers import NEIGHBOUR, OWNER, PROJECT, end, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+
+KINDS = ("plain", "sandbox", "allow-from")
+FLOODS = ("idle connections", "slow requests", "resets", "garbage")
+FLOOD, LARGE_FLOOD = 1000, 5000
+PAGE = "only for the owner"
+TOOK = "takes it"
+
+# Listens on everything that a program can listen on, and serves one page there.
+OPEN_EVERYTHING = """
+import json, os, socket, threading
+PAGE = {page!r}.encode()
+made = {{"page": PAGE.decode(), "udp": []}}
+keep = []
+def serve(server):
+    while True:
+        visitor, _ = server.accept()
+        threading.Thread(target=answer, args=(visitor,), daemon=True).start()
+def answer(visitor):
+    visitor.recv(65536)
+    visitor.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" + PAGE)
+    visitor.close()
+def echo(door):
+    while True:
+        _, peer = door.recvfrom(65536)
+        door.sendto(PAGE, peer)
+def begin(server):
+    server.listen()
+    keep.append(server)
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
+for address in ("127.0.0.1", "0.0.0.0", "::1", "::"):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    server = socket.socket(family)
+    server.bind((address, 0))
+    made[address] = server.getsockname()[1]
+    begin(server)
+    door = socket.socket(family, socket.SOCK_DGRAM)
+    door.bind((address, 0))
+    made["udp"].append(door.getsockname()[1])
+    keep.append(door)
+    threading.Thread(target=echo, args=(door,), daemon=True).start()
+made["abstract"] = f"portwrap-test-{{os.getpid()}}"
+for name, path, mode in (
+    ("abstract", "\\0" + made["abstract"], 0),
+    ("open file", {shared!r} + "/open", 0o777),
+    ("closed file", {shared!r} + "/closed", 0o600),
+):
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    if mode:
+        made[name] = path
+        os.chmod(path, mode)
+    begin(server)
+print(json.dumps(made))
+"""
+
+ROWS: dict[str, tuple[str, str, str]] = {
+    "a list of her ports": ("reached", "no", "no"),
+    "her application": ("reached", "no", "no"),
+    "her kernel's ports": ("reached", "no", "no"),
+    "her server on 127.0.0.1": ("reached", "no", "no"),
+    "her server on 0.0.0.0": ("reached", "no", "no"),
+    "her server on ::1": ("reached", "no", "no"),
+    "her server on ::": ("reached", "no", "no"),
+    "whatever else listens": ("reached", "no", "no"),
+    "her UDP ports": ("reached", "no", "no"),
+    "her abstract socket": ("reached", "no", "no"),
+    "every abstract socket there is": ("reached", "no", "no"),
+    "her application, by his own jupyter-server-proxy": ("reached", "no", "no"),
+    "her cookies, when she opens /proxy/<his port>": ("gets them", "no", "no"),
+    "her port, from its first moment": (TOOK, "no", "no"),
+    "her port, while the server runs": (TOOK, "no", "no"),
+    "her Jupyter server": ("asked to log in", "asked to log in", "reset"),
+    # What no network namespace changes, for better or worse.
+    "her socket file, mode 777": ("reached", "reached", "reached"),
+    "her socket file, mode 600": ("no", "no", "no"),
+    "a list of them by her processes' /proc": ("reached", "reached", "reached"),
+    "her command lines": ("reached", "reached", "reached"),
+    "her environment": ("no", "no", "no"),
+    "her memory": ("no", "no", "no"),
+    "her open files": ("no", "no", "no"),
+    "her folders by /proc": ("no", "no", "no"),
+    "her namespaces": ("no", "no", "no"),
+    "entering them": ("no", "no", "no"),
+    "tracing her processes": ("no", "no", "no"),
+    "signals to her processes": ("no", "no", "no"),
+    "her port, before she has it": ("her start fails", "her start fails", "her start fails"),
+    "her port, when she has gone": (TOOK, TOOK, TOOK),
+    **{f"she is served beside {FLOOD:,} {kind}": ("yes", "yes", "yes") for kind in FLOODS},
+}
+"""Attempt, and its outcome without the sandbox, with it, and with --allow-from the proxy's host."""
+BESIDE_LARGE = f"she is served beside {LARGE_FLOOD:,} idle connections"
+
+
+class Neighbour:
+    """The other account on the node of a session."""
+
+    def __init__(self, hub: SlurmHub) -> None:
+        self.hub = hub
+        for source in ("tests/e2e/neighbour.py", "tests/programs/squat.py"):
+            copy = hub.run / "bin" / Path(source).name
+            copy.write_bytes((PROJECT / source).read_bytes())
+        self.program = hub.run / "bin" / "neighbour.py"
+
+    @contextmanager
+    def doing(self, node: Host, *words: str) -> Iterator[Doing]:
+        """The program does this meanwhile."""
+        limit = ["prlimit", f"--nofile={LARGE_FLOOD + 100}:{LARGE_FLOOD + 100}"]
+        process = node.popen(
+            [*limit, "/usr/bin/python3", self.program, *words],
+            NEIGHBOUR,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield Doing(process)
+        finally:
+            assert process.stdin
+            process.stdin.close()
+            try:
+                process.wait(30)
+            finally:
+                end(process)
+
+    def looks(self, node: Host, facts: dict[str, Any]) -> dict[str, str]:
+        with self.doing(node, "look") as program:
+            program.give(json.dumps(facts))
+            found: dict[str, str] = json.loads(program.last_line())
+            return found
+
+
+class Doing:
+    """The neighbour's program while it runs."""
+
+    def __init__(self, process: subprocess.Popen[Any]) -> None:
+        self.process = process
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return str(self.process.stdout.readline()).strip()
+
+    def give(self, text: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(text)
+
+    def last_line(self) -> str:
+        """Tell it to end; returns what it says then."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        line = self.line()
+        assert line, "the neighbour's program has failed"
+        return line
+
+
+class Attack:
+    """Everything that is tried with one session."""
+
+    def __init__(self, hub: SlurmHub, kind: str) -> None:
+        self.hub = hub
+        self.kind = kind
+        self.neighbour = Neighbour(hub)
+        self.answers: dict[str, str] = {}
+        if kind == "allow-from":
+            environ = {"PORTWRAP_ALLOW_FROM": hub.cluster.hub.address}
+            self.session = hub.session("native", environment=environ)
+        else:
+            self.session = hub.session("plain" if kind == "plain" else "native")
+
+    def run(self, his: Session) -> dict[str, str]:
+        """Play it all; `his` is a session of the neighbour's own."""
+        node = self.hub.cluster.node
+        uid = pwd.getpwnam(OWNER).pw_uid
+        with self.neighbour.doing(node, "watch", str(uid)) as watcher:
+            assert watcher.line() == "ready"
+            self.session.start()
+            taken = json.loads(watcher.last_line())
+        port = self.session.host_port()
+        self.note("her port, from its first moment", TOOK if taken[str(port)] else "no")
+        facts = self.facts(uid, port)
+        self.answers.update(self.neighbour.looks(node, facts))
+        self.squat("her port, while the server runs", port)
+        self.cross(his, facts["application"], facts["secret"])
+        for kind in FLOODS:
+            self.flood(f"she is served beside {FLOOD:,} {kind}", kind, FLOOD)
+        self.flood(BESIDE_LARGE, "idle connections", LARGE_FLOOD)
+        self.session.stop()
+        self.squat("her port, when she has gone", port)
+        self.before(port)
+        return self.answers
+
+    def note(self, attempt: str, answer: str) -> None:
+        self.answers[attempt] = answer
+
+    def facts(self, uid: int, port: int) -> dict[str, Any]:
+        """Everything that the owner has opened."""
+        shared = self.hub.run / f"shared-{self.session.name}"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        kernel = self.session.start_kernel()
+        made = json.loads(kernel.cell(OPEN_EVERYTHING.format(page=PAGE, shared=str(shared))))
+        notes = self.session.get("notes/")
+        secret = self.hub.secret()
+        assert secret in notes.text
+        application = int(notes.text.partition("127.0.0.1:")[2].partition("<")[0])
+        runtime = self.hub.cluster.home() / ".local/share/jupyter/runtime"
+        connection = json.loads((runtime / f"kernel-{kernel.id}.json").read_text())
+        return {
+            **made,
+            "uid": uid,
+            "host port": port,
+            "path": self.session.path("api/contents"),
+            "application": application,
+            "secret": secret,
+            "kernel": [connection[key] for key in connection if key.endswith("_port")],
+        }
+
+    def squat(self, attempt: str, port: int) -> None:
+        words = ["/usr/bin/python3", str(self.hub.run / "bin" / "squat.py"), str(port)]
+        addresses = ["0.0.0.0", "127.0.0.1", "::", "::1", "::ffff:127.0.0.1"]
+        told = self.hub.cluster.node.do(*words, *addresses, account=NEIGHBOUR)
+        self.note(attempt, TOOK if json.loads(told) else "no")
+
+    def cross(self, his: Session, application: int, secret: str) -> None:
+        """GHSA-q52h-2389-h4hv, in both directions."""
+        answer = his.get(f"proxy/{application}/")
+        reached = "reached" if secret in answer.text else "no"
+        self.note("her application, by his own jupyter-server-proxy", reached)
+        with self.neighbour.doing(self.hub.cluster.node, "listen", "127.0.0.1", "0") as trap:
+            answer = self.session.get(f"proxy/{trap.line()}/")
+            heard = json.loads(trap.last_line())
+        stolen = any("\ncookie:" in request.lower() for request in heard)
+        assert bool(heard) == ("a page of the neighbour's" in answer.text)
+        outcome = "gets them" if stolen else "gets her request" if heard else "no"
+        self.note("her cookies, when she opens /proxy/<his port>", outcome)
+
+    def flood(self, attempt: str, kind: str, count: int) -> None:
+        """Ask for a page of hers while his connections are there."""
+        words = ["flood", kind, "127.0.0.1", str(self.session.host_port()), str(count)]
+        with self.neighbour.doing(self.hub.cluster.node, *words) as flood:
+            assert flood.line().endswith("connections")
+            self.note(attempt, "yes" if self.is_served() else "no")
+        wait_until(self.is_served, 60, "the end of the flood")
+
+    def is_served(self) -> bool:
+        seconds, self.session.client.seconds = self.session.client.seconds, 10
+        try:
+            return self.session.get("api/contents").status == 200
+        except OSError:
+            return False
+        finally:
+            self.session.client.seconds = seconds
+
+    def before(self, port: int) -> None:
+        """The neighbour has the port first: the start must fail, and say why."""
+        node = self.hub.cluster.node
+        server = f"/usr/bin/python3 -m http.server {port}"
+        if self.kind != "plain":
+            server = f"{self.hub.archive} --port {port} /usr/bin/python3 -m http.server 8888"
+        with self.neighbour.doing(node, "listen", "0.0.0.0", str(port)) as squatter:
+            assert squatter.line() == str(port)
+            number = self.hub.cluster.submit(server, "--output=squatted.log")
+            wait_until(lambda: self.hub.cluster.job(number).is_over, 30, "the end of the job")
+            squatter.last_line()
+        status = "1:0" if self.kind == "plain" else "125:0"
+        failed = self.hub.cluster.job(number).state == f"FAILED {status}"
+        assert "already in use" in (self.hub.cluster.home() / "squatted.log").read_text()
+        self.note("her port, before she has it", "her start fails" if failed else "she starts")
+
+
+@pytest.fixture(scope="module")
+def tables(slurm_hub: SlurmHub) -> Iterator[dict[str, dict[str, str]]]:
+    """The answers to every attempt, for each kind of session."""
+    his = slurm_hub.session("plain", account=NEIGHBOUR)
+    try:
+        his.start()
+        yield {kind: Attack(slurm_hub, kind).run(his) for kind in KINDS}
+    finally:
+        slurm_hub.stop_sessions()
+
+
+@pytest.mark.parametrize("attempt", ROWS)
+def test_an_attempt(tables: dict[str, dict[str, str]], attempt: str) -> None:
+    assert tuple(tables[kind].get(attempt) for kind in KINDS) == ROWS[attempt]
+
+
+def test_the_table(tables: dict[str, dict[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing was tried that has no row; the table is printed."""
+    tried = {attempt for answers in tables.values() for attempt in answers}
+    assert tried == {*ROWS, BESIDE_LARGE}
+    # A server can be filled up by whoever reaches it; nobody else does with --allow-from.
+    assert tables["allow-from"][BESIDE_LARGE] == "yes"
+    with capsys.disabled():
+        print(f"\n  {'attempt':50}{''.join(f'{kind:18}' for kind in KINDS)}")
+        for attempt in [*ROWS, BESIDE_LARGE]:
+            answers = "".join(f"{tables[kind][attempt]:18}" for kind in KINDS)
+            print(f"  {attempt:50}{answers}")
