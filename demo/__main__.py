@@ -84,6 +84,7 @@ def prove(rig: Rig) -> list[Row]:
     client.stop()
     say("A session in the sandbox")
     client.spawn({"sandbox": True})
+    say_how_it_started(rig)
     return look("sandbox", rig, client, safe=True) + rows
 
 
@@ -200,6 +201,14 @@ def found(pattern: str, text: str) -> str:
 def say(words: str) -> None:
     """One line of progress, with the seconds since demo.sh was started."""
     print(f"[{time.time() - STARTED:3.0f} s] {words}", flush=True)
+
+
+def say_how_it_started(rig: Rig) -> None:
+    """The line that a start leaves in the job's log: ports, forward, way out, milliseconds."""
+    log = rig.last_job_log()
+    for line in log.read_text().splitlines() if log else []:
+        if " leads to port " in line:
+            say(line)
 
 
 def print_table(rows: Sequence[Row]) -> None:

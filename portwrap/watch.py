@@ -239,7 +239,9 @@ class Keeper:
             return
         self.helper = 0
         self.hear_out()
-        self.end_session(f"{self.settings['helper_name']} {self.how(status)}{self.last_words()}")
+        # One that was killed had no time to say why: its last words are about its start.
+        words = "" if posix.WIFSIGNALED(status) else self.last_words()
+        self.end_session(f"{self.settings['helper_name']} {self.how(status)}{words}")
 
     def hear_out(self) -> None:
         """Read what is left in the pipe of a helper that has ended, without waiting."""

@@ -107,6 +107,7 @@ def test_once_prints_the_proof_and_leaves_nothing() -> None:
         ("without", bob, kernel, "5 of 5 open"),
         ("without", bob, jupyter, "403, not logged in"),
     ]
+    assert re.search(r" leads to port 8888 inside; forward (native|relay); way out \w+; ", shown)
     rows = rows_of(shown)
     assert len(rows) == len(expected), shown
     for row, patterns in zip(rows, expected):
