@@ -90,8 +90,13 @@ def requests(
     found = json.loads(lines[-1])
     if found["errors"]:
         raise LoadError(f"{found['errors']} requests failed at {connections} connections")
+    rate = found["requests"] / (found["duration"] / 1e6)
+    # wrk says nothing of connections that get no answer; Little's law tells how many were in use.
+    busy = rate * found["mean"] / 1e6
+    if busy < 0.7 * connections:
+        raise LoadError(f"only about {busy:.0f} of {connections} connections were served")
     return {
-        "rate": found["requests"] / (found["duration"] / 1e6),
+        "rate": rate,
         "p50": found["p50"] / 1000,
         "p99": found["p99"] / 1000,
         "p99.9": found["p99.9"] / 1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import socket
 import statistics
@@ -27,7 +28,7 @@ KILOBYTES_PER_MEGABYTE = 1000
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 
-NOTHING = ("date", "+%s%N")
+NOTHING = ("date", "+<%s%N>")
 RAW = ("{python}", "-I", "-S", "{programs}/raw_server.py", "{address}", "{port}")
 IDLE = ("sleep", "100000")
 JUPYTER = (
@@ -213,9 +214,9 @@ def first_instruction(rig: Rig, way: Way) -> float:
     with session:
         until = time.monotonic() + START_LIMIT
         while time.monotonic() < until:
-            for word in session.said().split():
-                if len(word) == 19 and word.isdigit():
-                    return (int(word) - session.started) / 1e6
+            found = re.search(r"<(\d{19})>", session.said())
+            if found:
+                return (int(found.group(1)) - session.started) / 1e6
             if time.monotonic() > until - START_LIMIT + 1 and session.is_over():
                 break
             time.sleep(0.002)

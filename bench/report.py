@@ -221,6 +221,8 @@ def _panel(
             axis.text(value, y, label, va="center", fontsize=7)
     if kind in ("added", "ratio-log"):
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
     if kind.startswith("ratio"):
         axis.axvline(1, color="#212529", linewidth=0.8)
     axis.margins(x=0.25)
