@@ -218,16 +218,25 @@ make_venvs_of_other_pythons() {
 
 # ---- newer network helpers -------------------------------------------------------------------
 
+# Where this machine's apt has its packages of a release and component from.
+mirror_of() {
+    # shellcheck disable=SC2016  # apt fills these in
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' |
+        awk -v release="$1" -v component="$2" '$2 == release && $3 == component {print $1; exit}'
+}
+
 # The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones.
 fetch_newer_helpers() {
-    local place=$PORTWRAP_TEST_ROOT/newer-helpers fetched libraries program
+    local place=$PORTWRAP_TEST_ROOT/newer-helpers fetched libraries program mirror
     [[ ! -f $place/.complete ]] || return 0
     grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 0
     say "fetching the network helpers of Debian 13 into $place"
+    mirror=$(mirror_of bookworm main)
+    [[ -n $mirror ]] || die "apt has no source of Debian 12's packages"
     fetched=$(mktemp -d)
     mkdir -p "$fetched/lists/partial" "$fetched/archives/partial"
     echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \
-        'http://deb.debian.org/debian trixie main' >"$fetched/sources.list"
+        "$mirror trixie main" >"$fetched/sources.list"
     (
         cd -- "$fetched"
         options=(-q -o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
