@@ -27,19 +27,43 @@ def let_ctrl_c_end_us():
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-def import_from_archive():
-    # type: () -> None
+def import_from(archive):
+    # type: (str) -> None
     # zipimport takes a directory inside an archive as an entry of sys.path, and never writes
-    # byte code. The path is made absolute: we may not stay in this directory.
-    archive = os.path.dirname(os.path.abspath(__file__))
+    # byte code.
     sys.path.insert(0, archive + "/site-packages")
+
+
+def identity(archive):
+    # type: (str) -> object
+    try:
+        status = os.stat(archive)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime
+
+
+def run(archive):
+    # type: (str) -> int
+    # zipimport reads the list of contents once and opens the file anew for each module. Where
+    # another version stands there meanwhile, it finds nonsense, of whatever kind.
+    before = identity(archive)
+    try:
+        from batchspawner_portwrap import main
+
+        return main()
+    except Exception as error:
+        if identity(archive) == before:
+            raise
+        message = "batchspawner-portwrap: %s was replaced while it started: %s\n  Start it again.\n"
+        sys.stderr.write(message % (archive, error))
+        return 125
 
 
 if __name__ == "__main__":
     refuse_old_python()
     let_ctrl_c_end_us()
-    import_from_archive()
-
-    from batchspawner_portwrap import main
-
-    sys.exit(main())
+    # Made absolute: we may not stay in this directory.
+    path = os.path.dirname(os.path.abspath(__file__))
+    import_from(path)
+    sys.exit(run(path))

@@ -131,6 +131,12 @@ def test_a_changed_source_changes_the_bytes(tmp_path: Path, pyz: Path) -> None:
     assert (tmp_path / "changed.pyz").read_bytes() != pyz.read_bytes()
 
 
+def times_in(archive: Path) -> set[tuple[int, ...]]:
+    """When the members of the archive were made, it says."""
+    with zipfile.ZipFile(archive) as file:
+        return {info.date_time for info in file.infolist()}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_build_prints_path_size_and_sum_and_renames_into_place(tmp_path: Path) -> None:
@@ -138,13 +144,32 @@ def test_the_build_prints_path_size_and_sum_and_renames_into_place(tmp_path: Pat
     output.parent.mkdir()
     output.write_text("the old one")
     with output.open() as running:
-        printed = build(PROJECT, output, TMPDIR=str(tmp_path))
+        printed = build(PROJECT, output, TMPDIR=str(tmp_path), SOURCE_DATE_EPOCH="1700000000")
         assert running.read() == "the old one"
     size = output.stat().st_size
     total = subprocess.check_output(["sha256sum", output], text=True).split()[0]
     assert printed == f"{output}\n{size} bytes, sha256 {total}\n"
     assert list(output.parent.iterdir()) == [output]
     assert list(tmp_path.iterdir()) == [output.parent], "the build left something behind"
+    assert times_in(output) == {(2023, 11, 14, 22, 13, 20)}, "not SOURCE_DATE_EPOCH"
+
+
+@pytest.mark.timeout(300)
+def test_what_builds_it_is_pinned_by_its_hash(tmp_path: Path) -> None:
+    sources = copy_of_the_sources(tmp_path / "copy")
+    pinned = sources / "archive" / "requirements.txt"
+    text = pinned.read_text()
+    for line in text.splitlines():
+        assert re.search(r"^#|==.* --hash=sha256:[0-9a-f]{64}$", line), line
+    hash_of_shiv = re.search(r"^shiv==.*sha256:(.*)$", text, re.MULTILINE)
+    assert hash_of_shiv
+    pinned.write_text(text.replace(hash_of_shiv[1], "0" * 64))
+    result = subprocess.run(
+        [sources / "build.sh", tmp_path / "none.pyz"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in result.stderr
+    assert not (tmp_path / "none.pyz").exists()
 
 
 @pytest.mark.timeout(300)
@@ -173,12 +198,16 @@ def test_a_failed_build_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) ->
 # ---- what is in it ----------------------------------------------------------------------------
 
 
-def expected_members() -> set[str]:
+def our_files() -> set[str]:
+    """What is installed: the modules, and what the package says of itself."""
     ours = {"batchspawner_portwrap.py"}
     ours |= {f"portwrap/{path.name}" for path in (PROJECT / "portwrap").glob("*.py")}
     dist_info = f"batchspawner_portwrap-{project_version()}.dist-info"
-    ours |= {f"{dist_info}/{name}" for name in DIST_INFO}
-    return SHIV | {f"site-packages/{name}" for name in ours}
+    return ours | {f"{dist_info}/{name}" for name in DIST_INFO}
+
+
+def expected_members() -> set[str]:
+    return SHIV | {f"site-packages/{name}" for name in our_files()}
 
 
 def test_the_archive_holds_only_ours_and_shivs(pyz: Path) -> None:
@@ -201,6 +230,110 @@ def test_the_archive_is_small_and_an_executable_script(pyz: Path) -> None:
     assert content.startswith(b"#!/usr/bin/env python3\nPK")
     built = PROJECT / "dist" / pyz.name
     assert built.stat().st_mode & 0o7777 == 0o755
+
+
+def test_the_archive_is_as_old_as_every_other_build(pyz: Path) -> None:
+    if "SOURCE_DATE_EPOCH" in os.environ:
+        pytest.skip("SOURCE_DATE_EPOCH is set: the archive has that time")
+    assert times_in(pyz) == {(2020, 1, 1, 0, 0, 0)}
+
+
+# ---- wheel and sdist --------------------------------------------------------------------------
+
+
+def make_venv(folder: Path, python: str = sys.executable) -> Path:
+    """A new virtual environment; its Python."""
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    return folder / "bin" / "python"
+
+
+def pip_install(python: Path, *words: str | Path, home: Path) -> None:
+    """Have pip install something there; `home` has its configuration, and git's."""
+    quietly = ("--quiet", "--disable-pip-version-check")
+    command = [str(word) for word in (python, "-m", "pip", "install", *quietly, *words)]
+    env = {**os.environ, "HOME": str(home)}
+    result = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist of this checkout, made by what build.sh uses."""
+    folder = tmp_path_factory.mktemp("packages")
+    python = make_venv(folder / "venv")
+    pinned = PROJECT / "archive" / "requirements.txt"
+    pip_install(python, "--no-deps", "--require-hashes", "-r", pinned, home=folder)
+    command = [str(python), "-m", "hatchling", "build", "--directory", str(folder / "made")]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    return folder / "made"
+
+
+@pytest.fixture
+def sdist(packages: Path, tmp_path: Path) -> Path:
+    """The sdist, unpacked."""
+    name = f"batchspawner_portwrap-{project_version()}"
+    subprocess.run(["tar", "-C", tmp_path, "-xzf", packages / f"{name}.tar.gz"], check=True)
+    return tmp_path / name
+
+
+def tracked_files() -> set[str]:
+    """The files of this checkout that git knows."""
+    command = ["git", "-c", f"safe.directory={PROJECT}", "-C", str(PROJECT), "ls-files", "-z"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        cannot(f"not a git checkout: {result.stderr.strip()}")
+    return {name for name in result.stdout.split("\0") if name and (PROJECT / name).exists()}
+
+
+@pytest.mark.timeout(120)
+def test_the_wheel_holds_only_ours_and_needs_nothing(packages: Path) -> None:
+    (wheel,) = packages.glob("*.whl")
+    assert wheel.name == f"batchspawner_portwrap-{project_version()}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        dist_info = f"batchspawner_portwrap-{project_version()}.dist-info"
+        metadata = archive.read(f"{dist_info}/METADATA").decode()
+        assert set(archive.namelist()) == our_files() | {f"{dist_info}/RECORD"}
+    headers = metadata.partition("\n\n")[0]
+    assert "Requires-Dist" not in headers
+    assert "\nRequires-Python: >=3.8\n" in headers
+
+
+@pytest.mark.timeout(120)
+def test_the_sdist_holds_every_file_of_the_project(sdist: Path) -> None:
+    found = {str(path.relative_to(sdist)) for path in sdist.rglob("*") if path.is_file()}
+    assert found - {"PKG-INFO"} == tracked_files() - {"dist/.gitignore"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_sdist_builds_the_same_archive(sdist: Path, pyz: Path) -> None:
+    build(sdist, sdist / "dist" / "built.pyz")
+    assert (sdist / "dist" / "built.pyz").read_bytes() == pyz.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.namespaces
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("source", ["checkout", "git"])
+def test_pip_installs_both_commands(source: str, world_dir: Path, account: str) -> None:
+    """From a directory, and from a git URL by the oldest Python that there is."""
+    words, made_with = str(PROJECT), sys.executable
+    if source == "git":
+        tracked_files()  # or there is no git here
+        words, made_with = f"git+file://{PROJECT}", another_python() or sys.executable
+        # git's daemon, on the other side, refuses a checkout that belongs to somebody else.
+        (world_dir / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+    python = make_venv(world_dir / "venv", made_with)
+    pip_install(python, words, home=world_dir)
+    listed = subprocess.check_output([python, "-m", "pip", "list", "--format=freeze"], text=True)
+    names = {line.partition("==")[0] for line in listed.splitlines()}
+    assert names - {"pip", "setuptools"} == {"batchspawner-portwrap"}
+    for name, option in (("batchspawner-portwrap", "--port"), ("portwrap", "-p")):
+        program = python.parent / name
+        version = run_as(account, [program, "--version"])
+        assert version.stdout == f"{name} {project_version()}\n", version.stderr
+        session = [str(program), option, str(free_port()), "sh", "-c", "exit 7"]
+        assert run_as(account, session).returncode == 7
 
 
 # ---- how it starts ----------------------------------------------------------------------------
