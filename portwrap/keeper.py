@@ -52,6 +52,7 @@ across exec and also holds back handlers that a program installs (pasta does).""
 
 READY = "ready"
 NATIVE = "native"
+NOT_NATIVE = "not native: "
 ROOMS = ("relay", "worker", "datagrams", "notify", "handover", "watch")
 """The modules that the lean interpreter may run, in the order of their imports."""
 NATIVE_ROOMS = ("notify", "handover")
@@ -93,16 +94,17 @@ class Lifeline:
 
     def offer_native(self) -> str:
         """Agree with the keeper on the hand-over; return why there is none, or nothing."""
-        why = self.receive()
+        answer = self.receive()
+        if answer.startswith(NOT_NATIVE):
+            return answer[len(NOT_NATIVE) :]
         machine = notify.this_machine()
-        if why != NATIVE or machine is None:
-            return why
+        if answer != NATIVE or machine is None:
+            raise PortwrapError(answer, hint_for(answer))
         try:
             questions = notify.install_filter(machine)
         except OSError as error:
-            why = f"the kernel gives no seccomp listener: {error.strerror}"
             self.send(b"relay")
-            return why
+            return f"the kernel gives no seccomp listener: {error.strerror}"
         self.send(b"native", [questions])
         os.close(questions)
         return ""
@@ -282,12 +284,12 @@ def _agree(settings: dict[str, Any], lifeline: _socket.socket) -> list[int]:
     descriptor of its questions if it has one."""
     word = NATIVE
     if notify.this_machine() is None:
-        word = "the hand-over knows no system call numbers of this architecture"
+        word = NOT_NATIVE + "the hand-over knows no system call numbers of this architecture"
     else:
         try:
             os.close(notify.take_descriptor(settings["command"], settings["their_lifeline"]))
         except OSError as error:
-            word = f"pidfd_getfd: {error.strerror}"
+            word = f"{NOT_NATIVE}pidfd_getfd: {error.strerror}"
     lifeline.send(word.encode())
     return _receive(lifeline) if word == NATIVE else []
 
@@ -310,9 +312,13 @@ def leave_standard_streams() -> None:
 
 
 def _receive(lifeline: _socket.socket) -> list[int]:
-    """The descriptors of the next message; none if the command is gone."""
+    """The descriptors of the next message; none if the command is gone. Raises OSError."""
     room = _socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
-    _, ancillary, _, _ = lifeline.recvmsg(16, room)
+    _, ancillary, flags, _ = lifeline.recvmsg(16, room)
+    if (
+        flags & _socket.MSG_CTRUNC
+    ):  # the kernel drops, silently, those that the limit leaves no room
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     descriptors = array.array("i")
     for _, _, rights in ancillary:
         descriptors.frombytes(rights)
@@ -348,22 +354,26 @@ def _exec_helper(command: list[str], keeper: int, ready: tuple[int, int], words_
     if os.getppid() != keeper:
         return  # the keeper died before the kernel had been told
     signals.signal(signals.SIGPIPE, signals.SIG_DFL)  # pasta gives up where Python's "ignore" stays
-    close_all_but([ready[0]] if ready[0] == ready[1] else [])
-    if ready[0] != ready[1]:
-        os.dup2(*ready)
-    os.dup2(words_end, 2)
     try:
+        close_all_but([ready[0]] if ready[0] == ready[1] else [])
+        if ready[0] != ready[1]:
+            os.dup2(*ready)
+        os.dup2(words_end, 2)
         os.execv(command[0], command)
     except OSError as error:
-        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+        os.write(words_end, f"{command[0]}: {error.strerror}\n".encode())
 
 
 def _raise_descriptor_limit(settings: dict[str, Any]) -> int:
     """Raise the soft limit to the hard one; return how many connections fit, at two each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        most = hard
+    except (OSError, ValueError):
+        pass  # the hard one is more than fs.nr_open allows by now
     held = sum(len(settings[key]) for key in ("published", "guards", "services"))
-    return max(1, (hard - held - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
+    return max(1, (most - held - OWN_DESCRIPTORS) // 2)  # never unlimited: fs.nr_open is the most
 
 
 def _become_lean(codes: list[tuple[str, Any]], settings: dict[str, Any]) -> None:

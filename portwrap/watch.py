@@ -123,10 +123,8 @@ class Keeper:
         worker = Worker(routes, self.settings["namespaces"], limit)
         self.workers.append(worker)
         why = worker.wait_until_ready()
-        if why and self.ready:
-            self.end_session(f"the relay in the sandbox {why}")
-        elif why:
-            self.give_up(f"the relay in the sandbox {why}")
+        if why:
+            self.fail(f"the relay in the sandbox {why}")
         self.relay.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
 
     def patience(self) -> float:
@@ -179,17 +177,7 @@ class Keeper:
             poll = select.poll()
             poll.register(self.process, select.POLLIN)
             return bool(poll.poll(0))
-        try:
-            stat = posix.open("stat", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.process)
-        except OSError:
-            return True
-        try:
-            # proc(5): the state stands behind the name, which may hold anything but is in brackets
-            return posix.read(stat, 4096).rpartition(b")")[2].split()[0] in (b"Z", b"X")
-        except OSError:
-            return True
-        finally:
-            posix.close(stat)
+        return has_ended(self.process)
 
     def on_command_end(self) -> None:
         self.relay.unwatch(self.process)
@@ -292,6 +280,12 @@ class Keeper:
 
     # -- endings ---------------------------------------------------------------------------
 
+    def fail(self, why: str) -> NoReturn:
+        """End the session, or have none."""
+        if self.ready:
+            self.end_session(why)
+        self.give_up(why)
+
     def end_session(self, why: str) -> NoReturn:
         """Say why, end the command and end."""
         if not self.is_gone():
@@ -328,8 +322,12 @@ class Keeper:
             self.complain(text)
 
     def complain(self, text: str) -> None:
+        """Say it; where nobody reads it, do without: to wait would keep the command unwatched."""
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
         try:
-            posix.write(2, f"{self.settings['program']}: {text}\n".encode())
+            if poll.poll(0):
+                posix.write(2, f"{self.settings['program']}: {text}\n".encode())
         except OSError:
             pass
 
@@ -343,8 +341,29 @@ class Keeper:
         posix._exit(0)
 
 
+def has_ended(process: int) -> bool:
+    """Whether the process of this directory of /proc is gone, or a zombie."""
+    try:
+        stat = posix.open("stat", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=process)
+    except OSError:
+        return True
+    try:
+        # proc_pid_stat(5): the state stands behind the name, which may hold anything but is in
+        # brackets. A process whose first thread has ended before the others is no zombie yet.
+        words = posix.read(stat, 4096).rpartition(b")")[2].split()
+        return words[0] in (b"Z", b"X") and int(words[17]) <= 1
+    except OSError:
+        return True
+    finally:
+        posix.close(stat)
+
+
 def main(settings: dict[str, Any]) -> NoReturn:
     """Serve as the keeper that `keeper.py` has described in these settings."""
     with open("/proc/self/comm", "w") as comm:
         comm.write("portwrap-keeper")
-    Keeper(settings).run()
+    keeper = Keeper(settings)
+    try:
+        keeper.run()
+    except (OSError, ImportError) as error:  # a limit is used up, or the kernel forbids a step
+        keeper.fail(f"the keeper failed: {error}")

@@ -33,6 +33,15 @@ def unused_port() -> int:
             return port
 
 
+def unused_ports(count: int) -> list[int]:
+    """So many free ports in a row."""
+    while True:
+        first = unused_port()
+        ports = list(range(first, first + count))
+        if not any(map(holders_of, ports)):
+            return ports
+
+
 def holders_of(port: int) -> list[str]:
     """The address families in which somebody holds this TCP port of the host; closed connections
     that the kernel still remembers do not count."""

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from conftest import TEST_ROOT
-from helpers import OWNER, cannot, needs, state_of, wait_until
+from helpers import OWNER, cannot, needs, run_as, state_of, wait_until
 from sessions import Inside, Outside, Portwrap, Session, channel_pair, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -1063,6 +1063,36 @@ def test_where_it_cannot_be_had(
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_a_relay_that_cannot_be_made_any_more(portwrap: Portwrap) -> None:
+    """The keeper needs a process in the sandbox, and may have none: one line, and SIGTERM."""
+    extra = {"PORTWRAP_HOST_SERVICE": str(unused_port())}
+    with Spawner(portwrap, "auto", extra_env=extra) as session:
+        limit = ["prlimit", "--pid", str(session.keeper), "--nproc=1"]
+        assert run_as(OWNER, limit).returncode == 0
+        session.served("uring-listen")
+        session.client()
+        assert session.process.wait(timeout=LIMIT) == -signal.SIGTERM
+        why = "the keeper failed: [Errno 11] Resource temporarily unavailable"
+        assert session.said().endswith(f"portwrap: {why}; ending the command (SIGTERM)\n")
+
+
+def test_a_sandbox_that_the_keeper_may_not_enter(portwrap: Portwrap) -> None:
+    needs("strace")
+    with Spawner(portwrap, "auto") as session:
+        keeper = session.keeper
+        words = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=setns:error=EPERM"]
+        with subprocess.Popen([*words, "-p", str(keeper)]) as strace:
+            status = Path(f"/proc/{keeper}/status")
+            wait_until(
+                lambda: f"TracerPid:\t{strace.pid}\n" in status.read_text(), what="strace at work"
+            )
+            session.served("uring-listen")
+            session.client()
+            assert session.process.wait(timeout=LIMIT) == -signal.SIGTERM
+        why = "the keeper failed: [Errno 1] Operation not permitted"
+        assert f"portwrap: {why}" in session.said()
 
 
 def test_the_relay_from_the_start_leaves_no_filter(portwrap: Portwrap) -> None:

@@ -27,7 +27,7 @@ from launches import (
     wait_until_asleep,
 )
 
-from helpers import OWNER, as_user, end, environment, wait_until
+from helpers import OWNER, as_user, end, environment, needs, run_as, wait_until
 from sessions import Portwrap, unused_port
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
@@ -147,6 +147,21 @@ def test_the_kernel_gives_the_command_no_right_over_its_network(
 def test_the_command_sees_its_own_account(portwrap: Portwrap) -> None:
     native = as_user(OWNER, ["id"]).communicate()[0]
     assert run_in_sandbox(portwrap, "id").stdout == native
+
+
+TELL_SIGNAL = (
+    "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
+)
+"""Print the signal that comes when the parent ends (PR_GET_PDEATHSIG, prctl(2))."""
+
+
+def test_the_signal_of_the_parents_death_stays(portwrap: Portwrap) -> None:
+    needs("setpriv")
+    before = ["setpriv", "--pdeathsig", "USR1"]
+    words = [portwrap.python, "-c", TELL_SIGNAL]
+    native = run_as(OWNER, [*before, *words]).stdout
+    assert int(native) == signal.SIGUSR1
+    assert run_in_sandbox(portwrap, *words, before=before).stdout == native
 
 
 # ---- descriptors -----------------------------------------------------------------------------

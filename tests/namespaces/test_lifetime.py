@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Callable, Sequence
 
 import pytest
 
-from helpers import needs, state_of, wait_until
+from portwrap.watch import has_ended
+
+from helpers import OWNER, as_user, end, needs, state_of, wait_until
 from sessions import HELPER, KEEPER, Inside, Portwrap, Session, assert_quiet, kill, name_of, settle
 
 pytestmark = pytest.mark.namespaces
@@ -36,6 +39,7 @@ class Told(Session):
         forward: str = "relay",
         shell: bool = False,
         before: Sequence[str] = (),
+        stderr: int = subprocess.PIPE,
     ) -> None:
         self.log = folder / f"log-{random.getrandbits(64):x}"
         self.log.touch()
@@ -46,7 +50,7 @@ class Told(Session):
             command = ["sh", "-c", 'exec "$0" "$@"', *command]
         if not pidfd:
             before = portwrap.program("without_pidfd.py")
-        super().__init__(portwrap, command, before=before, forward=forward)
+        super().__init__(portwrap, command, before=before, forward=forward, stderr=stderr)
 
     def __enter__(self) -> Told:
         return self
@@ -98,6 +102,25 @@ def test_the_network_helper_dies(
         said = complaint(session)
         assert session.log.read_text() == "RT"
         assert said == "portwrap: slirp4netns ended by signal 9; ending the command (SIGTERM)\n"
+
+
+def test_the_network_helper_dies_and_nobody_reads_what_is_said(
+    portwrap: Portwrap, world_dir: Path
+) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writing, bytes(4096))
+        os.set_blocking(writing, True)
+        with Told(portwrap, world_dir, stderr=writing) as session:
+            session.wait_until_ready()
+            kill(session.helper)
+            session.wait_until_alone()
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize("modes", [(), ("child",), ("child", "closes")], ids="-".join)
@@ -158,6 +181,33 @@ def test_the_command_is_killed(
         session.wait_until_gone(session.limit)  # before its parent has looked: it is a zombie
         assert session.process.wait(timeout=5) == -end
         assert session.stderr() == ""
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, os, sys, threading, time
+exit_call = 60 if os.uname().machine == "x86_64" else 93
+threading.Thread(target=sys.stdin.read, daemon=True).start()
+ctypes.CDLL(None).syscall(exit_call, 0)
+"""
+
+
+def test_a_process_ends_with_its_last_thread(portwrap: Portwrap) -> None:
+    """Its state is that of its first one, which may have ended before."""
+    words = [portwrap.python, "-c", FIRST_THREAD_ENDS]
+    process = as_user(OWNER, words, stdin=subprocess.PIPE)
+    try:
+        directory = os.open(f"/proc/{process.pid}", os.O_RDONLY)
+        wait_until(lambda: state_of(process.pid) == "Z", what="the end of the first thread")
+        assert not has_ended(directory)
+        assert process.stdin is not None
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert has_ended(directory), "a zombie"
+        process.wait()
+        assert has_ended(directory)
+        os.close(directory)
+    finally:
+        end(process)
 
 
 @pytest.mark.parametrize("modes", [("closes",), ("child",), ("daemon",)], ids="-".join)

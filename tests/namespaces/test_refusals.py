@@ -20,7 +20,7 @@ from launches import (
 )
 
 from helpers import OWNER, as_user, end, needs, run_as, wait_until
-from sessions import Portwrap, holders_of, unused_port
+from sessions import Portwrap, holders_of, unused_port, unused_ports
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
@@ -230,6 +230,48 @@ def test_hardly_any_descriptor(portwrap: Portwrap, port: int, most: int) -> None
     if result.returncode:
         refusal_of(result, 125, "Too many open files")
     wait_until_nothing_is_left(before, port)
+
+
+@pytest.mark.parametrize("most", range(9, 17))
+def test_hardly_any_descriptor_for_more_than_one_port(
+    portwrap: Portwrap, port: int, most: int
+) -> None:
+    """The kernel drops what a message carries beyond the limit: no port may be lost with that."""
+    before = ours_alive()
+    published, offered = unused_ports(2)
+    limit = ["prlimit", f"--nofile={most}", "--"]
+    extra = {"PORTWRAP_PUBLISH": str(published), "PORTWRAP_HOST_SERVICE": str(offered)}
+    extra["PORTWRAP_NETWORK"] = "none"  # a helper needs more of them, and would refuse earlier
+    look = ["grep", "-c", f" 0100007F:{offered:04X} 00000000:0000 0A ", "/proc/net/tcp"]
+    result = run_in_sandbox(portwrap, *look, port=port, before=limit, extra_env=extra)
+    if result.returncode == 125:
+        refusal_of(result, 125, "Too many open files")
+    else:
+        assert (result.returncode, result.stdout) == (0, "1\n"), result
+    wait_until_nothing_is_left(before, port)
+
+
+OLD_LIMIT = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+prlimit64 = 302 if os.uname().machine == "x86_64" else 261
+# struct seccomp_data: the number at 0, the third argument (what to set, or nothing) at 32
+words = [(0x20, 0, 0, 0), (0x15, 0, 3, prlimit64), (0x20, 0, 0, 32), (0x15, 1, 0, 0)]
+words += [(6, 0, 0, 0x50001), (6, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_hard_limit_that_may_not_be_used(portwrap: Portwrap) -> None:
+    """EPERM, as where it is older than a lower fs.nr_open."""
+    before = [portwrap.python, "-c", OLD_LIMIT]
+    control = run_as(OWNER, [*before, "prlimit", "--nofile=100", "true"])
+    assert "Operation not permitted" in control.stderr
+    result = run_in_sandbox(portwrap, "/bin/echo", "there", before=before)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "there\n", "")
 
 
 # ---- the hub on loopback, told in the start-up line -------------------------------------------

@@ -13,7 +13,17 @@ from typing import Any, Iterator
 import pytest
 
 from helpers import NEIGHBOUR, OWNER, run_as, wait_until
-from sessions import Inside, Maker, Outside, Portwrap, Session, holders_of, kill, unused_port
+from sessions import (
+    Inside,
+    Maker,
+    Outside,
+    Portwrap,
+    Session,
+    holders_of,
+    kill,
+    unused_port,
+    unused_ports,
+)
 
 pytestmark = pytest.mark.namespaces
 WORKER = "portwrap-relay"
@@ -54,15 +64,6 @@ class Stage:
 def stage(portwrap: Portwrap, forward: str) -> Iterator[Stage]:
     with ExitStack() as stack:
         yield Stage(portwrap, forward, stack)
-
-
-def unused_ports(count: int) -> list[int]:
-    """So many free ports in a row."""
-    while True:
-        first = unused_port()
-        ports = list(range(first, first + count))
-        if not any(map(holders_of, ports)):
-            return ports
 
 
 def connect(port: int, address: str = "127.0.0.1") -> socket.socket:
