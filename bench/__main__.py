@@ -146,6 +146,8 @@ def prepare(
     rig = Rig(choice.ways, values, environ, account, folder, size)
     newer = options.root / "newer-helpers" / "usr" / "bin"
     rig.ways_out, left_out = ways.choose_out(newer, environ["PATH"], only)
+    for chosen in (rig.ways, rig.ways_out):
+        chosen[:] = [way for way in chosen if size.control or way.name != ways.CONTROL]
     return rig, {**left_out, **choice.left_out}
 
 

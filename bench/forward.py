@@ -11,7 +11,7 @@ from . import load
 from .rig import JUPYTER, MEBIBYTE, RAW, gigabytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .rig import Figure, Rig
 
@@ -21,6 +21,7 @@ REQUESTS = "Requests to jupyter_server"
 PROXIED = "An application behind jupyter-server-proxy, in jupyter_server"
 STREAMS = "Streams"
 TRIPS = "Round trips"
+CLIENT = "share of one processor that the client takes"
 APPLICATION = "/application/"
 """Where jupyter-server-proxy has it, see programs/jupyter_server_config.py."""
 PAGE = [20_000, *[30_000] * 30, *[150_000] * 8, 1_000_000]
@@ -56,33 +57,40 @@ def _requests(rig: Rig, ports: Mapping[str, int]) -> None:
     if not rig.has("wrk"):
         return
     rows: list[Row] = []
-    for connections in (1, 16, 128):
+    for connections in rig.size.load:
         many = "1 connection" if connections == 1 else f"{connections} connections"
         figures = [
             rig.figure(REQUESTS, f"requests/s, {many}", "/s", more_is_better=True),
             *(rig.figure(REQUESTS, f"{key}, {many}", "ms") for key in ("p50", "p99", "p99.9")),
-            rig.figure(REQUESTS, f"processor time of the client, {many}", "%"),
+            rig.figure(REQUESTS, f"{CLIENT}, {many}", "%"),
         ]
         rows.append((figures, lambda port, n=connections: _wrk(rig, port, "/api", n)))  # type: ignore[misc]
     burst = rig.figure(REQUESTS, "200 new connections, last answer", "ms")
     rows.append(([burst], lambda port: [1000 * load.burst(port, "/api", rig.token, 200)]))
     # A row at a time: what one leaves behind (closed connections) is not for the next one.
     for row in rows:
-        _take_rows(rig, ports, rig.size.rounds, [row])
+        # Whether a connection has to ask twice, a second later, is chance: many rounds tell.
+        _take_rows(rig, ports, rig.size.rounds * (2 if row[0] == [burst] else 1), [row])
 
 
 def _wrk(rig: Rig, port: int, path: str, connections: int) -> list[float]:
     """What wrk found, and how busy it was itself: near 100 % it would be what is measured."""
     script = rig.values["programs"] + "/report.lua"
-    before, begin = _processor_time(), time.monotonic()
-    found = load.requests(port, path, rig.token, connections, rig.size.seconds, script)
-    busy = (_processor_time() - before) / (time.monotonic() - begin)
-    return [*found.values(), 100 * busy]
+    return _with_share(
+        resource.RUSAGE_CHILDREN,
+        lambda: load.requests(
+            port, path, rig.token, connections, rig.size.seconds, script
+        ).values(),
+    )
 
 
-def _processor_time() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _with_share(who: int, take: Callable[[], Iterable[float]]) -> list[float]:
+    """What was taken, and how many percent of a processor that took."""
+    before, begin = resource.getrusage(who), time.monotonic()
+    found = list(take())
+    after, seconds = resource.getrusage(who), time.monotonic() - begin
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return [*found, 100 * busy / seconds]
 
 
 def _application(rig: Rig, ports: Mapping[str, int]) -> None:
@@ -155,9 +163,14 @@ def _raw(rig: Rig, ports: Mapping[str, int]) -> None:
     up = rig.figure(STREAMS, f"raw server: upload, {gigabytes(size)}", "MB/s", True)
     up_eight = rig.figure(STREAMS, "raw server: upload, 8 streams", "MB/s", True)
     trip = rig.figure(TRIPS, "100 bytes there and back, raw server", "ms", added=True)
+    client = rig.figure(STREAMS, f"{CLIENT}, download", "%")
     part = size // 8
+
+    def download(port: int) -> list[float]:
+        return [load.download(port, f"/down/{size}", "", size)]
+
     rows: list[Row] = [
-        ([down], lambda port: [load.download(port, f"/down/{size}", "", size)]),
+        ([down, client], lambda port: _with_share(resource.RUSAGE_SELF, lambda: download(port))),
         ([down_eight], lambda port: [load.download(port, f"/down/{part}", "", part, 8)]),
         ([up], lambda port: [load.upload(port, size)]),
         ([up_eight], lambda port: [load.upload(port, part, 8)]),

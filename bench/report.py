@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import goals
 from .ways import BARE, CONTROL
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class Results(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Every way's name, once."""
-        return list(dict.fromkeys(way.name for way in (*self.ways, *self.ways_out)))
+        """Every way's name, once: bare, then ours, then the rivals."""
+        every = {way.name: way for way in (*self.ways, *self.ways_out)}
+        return sorted(every, key=lambda name: (not every[name].is_bare, not every[name].is_ours))
 
 
 VERSIONS: Sequence[tuple[str, Sequence[str], str]] = (
@@ -120,6 +122,12 @@ def markdown(results: Results, drawn: bool) -> str:
     ]
     if drawn:
         lines += ["![The same figures as a chart](results.svg)", ""]
+    short = short_table(results)
+    if short:
+        lines += ["## In short", "", *short, ""]
+    reached = goals.lines(results)
+    if reached:
+        lines += ["## Goals, and the worst figure for each", "", *reached, ""]
     for group in dict.fromkeys(figure.group for figure in results.figures):
         lines += [f"## {group}", ""]
         lines += table([each for each in results.figures if each.group == group], results.names)
@@ -168,15 +176,15 @@ SHORT = (
 def short_table(results: Results) -> list[str]:
     """What README.md shows: bare in absolute figures, everything else compared with it."""
     names = [way.name for way in results.ways if way.name != CONTROL]
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    rows = []
     for group, title, label in SHORT:
         for figure in results.figures:
             if figure.group.startswith(group) and figure.title.startswith(title):
                 arrow = " ↑" if figure.more_is_better else ""
                 cells = " | ".join(short_cell(figure, name) for name in names)
-                lines.append(f"| {label}{arrow} | {cells} |")
+                rows.append(f"| {label}{arrow} | {cells} |")
                 break
-    return lines
+    return [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}", *rows] if rows else []
 
 
 def short_cell(figure: Figure, name: str) -> str:

@@ -46,7 +46,8 @@ class Size(NamedTuple):
     rounds: int
     starts: int
     few: int  # starts of what takes seconds
-    seconds: int  # of load at each number of connections; wrk knows whole ones only
+    load: Sequence[int]  # numbers of connections that ask at once
+    seconds: int  # of that; wrk knows whole ones only
     bulk: int  # bytes, into a session
     bulk_out: int  # bytes at most, by a session's way out
     upload: int  # bytes of a file that is saved
@@ -56,20 +57,21 @@ class Size(NamedTuple):
     node: Sequence[int]  # numbers of sessions on the node
     connections: Sequence[int]  # numbers of open connections of a session
     calls: int
+    control: bool  # measure bare twice
 
 
 SIZES = {
     "full": Size(
-        *(4, 30, 5, 2, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
-        *((1, 10, 100), 60.0, (1, 10, 50, 100, 200), (1, 100, 1000, 5000), 1_000_000),
+        *(4, 30, 5, (1, 16, 128), 2, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
+        *((1, 10, 100), 60.0, (1, 10, 50, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
     ),
     "quick": Size(
-        *(2, 6, 2, 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
-        *((1, 10), 10.0, (1, 20), (1, 500), 300_000),
+        *(2, 6, 2, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
+        *((1, 10), 10.0, (1, 20), (1, 500), 300_000, True),
     ),
     "tiny": Size(
-        *(1, 1, 1, 1, 8 * MEBIBYTE, 8 * MEBIBYTE, 8 * MEBIBYTE, 10),
-        *((1, 2), 0.5, (1, 2), (1, 20), 10_000),
+        *(1, 1, 1, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
+        *((1, 2), 0.5, (1, 2), (1, 20), 10_000, False),
     ),
 }
 

@@ -103,7 +103,7 @@ def ours() -> list[Way]:
     """Our own rows: one for each way of forwarding."""
     return [
         Way(
-            f"{OURS}, {forward}",
+            f"{OURS} {forward}",
             (*OUR_WORDS, "--forward", forward),
             f"{about} (--forward {forward})",
             environ=SERVICE,
@@ -159,12 +159,17 @@ def parse_extra(text: str) -> Way:
     return Way(name, prefix.split(), prefix, environ=SERVICE)
 
 
+BARE_WAYS = (
+    Way(BARE, (), "no sandbox: the limit"),
+    Way(CONTROL, (), "the same once more: how far it is from bare is the noise of this run"),
+)
+
+
 def choose(extra: Sequence[str], only: Sequence[str]) -> Choice:
     """Every way that can run here; `only` names those that are wanted besides bare."""
     return _available(
         [
-            Way(BARE, (), "no sandbox: the limit"),
-            Way(CONTROL, (), "the same once more: how far it is from 1 is the noise of this run"),
+            *BARE_WAYS,
             *ours(),
             *RIVALS,
             *map(parse_extra, extra),
@@ -192,8 +197,7 @@ def _available(every: Sequence[Way], only: Sequence[str]) -> Choice:
 def choose_out(newer: Path, path: str, only: Sequence[str]) -> Choice:
     """The ways out of a session: both helpers, and those in the folder `newer`, too."""
     ways = [
-        Way(BARE, (), "no sandbox: the limit"),
-        Way(CONTROL, (), "the same once more"),
+        *BARE_WAYS,
         *(_ours_out(helper, path, "") for helper in HELPERS),
     ]
     for helper in HELPERS:
@@ -208,7 +212,7 @@ HELPERS = ("slirp4netns", "pasta")
 
 def _ours_out(helper: str, path: str, version: str) -> Way:
     return Way(
-        f"{OURS}, {helper}{version}",
+        f"{OURS} {helper}{version}",
         ("env", f"PATH={path}", *OUR_WORDS, "--network", helper),
         f"batchspawner-portwrap, {helper}{version} as the way out (--network {helper})",
         () if version else (helper,),
