@@ -110,6 +110,15 @@ class Host:
             enter(before)
             os.close(before)
 
+    def describe(self) -> str:
+        """Links, addresses and routes of the three namespaces."""
+        told = []
+        for each in (self.host, self.server, self.second):
+            with self.entered(each):
+                for what in ("addr", "route", "-6 route"):
+                    told.append(subprocess.check_output(f"ip {what}".split(), text=True))
+        return "\n".join(told)
+
     def close(self) -> None:
         for descriptor in (self.home, self.host, self.server, self.second):
             os.close(descriptor)

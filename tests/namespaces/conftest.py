@@ -46,9 +46,29 @@ def inside(portwrap: Portwrap, forward: str) -> Iterator[Inside]:
         yield session
 
 
+@pytest.fixture(scope="session")
+def standing_host() -> Iterator[Host]:
+    """A host of our own, for all tests: the kernel tells of new cables only once a second."""
+    needs("ip")
+    made = Host()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 @pytest.fixture
-def host() -> Iterator[Host]:
-    """A host of our own; this test, and all that it starts, runs on it."""
+def host(standing_host: Host) -> Iterator[Host]:
+    """A host of our own; this test, and all that it starts, runs on it. It is left as it was."""
+    before = standing_host.describe()
+    with standing_host.entered(standing_host.host):
+        yield standing_host
+    assert standing_host.describe() == before
+
+
+@pytest.fixture
+def changing_host() -> Iterator[Host]:
+    """The same for a test that changes the host: it is of no use afterwards."""
     needs("ip")
     made = Host()
     try:
