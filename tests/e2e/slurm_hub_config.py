@@ -55,7 +55,9 @@ def choose(spawner: Any) -> None:
     if options.get("plain"):
         spawner.cmd = ["jupyterhub-singleuser"]
     else:
-        spawner.cmd = list(c.Spawner.cmd)
+        archive, *server = c.Spawner.cmd
+        inside = options.get("inside", [])  # variables that the server alone is to have
+        spawner.cmd = [archive, *(["env", *inside] if inside else []), *server]
     spawner.environment = {**c.Spawner.environment, **options.get("environment", {})}
 
 
