@@ -30,18 +30,20 @@ def name_servers(path: str) -> list[str]:
     """The numeric addresses of the name servers, as the C library reads this file: the keyword
     begins the line, and what is no address is passed over."""
     try:
-        with open(path, encoding="latin-1") as file:
-            lines = file.read().split("\n")
+        with open(path, encoding="latin-1", newline="\n") as file:
+            lines = [line.rstrip("\n").partition("\0")[0] for line in file]
     except OSError:
         return []
-    words = [line.split() for line in lines if line.startswith(("nameserver ", "nameserver\t"))]
-    found = [numeric(line[1]) for line in words if len(line) > 1]
-    return [address for address in found if address][:MOST_SERVERS]
+    rests = [line[10:] for line in lines if line.startswith(("nameserver ", "nameserver\t"))]
+    words = [rest.replace("\t", " ").lstrip(" ").partition(" ")[0] for rest in rests]
+    return [address for address in map(numeric, words) if address][:MOST_SERVERS]
 
 
 def numeric(text: str) -> str:
     """The address that a client connects to which reads this one; "" if it is none."""
     address = text.partition("%")[0]  # without its interface
+    if address.split() != [address]:
+        return ""  # inet_aton(3) would stop at any white space, such as a carriage return
     try:
         if ":" in address:
             packed = _socket.inet_pton(_socket.AF_INET6, address)

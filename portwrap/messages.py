@@ -325,6 +325,6 @@ def this_system(release: Mapping[str, str] | None = None) -> str:
         return "debian"
     if "rhel" in names or "fedora" in names:
         major = facts.get("VERSION_ID", "").partition(".")[0]
-        fedora = names[0] == "fedora"
-        return "rhel10" if fedora or (major.isdigit() and int(major) >= 10) else "rhel"
+        newer = names[0] == "fedora" or len(major) > 1  # the first of them with two digits is 10
+        return "rhel10" if newer else "rhel"
     return ""

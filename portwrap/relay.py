@@ -452,14 +452,11 @@ class Relay:
             return
         rest = side.unsent[sent:]
         side.unsent = rest if len(rest) else None
-        if side.unsent is None and side.peer.ended:
-            self.end(side)
 
     def end(self, side: Side) -> None:
-        """Pass an end of file on to this side, once it has all that came before."""
-        if side.unsent is not None:
-            return
-        if side.ended and side.peer.unsent is None:
+        """Pass an end of file on to this side, which has all that came before: while something is
+        unsent, nothing more is read."""
+        if side.ended:
             self.drop(side.peer)
             self.drop(side)
             return

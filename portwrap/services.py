@@ -115,7 +115,7 @@ def is_loopback(address: str) -> bool:
             packed = _socket.inet_pton(_socket.AF_INET6, address)
             return packed == _socket.inet_pton(_socket.AF_INET6, LOOPBACK_IPV6)
         return _socket.inet_pton(_socket.AF_INET, address)[0] == 127
-    except OSError:
+    except (OSError, ValueError):  # ValueError: bytes that are no text, in the environment
         return False
 
 

@@ -20,11 +20,9 @@ from .network import find_executable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 SYSTEM_CONFIG = "/etc/ssh/ssh_config"
-DEEPEST = 16
-"""How deep ssh follows Include (READCONF_MAX_DEPTH of OpenSSH)."""
 MOST_ENTRIES = 500
 """A directory with more of them is no place of configuration, and left alone."""
 
@@ -38,7 +36,7 @@ def needed(environ: Mapping[str, str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     home = environ.get("HOME", "")
     for config in (SYSTEM_CONFIG, f"{home}/.ssh/config"):
-        for path in _included(config, os.path.dirname(config), home, DEEPEST):
+        for path in included(config, os.path.dirname(config), home):
             folder, name = os.path.split(os.path.realpath(path))
             if _is_roots(os.path.join(folder, name)) and _is_roots(folder):
                 found.setdefault(folder, set()).add(name)
@@ -52,43 +50,74 @@ def _is_roots(path: str) -> bool:
         return False
 
 
-def _included(config: str, base: str, home: str, depth: int) -> Iterator[str]:
+def included(config: str, base: str, home: str) -> list[str]:
     """The files that this one includes, and those that they include; `base` is where relative
-    names begin."""
-    if depth == 0:
-        return
+    names begin. Each is read once, even if they include each other."""
+    found: dict[str, None] = {}
+    unread = [config]
+    while unread:
+        for line in _lines(unread.pop()):
+            for pattern in _patterns(line):
+                if pattern.startswith("~/"):
+                    pattern = home + pattern[1:]
+                new = [path for path in _matching(os.path.join(base, pattern)) if path not in found]
+                found.update(dict.fromkeys(new))
+                unread += new
+    return list(found)
+
+
+def _lines(config: str) -> list[str]:
     try:
         with open(config, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.readlines()
+            return file.readlines()
     except OSError:
-        return
-    for line in lines:
-        for pattern in _patterns(line):
-            if pattern.startswith("~/"):
-                pattern = home + pattern[1:]
-            for path in _matching(os.path.join(base, pattern)):
-                yield path
-                yield from _included(path, base, home, depth - 1)
+        return []
 
 
 def _patterns(line: str) -> list[str]:
     """The words of an Include line, which may stand in quotes; none for any other line."""
-    line = line.strip()
-    keyword, rest = line[:7].lower(), line[7:]
-    if keyword != "include" or not rest or rest[0] not in ' \t="':
+    keyword, rest = _keyword(line.strip(" \t\r\n\f"))
+    if keyword.lower() != "include":
         return []
-    rest = rest.strip().lstrip("=").strip()
     words = []
+    rest = rest.strip(" \t")
     while rest and not rest.startswith("#"):
-        quote = rest[0] if rest[0] in "\"'" else ""
-        if quote:
-            word, _, rest = rest[1:].partition(quote)
-        else:
-            word = rest.split(None, 1)[0]
-            rest = rest[len(word) :]
+        word, rest = _word(rest)
         words.append(word)
-        rest = rest.lstrip()
+        rest = rest.lstrip(" \t")
     return words
+
+
+def _keyword(line: str) -> tuple[str, str]:
+    """The first word of a line, and what follows it and one "="."""
+    if line.startswith('"'):
+        keyword, _, rest = line[1:].partition('"')
+    else:
+        end = min((line.find(mark) for mark in ' \t\r\n"=' if mark in line), default=len(line))
+        keyword, rest = line[:end], line[end:]
+    rest = rest.lstrip(" \t\r\n")
+    return keyword, rest[1:] if rest.startswith("=") else rest
+
+
+def _word(text: str) -> tuple[str, str]:
+    """The first word of the text as ssh takes it, and the rest: quotes keep blanks together, and
+    so does a backslash before one."""
+    word, quote, place = "", "", 0
+    while place < len(text):
+        char, after = text[place], text[place + 1 : place + 2]
+        if char == "\\" and after and after in ("'\"\\" if quote else "'\"\\ "):
+            word += after
+            place += 1
+        elif char == quote:
+            quote = ""
+        elif not quote and char in "\"'":
+            quote = char
+        elif not quote and char in " \t":
+            break
+        else:
+            word += char
+        place += 1
+    return word, text[place:]
 
 
 def _matching(pattern: str) -> Sequence[str]:

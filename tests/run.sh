@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Run the tests: tests/run.sh [unit|namespaces|e2e|all|matrix] [--no-setup] [pytest's arguments]
+# Run the tests: tests/run.sh [unit|namespaces|e2e|all|matrix|fuzz] [--no-setup] [pytest's arguments]
 #
 #   unit        no kernel features; in the system's Python, then in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
 #   matrix      for the night: each JupyterHub and batchspawner, a browser, applications
+#   fuzz        for the night: the fuzz tests, PORTWRAP_TEST_FUZZ (20) times as thorough as by default
 #
 # PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"
 #                      (default: the oldest, at least 3.8, and the newest that are found)
@@ -20,7 +21,7 @@ parts=()
 set_up=yes
 while [[ $# -gt 0 ]]; do
     case $1 in
-        unit | namespaces | e2e | matrix) parts+=("$1") ;;
+        unit | namespaces | e2e | matrix | fuzz) parts+=("$1") ;;
         all) parts+=(unit namespaces e2e) ;;
         --no-setup) set_up=no ;;
         -h | --help)
@@ -102,6 +103,8 @@ system_minor=$(minor_version "$system_python")
 for part in "${parts[@]}"; do
     case $part in
         matrix) run_part matrix "$runner" tests/e2e -m "matrix or browser or apps" ;;
+        fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
+            --timeout=3600 ;;
         *) run_part "$part, Python $system_minor" "$runner" "tests/$part" ;;
     esac
 done

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from portwrap.relay import GUESTS, Place, Relay
 
+from fuzzing import TIMES, examples
 from helpers import OWNER, run_as, wait_until
 from sessions import Inside, Portwrap, assert_quiet, settle
 
@@ -569,15 +570,12 @@ def check(schedule: list[Step], pair: tuple[socket.socket, socket.socket], readi
                 assert (outcome, got) == ("end of file", sent)
 
 
+@pytest.mark.fuzz
+@pytest.mark.timeout(60 * TIMES)
 @both_ways
 def test_any_schedule(inside: Inside, listener: socket.socket) -> None:
-    @hypothesis.settings(
-        max_examples=250,
-        deadline=None,
-        database=None,
-        # each failure takes a time limit to be seen: too long to look for the smallest
-        phases=[hypothesis.Phase.generate],
-    )
+    # each failure takes a time limit to be seen: too long to look for the smallest
+    @examples(250, phases=[hypothesis.Phase.generate])
     @hypothesis.given(SCHEDULES, st.sampled_from([1000, 65_536, MIB]))
     def run(schedule: list[Step], reading: int) -> None:
         check(schedule, plain_pair(), reading)

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import batchspawner_portwrap
 from batchspawner_portwrap import PARSER, Request
@@ -377,67 +375,3 @@ def test_portwrap_path_that_is_missing(
     output, errors = capsys.readouterr()
     assert status == 127
     assert output == "" and errors.startswith(f"batchspawner-portwrap: {program}: no such file\n")
-
-
-# ---- anything at all -------------------------------------------------------------------------
-
-WORDS = st.lists(
-    st.one_of(
-        st.text(max_size=8),
-        st.sampled_from(["--", "-P", "--port", "--port=5000", "--guest-port=1", "-h", "--version"]),
-        st.integers(0, 70000).map("--port={}".format),
-    ),
-    max_size=6,
-)
-COMMANDS = st.builds(
-    lambda name, rest: [name, *rest],
-    st.text(min_size=1, max_size=8).filter(lambda name: not name.startswith("-")),
-    WORDS,
-)
-PORTS = st.integers(1, 65535)
-BOUNDED = settings(max_examples=150, deadline=None, database=None, derandomize=True)
-
-
-@BOUNDED
-@given(command=COMMANDS)
-def test_a_command_comes_through_the_parser_whole(command: list[str]) -> None:
-    assert parsed(*command) == ({}, command)
-    assert parsed("-P", "9", *command) == ({"guest-port": "9"}, command)
-    assert parsed("--", *command) == ({}, command)
-
-
-@BOUNDED
-@given(command=COMMANDS, host=PORTS, guest=PORTS)
-def test_with_a_url_only_the_port_changes(command: list[str], host: int, guest: int) -> None:
-    made = request("-P", str(guest), *command, url=f"http://h:{host}/")
-    wanted = [word.replace("{guest-port}", str(guest)) for word in command]
-    if len(command) > 1 and command[-1] == f"--port={host}":
-        wanted[-1] = f"--port={guest}"
-    assert made.host_port == host
-    assert made.inner_command() == wanted
-
-
-@BOUNDED
-@given(command=COMMANDS, host=PORTS)
-def test_batchspawners_own_word_is_found_behind_any_command(command: list[str], host: int) -> None:
-    made = request(*command, f"--port={host}")
-    assert made.host_port == host
-    inner = made.inner_command()
-    assert inner[-1] == "--port=8888"
-    assert inner[:-1] == [word.replace("{guest-port}", "8888") for word in command]
-
-
-@BOUNDED
-@given(words=WORDS, url=st.none() | st.text(max_size=30))
-def test_whatever_comes_it_is_understood_whole_or_refused(
-    words: list[str], url: str | None
-) -> None:
-    try:
-        values, command = PARSER.parse(words, {})
-        made = Request(values, command or ["x"], {} if url is None else {URL: url})
-    except PortwrapError as error:
-        assert error.exit_code == 2
-        assert error.hint and error.lines("p").count("\n") == 2
-    else:
-        assert 1 <= made.host_port <= 65535
-        assert 1 <= made.guest_port <= 65535
