@@ -204,6 +204,7 @@ def start_afresh(entry: str, argv: Sequence[str]) -> NoReturn:
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
     command = keeper.interpreter_command("-c", text, *argv)
+    _flush_output()
     os.execv(keeper.INTERPRETER, command)
 
 
@@ -296,6 +297,7 @@ def become(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoR
     # Python ignores these two at start-up, and "ignored" survives exec.
     for number in (signals.SIGPIPE, signals.SIGXFSZ):
         signals.signal(number, signals.SIG_DFL)
+    _flush_output()
     try:
         os.execve(path, list(command), _without_coercion(environ))
     except OSError as error:
@@ -305,6 +307,16 @@ def become(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoR
             "The file cannot be run on this node: 'file' and 'ldd' tell what it needs.",
             NOT_FOUND if missing else CANNOT_RUN,
         ) from error
+
+
+def _flush_output() -> None:
+    """Write out what the program that runs us has printed: exec drops it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody takes it, or it is closed
 
 
 def _without_coercion(environ: Mapping[str, str]) -> dict[str, str]:

@@ -87,6 +87,13 @@ def test_words_environment_and_status_come_through(
     assert result.returncode == 9
 
 
+@pytest.mark.parametrize("settings", ["talks", "talks,threads"])
+def test_what_was_printed_before_comes_first(portwrap: Portwrap, pyz: Path, settings: str) -> None:
+    words = in_process(portwrap, pyz, settings, "sh", "-c", "echo inside")
+    result = run_as(OWNER, words, env=at_url(unused_port()))
+    assert (result.returncode, result.stdout) == (0, "before\ninside\n"), result
+
+
 @pytest.mark.parametrize("settings", ["", "threads"])
 @pytest.mark.parametrize(("command", "status"), [("/no/such", 127), ("/", 126)])
 def test_failures_are_as_ever(

@@ -3,7 +3,8 @@
     in_process.py SETTINGS PROGRAM [ARG ...]
 
 SETTINGS is a list of words between commas: "threads" runs a thread meanwhile, "memory" holds
-100 MB, "nameless" empties sys.executable, "undumpable" hides this process in /proc (prctl(2)).
+100 MB, "talks" prints a line, "nameless" empties sys.executable, "undumpable" hides this process
+in /proc (prctl(2)).
 """
 
 import ctypes
@@ -16,6 +17,8 @@ if "threads" in settings:
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 if "memory" in settings:
     memory = b"x" * 100_000_000
+if "talks" in settings:
+    print("before")  # still in the buffer, where that is no terminal
 if "nameless" in settings:
     sys.executable = ""
 if "undumpable" in settings:
