@@ -107,7 +107,7 @@ def pyz() -> Iterator[Path]:
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 WATCHED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/netns")
-LEFTOVER_LIMIT = 5.0
+LEFTOVER_LIMIT = 20.0
 """Seconds that what a test has ended may take to be gone."""
 
 

@@ -8,8 +8,13 @@ import subprocess
 from pathlib import Path
 from typing import Any, Sequence
 
+import pytest
+
 from helpers import OWNER, PROJECT, descendants, environment, run_as, state_of, wait_until
 from sessions import KEEPER, Portwrap, holders_of, name_of, unused_port
+
+one_forward = pytest.mark.parametrize("each_forward", ["auto"], indirect=True)
+"""For tests that take long, where the way in makes no difference."""
 
 
 def in_sandbox(portwrap: Portwrap, *command: str | Path, port: int = 0) -> list[str]:

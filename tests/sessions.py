@@ -212,11 +212,12 @@ class Session:
 
     def wait_until_gone(self, seconds: float) -> None:
         """Fail unless no process is left and the port is free within this many seconds."""
-        deadline = time.monotonic() + seconds
-        wait_until(lambda: not self.alive(), seconds, f"no process of {self.mark} left")
         # A process that ends has no environment any more some time before it closes its files.
-        rest = max(0, deadline - time.monotonic())
-        wait_until(lambda: not holders_of(self.port), rest, f"port {self.port} free")
+        wait_until(
+            lambda: not self.alive() and not holders_of(self.port),
+            seconds,
+            f"no process of {self.mark} left, and port {self.port} free",
+        )
 
     def stderr(self) -> str:
         """What was said on standard error; call it when all processes have ended."""

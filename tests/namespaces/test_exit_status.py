@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from launches import refusal_of, run_in_sandbox
+from launches import one_forward, refusal_of, run_in_sandbox
 
 from helpers import needs
 from sessions import Portwrap, unused_port
@@ -27,9 +27,13 @@ def test_the_status_of_the_command_is_ours(portwrap: Portwrap, status: int) -> N
 
 
 @pytest.mark.slow
+@one_forward
 def test_every_status_there_is(portwrap: Portwrap) -> None:
+    no_helper = {"PORTWRAP_NETWORK": "none"}
+
     def end_with(status: int) -> tuple[int, str]:
-        result = run_in_sandbox(portwrap, "sh", "-c", f"exit {status}", seconds=50)
+        words = ["sh", "-c", f"exit {status}"]
+        result = run_in_sandbox(portwrap, *words, extra_env=no_helper, seconds=50)
         return result.returncode, result.stderr
 
     with ThreadPoolExecutor(4) as pool:

@@ -11,6 +11,7 @@ from launches import (
     batchspawner_portwrap,
     descriptors_of,
     keeper_among,
+    one_forward,
     ours_alive,
     status_of,
     wait_until_asleep,
@@ -193,6 +194,7 @@ def test_program_that_takes_pidfds_away(portwrap: Portwrap) -> None:
     assert run_as(OWNER, without).stdout == "-1"
 
 
+@one_forward
 @pytest.mark.parametrize("script", ["exit 6", "kill -TERM $$"])
 def test_without_pidfds(portwrap: Portwrap, script: str) -> None:
     words = [*portwrap.words, "-p", str(unused_port()), "sh", "-c", script]

@@ -16,7 +16,7 @@ import pytest
 
 from portwrap.watch import has_ended
 
-from helpers import OWNER, as_user, end, needs, state_of, wait_until
+from helpers import OWNER, as_user, end, state_of, wait_until
 from sessions import HELPER, KEEPER, Inside, Portwrap, Session, assert_quiet, kill, name_of, settle
 
 pytestmark = pytest.mark.namespaces
@@ -25,6 +25,13 @@ LIMIT = 1.0
 LIMIT_WITHOUT_PIDFD = 3.0
 """Seconds within which nothing may be left, and the command must have been told."""
 FORWARDS = ("relay", "auto")
+KERNELS = [
+    # with pidfds?, --forward: without them there is no hand-over
+    pytest.param(True, "relay", id="relay"),
+    pytest.param(True, "auto", id="auto"),
+    pytest.param(False, "auto", id="no-pidfd"),
+]
+every_kernel = pytest.mark.parametrize(("pidfd", "forward"), KERNELS)
 
 
 class Told(Session):
@@ -66,11 +73,6 @@ class Told(Session):
         assert self.process.poll() is None
 
 
-@pytest.fixture(params=[True, False], ids=["pidfd", "no-pidfd"])
-def pidfd(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 @pytest.fixture(params=FORWARDS)
 def forward(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -88,6 +90,7 @@ def complaint(session: Session) -> str:
     return session.stderr()
 
 
+@every_kernel
 @pytest.mark.parametrize("modes", HOLDERS, ids=lambda modes: "-".join(modes) or "plain")
 def test_the_network_helper_dies(
     portwrap: Portwrap, world_dir: Path, modes: tuple[str, ...], pidfd: bool, forward: str
@@ -142,20 +145,43 @@ def test_the_keeper_dies(
         assert session.log.read_text() == "RT"
 
 
+LATE_HELPER = """#!/bin/sh
+for word; do case $word in --ready-fd=*) ready=${{word#*=}};; esac; done
+until [ -e {go} ]; do sleep 0.01; done
+printf 1 >/proc/self/fd/$ready
+exec sleep 600
+"""
+"""A network helper that is ready once there is a file of this name."""
+
+
 def test_the_keeper_dies_just_before_the_command_is_executed(
     portwrap: Portwrap, world_dir: Path
 ) -> None:
     """Between its word that it is ready and the kernel's promise to tell of its end."""
-    needs("strace")
-    slow = ["strace", "-D", "-o", "/dev/null", "-e", "inject=fcntl:delay_enter=400000"]
-    with Told(portwrap, world_dir, before=slow) as session:
-        wait_until(lambda: session.keeper, what="a keeper")
-        settle(session.keeper)
-        assert session.log.read_text() == ""
-        kill(session.keeper)
-        assert session.process.wait(timeout=10) in (125, -signal.SIGTERM)
+    go, helper = world_dir / "go", world_dir / HELPER
+    helper.write_text(LATE_HELPER.format(go=go))
+    helper.chmod(0o755)
+    command = portwrap.program("count_sigterm.py", world_dir / "log")
+    path = {"PATH": f"{world_dir}:/usr/bin:/bin"}
+    with Session(portwrap, command, extra_env=path) as session:
+        keeper = wait_until(lambda: session.keeper, what="a keeper")
+        waits_in(keeper, "poll")
+        os.kill(session.pid, signal.SIGSTOP)
+        go.touch()
+        waits_in(keeper, "ep")  # it has said that it is ready, and watches
+        kill(keeper)
+        wait_until(lambda: not session.others(), what="the keeper and its helper gone")
+        os.kill(session.pid, signal.SIGCONT)
+        assert session.process.wait(timeout=10) == 125
+        said = session.stderr()
+        assert said.startswith("portwrap: the keeper process ended while the sandbox was set up\n")
         session.wait_until_gone(LIMIT)
-        assert session.log.read_text() == ""
+
+
+def waits_in(pid: int, call: str) -> None:
+    """Wait until the process sleeps in a function of the kernel with this in its name."""
+    place = Path(f"/proc/{pid}/wchan")
+    wait_until(lambda: call in place.read_text(), what=f"{call} of {pid}")
 
 
 @pytest.mark.parametrize("name", [KEEPER, HELPER])
@@ -171,6 +197,7 @@ def test_a_command_that_execs_another(
 # ---- the command ends ---------------------------------------------------------------------------
 
 
+@every_kernel
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV])
 def test_the_command_is_killed(
     portwrap: Portwrap, world_dir: Path, end: signal.Signals, pidfd: bool, forward: str
@@ -210,6 +237,7 @@ def test_a_process_ends_with_its_last_thread(portwrap: Portwrap) -> None:
         end(process)
 
 
+@every_kernel
 @pytest.mark.parametrize("modes", [("closes",), ("child",), ("daemon",)], ids="-".join)
 def test_the_command_ends(
     portwrap: Portwrap, world_dir: Path, modes: tuple[str, ...], pidfd: bool, forward: str
@@ -225,6 +253,7 @@ def test_the_command_ends(
         assert len(session.alive()) == (0 if modes == ("closes",) else 1)
 
 
+@pytest.mark.parametrize("pidfd", [True, False], ids=["pidfd", "no-pidfd"])
 def test_end_of_the_lifeline_is_not_the_end(
     portwrap: Portwrap, world_dir: Path, pidfd: bool
 ) -> None:
@@ -431,6 +460,7 @@ def one_random_run(portwrap: Portwrap, folder: Path, seed: str, pidfd: bool) -> 
         session.wait_until_gone(session.limit)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("pidfd", "runs", "at_once"), [(True, 200, 3), (False, 30, 5)])
 def test_at_random_moments(

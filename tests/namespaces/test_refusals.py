@@ -155,11 +155,12 @@ def test_helper_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script",
+    ("each_forward", "script"),
     [
-        pytest.param("echo starting >&2; exec sleep 600", id="waits"),
-        pytest.param("while :; do echo starting >&2; sleep 0.2; done", id="talks"),
+        pytest.param("auto", "echo starting >&2; exec sleep 600", id="waits"),
+        pytest.param("relay", "while :; do echo starting >&2; sleep 0.2; done", id="talks"),
     ],
+    indirect=["each_forward"],
 )
 def test_helper_that_never_gets_ready(
     portwrap: Portwrap, port: int, world_dir: Path, script: str

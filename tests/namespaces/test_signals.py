@@ -13,6 +13,7 @@ import pytest
 from launches import (
     in_sandbox,
     keeper_among,
+    one_forward,
     ours_alive,
     status_of,
     wait_until_asleep,
@@ -112,6 +113,7 @@ MOMENTS = [
 """System calls of the launching process, in their order, and which one of that name."""
 
 
+@one_forward
 @pytest.mark.parametrize("number", [SIG.SIGTERM, SIG.SIGINT, SIG.SIGHUP])
 @pytest.mark.parametrize(
     ("call", "which"), MOMENTS, ids=[f"{name} {which}" for name, which in MOMENTS]
@@ -133,6 +135,7 @@ def test_a_signal_at_this_step_ends_us_natively(
     wait_until_nothing_is_left(before, port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_a_signal_at_any_moment_ends_us_natively(
     portwrap: Portwrap, port: int, whole_group: bool
