@@ -23,7 +23,15 @@ START = "__main__.py"
 UNUSED = ("_bootstrap/", ".dist-info/RECORD")
 RARELY_READ = ("check.py", "help.py", "messages.py", "probe.py", "METADATA", "LICENSE")
 # To the keeper, as text.
-ONLY_CARRIED = ("datagrams.py", "handover.py", "relay.py", "watch.py", "worker.py")
+ONLY_CARRIED = (
+    "datagrams.py",
+    "handover.py",
+    "loader.py",
+    "preparing.py",
+    "relay.py",
+    "watch.py",
+    "worker.py",
+)
 # Imported by each start, of use to few of them: the price of a small file, 0.2 ms.
 FOR_SOME = ("dns.py", "notify.py", "services.py", "views.py")
 

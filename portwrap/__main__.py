@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import __version__, keeper, launching, network, ports, services
+from . import __version__, keeper, launching, ports, services
 from .options import Option, Parser, run
 
 TYPE_CHECKING = False
@@ -94,7 +94,7 @@ def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -
         "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
         "forward": forward,
         "allow_from": _allow_from(parser, values.get("allow-from"), forward),
-        "network": parser.choice(values["network"], "--network", network.WAYS_OUT),
+        "network": parser.choice(values["network"], "--network", keeper.WAYS_OUT),
         "verbose": "verbose" in values,
         "published": published,
         "host_services": _host_services(parser, values.get("host-service")),

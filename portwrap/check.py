@@ -299,7 +299,7 @@ def check_session(session: Session, hub: str) -> list[Result]:
     took = round(1000 * (time.monotonic() - session.began))
     made = session.told["made"]
     way_out = made["way out"]
-    about = version_of(way_out) if way_out in network.WAYS_OUT[1:3] else "no way out"
+    about = version_of(way_out) if way_out in keeper.WAYS_OUT[1:3] else "no way out"
     views = f", private views {made['private views']}" if made["private views"] else ""
     results = [
         Result("session", OK, f"started in {took} ms with {about or way_out}{views}"),
@@ -436,7 +436,7 @@ def look(settings: Mapping[str, Any], hub: str) -> list[Result]:
 
 def start_others(settings: Mapping[str, Any]) -> list[tuple[str, Session]]:
     """A session with the network helper that "auto" does not take, where that one is here, too."""
-    ways = network.WAYS_OUT[1:3] if settings["network"] == "auto" else ()
+    ways = keeper.WAYS_OUT[1:3] if settings["network"] == "auto" else ()
     here = [way for way in ways if network.find_executable(way, os.environ)]
     if os.geteuid() == 0:
         here = here[:1]  # pasta refuses to run for root

@@ -18,7 +18,7 @@ import time
 
 import _socket
 
-from . import notify
+from . import libc, notify
 from .relay import BACKLOG, GUESTS, Place
 
 TYPE_CHECKING = False
@@ -226,7 +226,7 @@ class Handover:
         """Be told when this process ends. False: it has ended."""
         self.stop_watching_server()
         try:
-            self.process = notify.open_process(process)
+            self.process = libc.pidfd_open(process)
         except OSError:
             return False
         self.relay.watch(self.process, self.on_server_end)

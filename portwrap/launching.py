@@ -4,11 +4,11 @@
     K  the keeper (keeper.py, relay.py), the one helper that stays, with the network helper as child
 
      1  P binds and listens on the host port, and on those to be published
-     2  P opens what K needs of it and forks K, which stays in the host's namespaces for now
-     3  P moves into new user and network namespaces, listens in there for the host services, and
-        tells K to go
-     4  K starts the network helper on them, follows P inside and becomes the lean relay; where it
-        has to stay outside, for host services or for the hand-over, a worker of it relays inside
+     2  P starts K, a lean interpreter that has these sockets, in the host's namespaces for now
+     3  P moves into new user and network namespaces, listens in there for the host services, opens
+        what K needs of it and tells K to go
+     4  K starts the network helper on them and follows P inside as the relay; where it has to stay
+        outside, for host services or for the hand-over, a worker of it relays inside
      5  K says that it is ready: from here on the forward and the way out work
      6  P arms the lifeline and execs the command in place
 
@@ -27,7 +27,7 @@ import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import dns, keeper, namespaces, network, ports, services, views
+from . import keeper, ports, services
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
+    from .network import Helper
     from .services import Service
 
 BEGAN = time.monotonic()
@@ -69,7 +70,7 @@ class Sandbox:
         self.program = program
         # "native", "relay", or "auto": native where it can be. Only the relay looks at who comes.
         self.forward = "relay" if allow_from else forward
-        self.network = network  # one of network.WAYS_OUT
+        self.network = network  # one of keeper.WAYS_OUT
         self.verbose = verbose
         self.published = published  # more ports of the host, and where they lead inside
         self.host_services = services.distinct(host_services)
@@ -89,23 +90,27 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _die_natively()
     path = find_command(command[0], environ)
     sandbox.step(f"the command is {path}")
-    helper = network.choose(sandbox.network, environ)
-    resolvers = dns.needed()
-    covered = views.needed(environ)
-    offered = services.distinct([*sandbox.host_services, *resolvers])
-    services.check(offered, sandbox.guest_port, sandbox.published)
     port = ports.bind(sandbox.host, sandbox.host_port)
     sandbox.step(f"listening on {address_of(sandbox)}")
     published = [
         (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
         for number, guest in sandbox.published
     ]
-    lifeline = keeper.start(sandbox, port, published, helper)
+    lifeline = keeper.start(sandbox, port, published)
     for bound in (port, *(other for other, _ in published)):
         bound.close()
+    sandbox.step("the keeper is starting")
+    # Imported here, and further below: while the keeper's interpreter and the helper start.
+    from . import dns, namespaces, network, views
+
+    helper = network.choose(sandbox.network, environ)
+    resolvers = dns.needed()
+    covered = views.needed(environ)
+    offered = services.distinct([*sandbox.host_services, *resolvers])
+    services.check(offered, sandbox.guest_port, sandbox.published)
     namespaces.enter_new(0)
+    _offer(offered, helper, lifeline)
     viewed = _give_views(sandbox, covered)
-    _offer(offered, lifeline)
     sandbox.step("in user and network namespaces of our own")
     forward = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
@@ -134,6 +139,8 @@ def _what_was_made(
 
 def _give_views(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
     """Have ssh accept the configuration that root has given it; return which directories it is."""
+    from . import views
+
     why = views.apply(covered)
     folders = ", ".join(sorted(covered))
     if why:
@@ -163,10 +170,12 @@ def address_of(sandbox: Sandbox) -> str:
     return f"{host}:{sandbox.host_port}"
 
 
-def _offer(host_services: Sequence[Service], lifeline: keeper.Lifeline) -> None:
+def _offer(
+    host_services: Sequence[Service], helper: Helper | None, lifeline: keeper.Lifeline
+) -> None:
     """Listen inside for the services of the host, and have the keeper go on."""
     listeners = services.listen(host_services)
-    lifeline.send_go(listeners)
+    lifeline.send_go(helper, listeners)
     for listener in listeners:
         listener.close()
 

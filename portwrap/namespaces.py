@@ -1,12 +1,10 @@
-"""Linux system calls that Python has no words for: one small wrapper each.
+"""Namespaces, mounts and processes: small wrappers of Linux system calls.
 
-Numbers are from the kernel's headers: linux/sched.h, linux/prctl.h, linux/capability.h and the
-generic system call table (all architectures but Alpha share the numbers above 424).
+Numbers are from the kernel's headers: linux/sched.h, linux/mount.h, linux/sockios.h.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -14,6 +12,7 @@ import sys
 
 import _socket  # the C half of `socket`: the other half costs 5 ms of every start
 
+from . import libc
 from .errors import PortwrapError, hint_for
 
 CLONE_NEWNS = 0x00020000
@@ -24,69 +23,29 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8  # linux/mount.h
 MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x20, 0x1000, 0x4000, 0x80000
 MNT_DETACH = 2
 
-PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
-PR_SET_SECUREBITS = 28
-SECBIT_NOROOT_LOCKED = 0b11  # SECBIT_NOROOT | SECBIT_NOROOT_LOCKED
-
-SYS_PIDFD_OPEN = 434
-
 SIOCGIFFLAGS = 0x8913  # linux/sockios.h
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
 IFREQ_SIZE = 40
 
-libc = ctypes.CDLL(None, use_errno=True)  # without use_errno, get_errno() is always 0
-libc.unshare.argtypes = (ctypes.c_int,)
-libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
-libc.mount.argtypes = (ctypes.c_char_p,) * 3 + (ctypes.c_ulong, ctypes.c_char_p)
-libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
-libc.memfd_create.argtypes = (ctypes.c_char_p, ctypes.c_uint)
-libc.syscall.argtypes = (ctypes.c_long,) * 4
-libc.syscall.restype = ctypes.c_long
-
-
-def _checked(result: int, name: str) -> int:
-    if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
-    return result
-
 
 def unshare(flags: int) -> None:
     """unshare(2): leave the named namespaces for new ones. Raises OSError."""
-    _checked(libc.unshare(flags), "unshare")
-
-
-def setns(descriptor: int, kind: int) -> None:
-    """setns(2): enter the namespace of this descriptor. Raises OSError."""
-    _checked(libc.setns(descriptor, kind), "setns")
+    libc.call("unshare", flags)
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """mount(2). Raises OSError with the target as its filename."""
     words = [os.fsencode(word) for word in (source, target, kind)]
-    if libc.mount(*words, flags, data.encode()) == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+    try:
+        libc.call("mount", *words, flags, data.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from error
 
 
 def detach(target: str) -> None:
     """umount2(2) with MNT_DETACH. Raises OSError."""
-    _checked(libc.umount2(os.fsencode(target), MNT_DETACH), "umount2")
-
-
-def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument. Raises OSError."""
-    _checked(libc.prctl(option, value, 0, 0, 0), "prctl")
-
-
-def memory_file(name: str) -> int:
-    """memfd_create(2): a file that exists in memory only, kept across exec. Raises OSError.
-
-    `os.memfd_create` is missing where Python was built on an older system, as conda's is.
-    """
-    return _checked(libc.memfd_create(name.encode(), 0), "memfd_create")
+    libc.call("umount2", os.fsencode(target), MNT_DETACH)
 
 
 def open_process(pid: int) -> tuple[int, bool]:
@@ -95,7 +54,7 @@ def open_process(pid: int) -> tuple[int, bool]:
     Either one goes on meaning this very process after its number has been given to another.
     """
     try:
-        return _checked(libc.syscall(SYS_PIDFD_OPEN, pid, 0, 0), "pidfd_open"), True
+        return libc.pidfd_open(pid), True
     except OSError as error:
         # EPERM: seccomp filters of older container engines answer it for calls they do not know
         if error.errno not in (errno.ENOSYS, errno.EPERM):
@@ -110,7 +69,7 @@ def enter_new(flags: int) -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     # The map files of a process that is not dumpable belong to root (proc(5)).
-    prctl(PR_SET_DUMPABLE, 1)
+    libc.prctl(libc.PR_SET_DUMPABLE, 1)
     try:
         unshare(CLONE_NEWUSER | CLONE_NEWNET | flags)
     except OSError as error:
@@ -125,7 +84,7 @@ def enter_new(flags: int) -> None:
         _allow_ping(gid)
         if uid == 0:
             # uid 0 would be given every capability of its namespace back at each exec.
-            prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED)
+            libc.prctl(libc.PR_SET_SECUREBITS, libc.SECBIT_NOROOT_LOCKED)
     except OSError as error:
         raise _refused(error, f"setting up the user namespace ({error.filename})") from error
 

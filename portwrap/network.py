@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 
     Helper = Union["Slirp4netns", "Pasta"]
 
-READY_LIMIT = 10.0
-"""Seconds that a network helper may take until it says that it is ready."""
-
-WAYS_OUT = ("auto", "slirp4netns", "pasta", "none")
-
 SUBNETS = ("10.0.2", "172.31.2", "192.168.202", "198.18.2")
 """Beginnings of /24 networks for the inside; the first that the host has no route to is taken. The
 last one belongs to tests of networks (RFC 2544): real ones do not use it."""
@@ -49,14 +44,14 @@ class Slirp4netns:
     """
 
     name = "slirp4netns"
-    ready_on_stdout = False
+    ready = 3  # number of that descriptor
 
     def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
         self.path = path
         self.subnet = free_subnet(routes)
 
-    def command(self, pid: int, ready: int) -> list[str]:
-        """The command line for the namespaces of process `pid`; `ready` is a descriptor number."""
+    def command(self, pid: int) -> list[str]:
+        """The command line for the namespaces of process `pid`."""
         return [
             self.path,
             "--configure",
@@ -64,7 +59,7 @@ class Slirp4netns:
             f"--cidr={self.subnet}.0/24",
             # without it its router is the host's 127.0.0.1, with every service of every user there
             "--disable-host-loopback",
-            f"--ready-fd={ready}",
+            f"--ready-fd={self.ready}",
             str(pid),
             "tap0",
         ]
@@ -77,20 +72,20 @@ class Pasta:
     """
 
     name = "pasta"
-    ready_on_stdout = True
+    ready = 1  # number of the descriptor where it says so
 
     def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
         self.path = path
         self.subnet = free_subnet(routes)
         self.interface = _model_interface(routes)
 
-    def command(self, pid: int, ready: int) -> list[str]:
-        """The command line for the namespaces of process `pid`; `ready` is its standard output."""
+    def command(self, pid: int) -> list[str]:
+        """The command line for the namespaces of process `pid`."""
         return [
             self.path,
             "--foreground",
             "--quiet",
-            f"--pid=/proc/self/fd/{ready}",
+            f"--pid=/proc/self/fd/{self.ready}",
             "--config-net",
             # By default every port that is open inside is open on the host too, and vice versa.
             *("--tcp-ports=none", "--udp-ports=none", "--tcp-ns=none", "--udp-ns=none"),

@@ -12,7 +12,7 @@ import posix
 import struct
 import sys
 
-import _ctypes  # the C half of `ctypes`: the other half costs the keeper 0.5 MB
+from . import libc
 
 SECCOMP_SET_MODE_FILTER = 1
 FILTER_FLAG_SPEC_ALLOW = 1 << 2
@@ -28,7 +28,6 @@ NOTIF_ADDFD = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
 USER_NOTIF_FLAG_CONTINUE = 1
 ADDFD_FLAG_SETFD = 1
 
-SYS_PIDFD_OPEN = 434
 SYS_PIDFD_GETFD = 438
 PIDFD_THREAD = posix.O_EXCL
 
@@ -62,30 +61,9 @@ MACHINES = {
 }
 
 
-class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """A C long."""
-
-    _type_ = "l"
-
-
-class Function(_ctypes.CFuncPtr):
-    """A function of the C library that returns an int or a long, and sets errno."""
-
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = Long
-
-
-_this_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
-_syscall = Function(_ctypes.dlsym(_this_program, "syscall"))
-
-
 def system_call(number: int, *arguments: int) -> int:
     """syscall(2): run a system call by its number. Raises OSError."""
-    result: int = _syscall(Long(number), *map(Long, arguments))
-    if result == -1:
-        code = _ctypes.get_errno()
-        raise OSError(code, posix.strerror(code))
-    return result
+    return libc.call("syscall", number, *arguments)
 
 
 def _ioc(direction: int, number: int, size: int) -> int:
@@ -112,21 +90,20 @@ def install_filter(machine: Machine) -> int:
     Needs CAP_SYS_ADMIN in this user namespace; with it no_new_privs need not be set. Raises
     OSError: EBUSY where a listener exists already, EINVAL or ENOSYS on a kernel without it.
     """
-    import ctypes  # for this call alone, in the launching process, which has it anyway
+    import array  # for this call alone, in the launching process
 
     words = [
         (code, true, false, getattr(machine, k) if isinstance(k, str) else k)
         for code, true, false, k in ALLOW_ALL_BUT_TWO
     ]
-    code = b"".join(struct.pack("=HBBI", *word) for word in words)
-    array = ctypes.create_string_buffer(code, len(code))
-    sock_fprog = struct.pack("@HP", len(words), ctypes.addressof(array))
-    program = ctypes.create_string_buffer(sock_fprog, len(sock_fprog))
+    code = array.array("B", b"".join(struct.pack("=HBBI", *word) for word in words))
+    sock_fprog = struct.pack("@HP", len(words), code.buffer_info()[0])
+    program = array.array("B", sock_fprog)
+    address = program.buffer_info()[0]
     # Without SPEC_ALLOW, kernels before 5.16 turn speculation off for the whole session.
     flags = FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_SPEC_ALLOW
     for more in (FILTER_FLAG_WAIT_KILLABLE_RECV, 0):
         try:
-            address = ctypes.addressof(program)
             return system_call(machine.seccomp, SECCOMP_SET_MODE_FILTER, flags | more, address)
         except OSError as error:
             if error.errno != errno.EINVAL or not more:
@@ -171,20 +148,15 @@ def replace_descriptor(listener: int, question: Question, source: int, flags: in
 def take_descriptor(thread: int, descriptor: int) -> int:
     """A duplicate of a descriptor of another process (pidfd_getfd(2)). Raises OSError."""
     try:
-        process = open_process(thread, PIDFD_THREAD)
+        process = libc.pidfd_open(thread, PIDFD_THREAD)
     except OSError as error:
         if error.errno != errno.EINVAL:  # before Linux 6.9
             raise
-        process = open_process(leader_of(thread))
+        process = libc.pidfd_open(leader_of(thread))
     try:
         return system_call(SYS_PIDFD_GETFD, process, descriptor, 0)
     finally:
         posix.close(process)
-
-
-def open_process(pid: int, flags: int = 0) -> int:
-    """A descriptor that means this process (pidfd_open(2)). Raises OSError."""
-    return system_call(SYS_PIDFD_OPEN, pid, flags)
 
 
 def leader_of(thread: int) -> int:

@@ -1,10 +1,11 @@
 """The watch: what the keeper does for the rest of its life.
 
-It runs alone, in a lean interpreter that `keeper.py` starts with `python -I -S`, its code handed
-over in memory, and imports C modules only: `os`, `socket` and `signal` would add 1.3 MB to every
-session. It ends when the command is gone, ends the command when the network helper is gone, and
-in between runs the relay (`relay.py`) or the hand-over (`handover.py`). It is in the sandbox where
-it relays into it only; else it stays with the host, and a worker (`worker.py`) is in there.
+It runs in a lean interpreter that `keeper.py` starts with `python -I -S`, its code handed over as
+text (`loader.py`), and imports C modules only: `os`, `socket` and `signal` would add 1.3 MB to
+every session. What comes before is in `preparing.py`. It ends when the command is gone, ends the
+command when the network helper is gone, and in between runs the relay (`relay.py`) or the hand-over
+(`handover.py`). It is in the sandbox where it relays into it only; else it stays with the host, and
+a worker (`worker.py`) is in there.
 """
 
 from __future__ import annotations
@@ -113,8 +114,7 @@ class Keeper:
         if self.settings["services"]:
             self.start_worker(routes)  # the host's services are reached from out here only
             return
-        for namespace in self.settings["namespaces"]:
-            enter(namespace)
+        enter(self.settings["namespaces"])
         self.serve_inward(routes)
 
     def start_worker(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
@@ -359,9 +359,7 @@ def has_ended(process: int) -> bool:
 
 
 def main(settings: dict[str, Any]) -> NoReturn:
-    """Serve as the keeper that `keeper.py` has described in these settings."""
-    with open("/proc/self/comm", "w") as comm:
-        comm.write("portwrap-keeper")
+    """Serve as the keeper that `preparing.py` has completed in these settings."""
     keeper = Keeper(settings)
     try:
         keeper.run()

@@ -15,11 +15,13 @@ import select
 
 import _socket
 
+from . import libc
+from .preparing import close_all_but
 from .relay import Place, Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from typing import NoReturn
 
 READY_LIMIT = 5.0
@@ -79,13 +81,13 @@ def run(
     """Be the worker. Never returns into the keeper's code that it was forked from."""
     try:
         listeners = [listener.fileno() for listener, _ in routes]
+        # Above all the keeper's end of the lifeline, by whose closing the kernel tells the command
+        # that the keeper is gone.
         close_all_but({0, 1, 2, link.fileno(), *listeners, *namespaces})
         # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
         with open("/proc/self/comm", "w") as comm:
             comm.write("portwrap-relay")
-        for namespace in namespaces:
-            enter(namespace)
-            posix.close(namespace)
+        enter(namespaces)
         relay = Relay(most_connections)
         for listener, place in routes:
             relay.serve(listener, place)
@@ -105,26 +107,12 @@ def run(
         posix._exit(1)
 
 
-def close_all_but(kept: Iterable[int]) -> None:
-    """Close what the keeper had open: above all its end of the lifeline, by whose closing the
-    kernel tells the command that the keeper is gone."""
-    for descriptor in map(int, posix.listdir("/proc/self/fd")):
-        if descriptor not in kept:
-            try:
-                posix.close(descriptor)
-            except OSError:
-                pass  # that of the listing itself
-
-
-def enter(namespace: int) -> None:
-    """setns(2): move this process into the namespace of this descriptor. Raises OSError."""
-    setns = getattr(posix, "setns", None)  # Python 3.12
-    if setns is not None:
-        setns(namespace, 0)
-        return
-    import ctypes  # a megabyte, for this process alone
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(ctypes.c_int(namespace), ctypes.c_int(0)) == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, posix.strerror(number), "setns")
+def enter(namespaces: Sequence[int]) -> None:
+    """Move this process into the user and the network namespace of these descriptors, without the
+    rights over them that the kernel gives to whoever enters. Raises OSError."""
+    for namespace in namespaces:
+        libc.setns(namespace)
+        posix.close(namespace)
+    libc.drop_capabilities()
+    # Who enters a user namespace is not: its entry in /proc would be root's (proc(5)).
+    libc.prctl(libc.PR_SET_DUMPABLE, 1)

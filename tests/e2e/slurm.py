@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from portwrap.namespaces import setns
+from portwrap.libc import setns
 
 from helpers import (
     NEIGHBOUR,
@@ -144,11 +144,11 @@ class Host:
         """Sockets that this thread makes meanwhile are sockets of this host."""
         before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            setns(self.namespace, 0)
+            setns(self.namespace)
             try:
                 yield
             finally:
-                setns(before, 0)
+                setns(before)
         finally:
             os.close(before)
 

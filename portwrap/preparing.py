@@ -1,0 +1,184 @@
+"""The keeper before it serves: it starts the network helper, and agrees on the way in.
+
+Part of the keeper's lean interpreter (see `watch.py`, which comes next).
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import posix
+import resource
+
+import _signal as signals
+import _socket
+
+from . import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, NoReturn
+
+    from .loader import Rooms
+
+NATIVE, NOT_NATIVE = "native", "not native: "
+NATIVE_ROOMS = ("handover",)
+SERVICE_ROOMS = ("datagrams",)
+"""What is needed for the hand-over, or for host services, only."""
+MOST_DESCRIPTORS = 253
+"""Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
+OWN_DESCRIPTORS = 32
+"""Descriptors that the keeper needs besides those of the connections it relays."""
+
+
+def main(settings: dict[str, Any], rooms: Rooms) -> None:
+    """Prepare all, or tell the launching process why not; then serve."""
+    posix.chdir("/")
+    # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("portwrap-keeper")
+    lifeline = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, settings["lifeline"])
+    try:
+        prepare(settings, rooms, lifeline)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the other end is gone: it has said why
+    except (OSError, EOFError) as error:
+        try:
+            lifeline.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
+        except OSError:
+            pass
+        return
+    lifeline.detach()
+
+    from . import watch
+
+    watch.main(settings)
+
+
+def prepare(settings: dict[str, Any], rooms: Rooms, lifeline: _socket.socket) -> None:
+    """Wait for "go", start the network helper, and be where we have to be: inside the sandbox if
+    all that we do is to relay into it, else outside. Raises OSError and EOFError."""
+    listeners = [*settings["serving"], *settings["guards"], *dict(settings["published"])]
+    close_all_but({0, 1, 2, settings["lifeline"], rooms.file.fileno(), *listeners})
+    limit = raise_descriptor_limit()
+    settings.update(receive_go(lifeline))
+    held = len(listeners) + len(settings["services"]) + OWN_DESCRIPTORS
+    settings["most_connections"] = max(1, (limit - held) // 2)  # two descriptors each
+    if settings["helper_command"]:
+        settings.update(start_helper(settings))
+    native = settings["forward"] != "relay" and agree(settings, rooms, lifeline)
+    outside = native or settings["services"]
+    rooms.unwanted = frozenset(NATIVE_ROOMS if not native else ())
+    rooms.unwanted |= frozenset(SERVICE_ROOMS if not settings["services"] else ())
+    rooms.load("watch")
+    rooms.file.close()
+    if not outside:
+        from .worker import enter
+
+        enter(settings.pop("namespaces"))
+
+
+def receive_go(lifeline: _socket.socket) -> dict[str, Any]:
+    """What the launching process has made meanwhile."""
+    message, descriptors = receive(lifeline)
+    if not message:
+        raise ConnectionResetError
+    more: dict[str, Any] = marshal.loads(message)
+    process, user, network, *services = descriptors
+    return {**more, "process": process, "namespaces": [user, network], "services": services}
+
+
+def receive(lifeline: _socket.socket) -> tuple[bytes, list[int]]:
+    """The next message and the descriptors that came with it; nothing if the command is gone.
+
+    Raises OSError.
+    """
+    room = _socket.CMSG_SPACE(4 * MOST_DESCRIPTORS)
+    message, ancillary, flags, _ = lifeline.recvmsg(65536, room)
+    if flags & _socket.MSG_CTRUNC:  # those that the limit leaves no room for are lost
+        raise OSError(errno.EMFILE, posix.strerror(errno.EMFILE))
+    descriptors: list[int] = []
+    for _, _, rights in ancillary:
+        descriptors += memoryview(rights).cast("i")
+    return message, descriptors
+
+
+def agree(settings: dict[str, Any], rooms: Rooms, lifeline: _socket.socket) -> bool:
+    """Say whether we can take descriptors from the command, as the hand-over must; receive the
+    descriptor of its questions if it has one."""
+    rooms.load("notify")
+    from . import notify
+
+    word = NATIVE
+    if notify.this_machine() is None:
+        word = NOT_NATIVE + "the hand-over knows no system call numbers of this architecture"
+    else:
+        try:
+            posix.close(notify.take_descriptor(settings["command"], settings["their_lifeline"]))
+        except OSError as error:
+            word = f"{NOT_NATIVE}pidfd_getfd: {error.strerror}"
+    lifeline.send(word.encode())
+    if word != NATIVE:
+        return False
+    _, questions = receive(lifeline)
+    if questions:
+        settings["questions"] = questions[0]
+    return bool(questions)
+
+
+def start_helper(settings: dict[str, Any]) -> dict[str, int]:
+    """Start the network helper on the command's namespaces, from the host's side of them."""
+    ready, ready_end = posix.pipe()
+    words, words_end = posix.pipe()
+    keeper = posix.getpid()
+    process = posix.fork()
+    if process == 0:
+        become_helper(settings, keeper, ready_end, words_end)
+    posix.close(ready_end)  # else a helper that has ended looks like a slow one
+    posix.close(words_end)
+    started = {"helper": process, "ready": ready, "helper_words": words}
+    if settings["has_pidfd"]:
+        started["helper_process"] = libc.pidfd_open(process)
+    return started
+
+
+def become_helper(settings: dict[str, Any], keeper: int, ready: int, words: int) -> NoReturn:
+    """Become the network helper, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
+    command, number = settings["helper_command"], settings["helper_ready"]
+    try:
+        libc.prctl(libc.PR_SET_PDEATHSIG, signals.SIGKILL)
+        if posix.getppid() != keeper:
+            posix._exit(0)  # the keeper died before the kernel had been told
+        # pasta gives up where Python's "ignore" stays
+        signals.signal(signals.SIGPIPE, signals.SIG_DFL)
+        posix.dup2(words, 2)
+        posix.dup2(ready, number)
+        posix.set_inheritable(number, True)  # dup2 does not where it is that number already
+        close_all_but({0, 1, 2, number})
+        posix.execv(command[0], command)
+    except OSError as error:
+        posix.write(2, f"{command[0]}: {error.strerror}\n".encode())
+    finally:
+        posix._exit(0)
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit to the hard one, and return it. Never unlimited: fs.nr_open is the
+    most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft  # the hard one is more than fs.nr_open allows by now
+    return hard
+
+
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close every other descriptor that this process has."""
+    for descriptor in map(int, posix.listdir("/proc/self/fd")):
+        if descriptor not in kept:
+            try:
+                posix.close(descriptor)
+            except OSError:
+                pass  # that of the listing itself
