@@ -18,6 +18,7 @@ import sys
 
 from portwrap import PortwrapError, Sandbox, __version__, launch, launching, services
 from portwrap.__main__ import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
+from portwrap.errors import USAGE, hint_for
 from portwrap.options import Option, Parser, run
 from portwrap.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
 from portwrap.services import Service
@@ -46,7 +47,7 @@ PARSER = Parser(
         Option(
             ("--port",),
             "PORT",
-            "port of the host (default: of the URL, else of a last word --port=N)",
+            "port of the host (default: what batchspawner-singleuser chose)",
         ),
         Option(
             ("--portwrap-path",),
@@ -134,7 +135,8 @@ class Request:
         if self.command[-1].startswith(PORT_WORD):
             seen.append(f"the command ends with {self.command[-1]!r}")
         found = " and ".join(seen) or f"there is no {SERVICE_URL} and no last word --port=N"
-        return PARSER.error(f"no host port from 1 to 65535: {found}")
+        message = f"no host port from 1 to 65535: {found}"
+        return PortwrapError(message, hint_for(message), USAGE)
 
     @property
     def bind_address(self) -> str:

@@ -121,6 +121,9 @@ def manual() -> str:
     lines.append(".fi\n.SH DIAGNOSTICS\n")
     for row in messages.REFUSALS:
         lines.append(f".TP\n{roff(row.shows)}\n{roff(row.cause)} {roff(row.cure)}".rstrip() + "\n")
+        for system, command in row.commands.items():
+            who = f" on {messages.SYSTEMS[system]}" if system else ""
+            lines.append(f".br\nAs root{who}: {roff(command)}\n" if command else "")
     lines.append(".SH SEE ALSO\nuser_namespaces(7), slirp4netns(1), pasta(1)\n")
     return "".join(lines)
 

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-from . import __version__, keeper, messages, namespaces, network
+from . import __version__, dns, keeper, messages, namespaces, network, services
 from .errors import OURS, PortwrapError
 from .launching import Sandbox, launch
 
@@ -62,9 +62,9 @@ class Result:
         self.command = command.replace("batchspawner-portwrap.pyz", shlex.quote(own_path()))
 
     def as_dict(self) -> dict[str, str]:
-        """The documented keys of a check in JSON."""
+        """The documented keys of a check in JSON; what mends it only where there is something."""
         keys = ("name", "status", "fact", "remedy", "command")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in keys if getattr(self, key)}
 
 
 # ---- a session to look at ----------------------------------------------------------------------
@@ -79,7 +79,14 @@ class Session:
         self.told: dict[str, Any] = {}
         self.text = b""
         self.began = time.monotonic()
-        plan = {"token": self.token, "guest_port": self.guest_port, "hub": hub, "look": look}
+        plan: dict[str, Any] = {
+            "token": self.token,
+            "guest_port": self.guest_port,
+            "hub": hub,
+            "look": look,
+        }
+        # without any, the C library asks this host
+        plan["servers"] = dns.name_servers(dns.RESOLV_CONF) or [services.LOOPBACK_IPV4]
         theirs_in, self.input = os.pipe()
         self.output, theirs_out = os.pipe()
         self.errors, theirs_err = os.pipe()
@@ -468,19 +475,33 @@ def main(program: str, settings: Mapping[str, Any], hub: str, as_json: bool) -> 
 
 
 def as_text(program: str, facts: Mapping[str, Any]) -> str:
-    """One line for each check, with what mends it below those that are not ok."""
+    """One line for each check, with what mends it below those that are not ok.
+
+    Of several hosts whose lines arrive mixed only those are shown, each with its host.
+    """
+    shown = facts["checks"]
+    host = ""
     lines = [f"{program} {facts['version']} on {facts['host']} ({facts['system'] or 'Linux'})"]
-    width = max(len(check["name"]) for check in facts["checks"]) + 2
+    if is_one_of_several():
+        host, lines = f"{facts['host']}: ", []
+        shown = [check for check in shown if check["status"] != OK]
+    width = max((len(check["name"]) for check in shown), default=0) + 2
     margin = " " * (width + 9)
-    for check in facts["checks"]:
+    for check in shown:
         status = in_colour(check["status"])
         lines.append(f"{status}{check['name']:<{width}}{check['fact']}")
-        lines += [margin + check["remedy"]] if check["remedy"] else []
-        lines += [f"{margin}as root: {check['command']}"] if check["command"] else []
+        lines += [margin + check["remedy"]] if "remedy" in check else []
+        lines += [f"{margin}as root: {check['command']}"] if "command" in check else []
     verdict = "A session would start here"
     if facts["failed"]:
         verdict = f"No session would start here, because of: {', '.join(facts['failed'])}"
-    return "\n".join(lines) + f"\n{verdict} ({facts['milliseconds']} ms).\n"
+    lines.append(f"{verdict} ({facts['milliseconds']} ms).")
+    return "".join(f"{host}{line}\n" for line in lines)
+
+
+def is_one_of_several() -> bool:
+    """Whether srun has started more of us (srun(1), output environment variables)."""
+    return os.environ.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "1")
 
 
 def in_colour(status: str) -> str:

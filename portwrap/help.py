@@ -28,8 +28,8 @@ EXAMPLES = {
 PRECEDENCE = """\
 Every option but those of 'Looking at a node', --help and --version can come from the environment:
 --guest-port as PORTWRAP_GUEST_PORT, a switch as 1 or 0. The command line wins over the
-environment, and that over the default. An empty variable counts as none,
-but PORTWRAP_ALLOW_FROM is wrong then.
+environment, and that over the default. An empty variable counts as none, but for
+PORTWRAP_ALLOW_FROM, where it is an error.
 """
 
 

@@ -238,7 +238,8 @@ REFUSALS: Sequence[Refusal] = (
     Refusal(
         r"no host port from 1 to",
         "no host port from 1 to 65535",
-        "Not started through batchspawner-singleuser: see batchspawner_singleuser_cmd.",
+        "No port has arrived: batchspawner-singleuser did not start this, or did not choose one.",
+        "See batchspawner_singleuser_cmd of the spawner; by hand, --port PORT says it.",
     ),
     Refusal(
         r"run_path.*NoneType",

@@ -34,7 +34,7 @@ def main(settings: dict[str, Any]) -> None:
     listeners = listen(settings["guest_port"], token)
     looks: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     if settings["look"]:
-        looks.append(("names", lambda: look_at_names(limit)))
+        looks.append(("names", lambda: look_at_names(settings["servers"], limit)))
         looks.append(("ssh", lambda: look_at_ssh(limit)))
     if settings["look"] and settings["hub"]:
         looks.append(("hub", lambda: look_at_hub(settings["hub"], limit)))
@@ -89,9 +89,8 @@ def run(name: str, look: Callable[[], dict[str, Any]]) -> None:
     tell(name, {**found, "ms": round(1000 * (time.monotonic() - began))})
 
 
-def look_at_names(limit: float) -> dict[str, Any]:
-    """Ask every nameserver of /etc/resolv.conf; the first that answers is named."""
-    servers = nameservers()
+def look_at_names(servers: list[str], limit: float) -> dict[str, Any]:
+    """Ask each of these nameservers; the first that answers is named."""
     number = os.urandom(2)
     deadline = time.monotonic() + limit
     asked = [socket.socket(family(server), socket.SOCK_DGRAM) for server in servers]
@@ -106,17 +105,6 @@ def look_at_names(limit: float) -> dict[str, Any]:
             if question.recv(4096)[:2] == number:
                 return {"server": servers[asked.index(question)]}
     return {"error": f"no nameserver answers inside: {', '.join(servers)}"}
-
-
-def nameservers() -> list[str]:
-    """The first three of resolv.conf(5), or this host where it names none."""
-    try:
-        with open("/etc/resolv.conf", errors="replace") as file:
-            lines = [line.split() for line in file]
-    except OSError:
-        lines = []
-    found = [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
-    return found[:3] or ["127.0.0.1"]
 
 
 def family(address: str) -> socket.AddressFamily:

@@ -224,3 +224,26 @@ def test_the_hub_is_restarted_while_the_server_runs(pyz: Path) -> None:
             assert kernel.cell("print(x)") == "42\n"
         assert [session.stop().state for session in both] == 3 * ["CANCELLED 0:0"]
         cluster.assert_clean()
+
+
+# ---- what its administrator does ----------------------------------------------------------------
+
+
+def test_a_look_at_every_node(cluster: Cluster, pyz: Path) -> None:
+    """As README.md has it. Lines of several hosts come mixed, and long ones in pieces."""
+    folder = cluster.home() / "checks"
+    folder.mkdir()
+    folder.chmod(0o777)
+    srun = ["srun", "-N2", "--overcommit"]
+    names = sorted(node.name for node in cluster.nodes)
+    lines = cluster.node.do(*srun, pyz, "--check", account=OWNER, seconds=60).splitlines()
+    verdicts = [line for line in lines if "A session would start here" in line]
+    assert sorted(line.partition(": ")[0] for line in verdicts) == names
+    assert all(line.startswith(tuple(f"{name}: " for name in names)) for line in lines)
+    output = f"--output={folder}/%N.json"
+    cluster.node.do(*srun, output, pyz, "--check", "--json", account=OWNER, seconds=60)
+    for name in names:
+        answer = json.loads((folder / f"{name}.json").read_text())
+        assert (answer["host"], answer["would_start"]) == (name, True)
+        assert answer["job"].isdigit()
+    cluster.assert_clean()
