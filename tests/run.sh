@@ -102,7 +102,7 @@ heading "building the archive"
 system_minor=$(minor_version "$system_python")
 for part in "${parts[@]}"; do
     case $part in
-        matrix) run_part matrix "$runner" tests/e2e -m "matrix or browser or apps" ;;
+        matrix) run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps" ;;
         fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
             --timeout=3600 ;;
         *) run_part "$part, Python $system_minor" "$runner" "tests/$part" ;;
@@ -122,7 +122,7 @@ while read -r minor _ <&3; do
             # Starts our programs: by this one. What tries other people's programs is left out, and
             # what is about amounts.
             namespaces) PORTWRAP_PYTHON=$python run_part "$part, Python $minor" "$runner" \
-                tests/namespaces -m "not slow" --ignore=tests/namespaces/test_everyday.py \
+                tests/namespaces -m "not (slow or apps)" --ignore=tests/namespaces/test_everyday.py \
                 --ignore=tests/namespaces/test_network.py ;;
         esac
     done

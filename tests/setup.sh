@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Install what the tests need, once; a second run only looks: tests/setup.sh [matrix]
 #
-# As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun for everyone, the accounts
-# pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
+# As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun and /dev/fuse for everyone,
+# the accounts pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
 # JupyterHub with its proxy, and copies of those other Pythons that only root can run.
 # As an ordinary user: a virtual environment, and the names of what is missing.
 # With "matrix" every JupyterHub and batchspawner that `tests/run.sh matrix` asks for, too.
@@ -43,11 +43,13 @@ missing_things() {
     while read -r command debian fedora; do
         type -P "$command" >/dev/null || echo "$command $debian $fedora"
     done <<'TABLE'
+automount autofs autofs
 bwrap bubblewrap bubblewrap
+crontab cron cronie
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
-bwrap bubblewrap bubblewrap
 dbus-daemon dbus-daemon dbus-daemon
+fusermount3 fuse3 fuse3
 git git git-core
 ip iproute2 iproute
 node nodejs nodejs
@@ -56,6 +58,7 @@ nsenter util-linux util-linux
 pasta passt passt
 pgrep procps procps-ng
 ping iputils-ping iputils
+screen screen screen
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
 ssh openssh-client openssh-clients
@@ -98,16 +101,18 @@ column() { cut -d' ' -f"$1" | sort -u | paste -sd' '; }
 # A package manager that is interrupted half-way leaves the system's packages broken.
 undisturbed() { (trap '' INT TERM HUP && quietly "$@"); }
 
-# For the browser's test only: as large as everything else together.
-install_browser() {
-    type -P chromium >/dev/null && type -P chromedriver >/dev/null && return
-    say "installing chromium"
+# For `tests/run.sh matrix` only: as large as everything else together.
+install_graphical_programs() {
+    type -P chromium chromedriver Xvfb xdpyinfo >/dev/null && return
+    say "installing chromium and an X server without a screen"
     if type -P apt-get >/dev/null; then
         undisturbed apt-get -q update
         undisturbed env DEBIAN_FRONTEND=noninteractive \
-            apt-get -q install --yes --no-install-recommends chromium chromium-driver fonts-dejavu-core
+            apt-get -q install --yes --no-install-recommends chromium chromium-driver fonts-dejavu-core \
+            xvfb x11-utils
     else
-        undisturbed dnf --quiet --assumeyes install chromium chromedriver
+        undisturbed dnf --quiet --assumeyes install chromium chromedriver \
+            xorg-x11-server-Xvfb xdpyinfo
     fi
 }
 
@@ -119,7 +124,7 @@ install_system_packages() {
     if type -P apt-get >/dev/null; then
         undisturbed apt-get -q update
         # shellcheck disable=SC2046  # a list of package names
-        undisturbed env DEBIAN_FRONTEND=noninteractive \
+        without_services env DEBIAN_FRONTEND=noninteractive \
             apt-get -q install --yes --no-install-recommends $(column 2 <<<"$things")
     elif type -P dnf >/dev/null; then
         # shellcheck disable=SC2046
@@ -131,12 +136,13 @@ install_system_packages() {
     [[ -z $things ]] || die "still not installed: $(column 1 <<<"$things")"
 }
 
-open_tun_device() {
-    [[ -c /dev/net/tun && $(stat -c %a /dev/net/tun) == 666 ]] && return
-    say "making /dev/net/tun usable by everyone, as it is by default"
-    mkdir -p /dev/net
-    [[ -c /dev/net/tun ]] || mknod /dev/net/tun c 10 200
-    chmod 0666 /dev/net/tun
+# open_device PATH MAJOR MINOR
+open_device() {
+    [[ -c $1 && $(stat -c %a "$1") == 666 ]] && return
+    say "making $1 usable by everyone, as it is by default"
+    mkdir -p "$(dirname -- "$1")"
+    [[ -c $1 ]] || mknod "$1" c "$2" "$3"
+    chmod 0666 "$1"
 }
 
 make_accounts() {
@@ -288,7 +294,8 @@ fetch_ssh_server() {
 if [[ $EUID == 0 ]]; then
     install_system_packages
     install_slurm
-    open_tun_device
+    open_device /dev/net/tun 10 200
+    open_device /dev/fuse 10 229
     make_accounts
     look_at_namespaces
 else
@@ -312,7 +319,7 @@ if [[ $EUID == 0 ]]; then
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
     make_pairs "${usual_pairs[@]}"
     if [[ ${1:-} == matrix ]]; then
-        install_browser
+        install_graphical_programs
         make_applications || true # the tests tell it
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"

@@ -111,6 +111,11 @@ WORKS = {  # what: programs needed, script
         "tmux -S $PWD/t new -d 'sleep 9' && tmux -S $PWD/t ls | cut -d' ' -f1-3;"
         " tmux -S $PWD/t kill-server",
     ),
+    "screen": (
+        "screen",
+        "export SCREENDIR=$PWD/screens; mkdir -m 700 $SCREENDIR; screen -dmS s sleep 9;"
+        " screen -ls | grep -c Detached; screen -S s -X quit; rm -r $SCREENDIR",
+    ),
     "ssh-agent": (
         "ssh-agent ssh-keygen",
         "ssh-keygen -qt ed25519 -N '' -f key && eval $(ssh-agent -s) && ssh-add -q key &&"
@@ -166,7 +171,25 @@ def test_new_files_in_a_projects_directory_belong_to_the_project(day: Day) -> No
 # ---- cannot work --------------------------------------------------------------------------------
 
 
+# A program with a file system of its own has fusermount3 mount it, and gets the mount's descriptor.
+FUSE_MOUNT = """\
+import os, socket, subprocess, sys
+ours, theirs = socket.socketpair()
+os.makedirs("mounted", exist_ok=True)
+words = ["env", f"_FUSE_COMMFD={theirs.fileno()}", "fusermount3", "mounted"]
+status = subprocess.run(words, pass_fds=[theirs.fileno()]).returncode
+if status == 0:
+    subprocess.run(["fusermount3", "-u", "-z", "mounted"], check=True)
+sys.exit(status)
+"""
+
 CANNOT = {  # what: programs needed, script that works outside, what it says inside
+    "fusermount": (
+        "fusermount3",
+        f"/usr/bin/python3 -c '{FUSE_MOUNT}'",
+        "mount failed: Operation not permitted",
+    ),
+    "crontab": ("crontab", "echo | crontab - && crontab -r", "Permission denied"),
     "chgrp": ("", f"touch f && chgrp {PROJECT_GID} f", "Invalid argument"),
     "newgrp": ("newgrp", f"echo true | newgrp {PROJECT_GROUP}", "Operation not permitted"),
     "sg": ("sg", f"sg {PROJECT_GROUP} -c true", "Operation not permitted"),

@@ -337,3 +337,42 @@ def test_what_the_host_mounts_later_appears(
             wait_until(lambda: str(place) not in mounts.read_text(), what="its end inside")
     finally:
         end(holder)
+
+
+@pytest.mark.parametrize("viewed", [True, False], ids=["a view", "no view"])
+def test_an_automounter_of_the_host(
+    portwrap: Portwrap, site: Site, world_dir: Path, viewed: bool
+) -> None:
+    """What is first looked at inside is mounted by the host's automount(8), and seen inside."""
+    needs("automount")
+    if "autofs" not in Path("/proc/filesystems").read_text():
+        cannot("this kernel has no autofs")
+    site.write(SITES["as Debian has it"] if viewed else {})
+    for name in ("data", "projects"):
+        (world_dir / name).mkdir()
+    (world_dir / "data" / "file").write_text("of the project")
+    (world_dir / "map").write_text(f"one -fstype=bind :{world_dir}/data\n")
+    (world_dir / "master").write_text(f"{world_dir}/projects file:{world_dir}/map\n")
+    options = f"--foreground --dont-check-daemon --pid-file {world_dir}/pid"
+    daemon = f"automount {options} {world_dir}/master"
+    mounts = f"mount -t tmpfs run /run && mount --bind {site.etc_ssh} /etc/ssh"
+    shared = ["unshare", "--mount", "--propagation", "shared"]
+    host = as_user("root", [*shared, "sh", "-c", f"{mounts} && exec {daemon}"])
+    try:
+        mounted = Path(f"/proc/{host.pid}/mountinfo")
+        wait_until(lambda: " - autofs " in mounted.read_text(), what="the automounter")
+        there = ["nsenter", "-t", str(host.pid), "-m"]
+        ids = identity(OWNER)
+        back = ["setpriv", f"--reuid={ids['user']}", f"--regid={ids['group']}", "--init-groups"]
+        look = f"readlink /proc/self/ns/mnt; cat {world_dir}/projects/one/file"
+        words = ["sh", "-c", look]
+        with Session(portwrap, words, account="root", before=[*there, *back]) as session:
+            stdout, stderr = session.process.communicate(timeout=30)
+        namespace, content = stdout.splitlines()
+        assert (content, stderr) == ("of the project", "")
+        assert (namespace != os.readlink(f"/proc/{host.pid}/ns/mnt")) == viewed
+        assert f"{world_dir}/projects/one " in mounted.read_text()
+    finally:
+        host.terminate()
+        host.wait(20)
+        end(host)
