@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -12,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import measures, report, ways
+from . import calls, chart, forward, growth, report, starts, staying, way_out, ways
+from .rig import SIZES, Rig
 from .session import Account
 
 if TYPE_CHECKING:
@@ -22,17 +24,29 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 OWNER = "pw-owner"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PARTS = {
+    "start": starts.measure,
+    "forward": forward.measure,
+    "out": way_out.measure,
+    "memory": staying.measure,
+    "calls": calls.measure,
+    "growth": growth.measure,
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """Our command line."""
     made = argparse.ArgumentParser(prog="bench/run.sh", description="Measure beside the rivals.")
-    made.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument("--size", choices=list(SIZES), default="full", help="how much of everything")
+    size.add_argument(
+        "--quick", action="store_const", dest="size", const="quick", help="the same as --size quick"
+    )
     made.add_argument(
         "--only",
         action="append",
-        choices=list(measures.MEASURES),
-        help="one of the three parts; can be given several times",
+        choices=list(PARTS),
+        help="one of the parts; can be given several times",
     )
     made.add_argument(
         "--ways",
@@ -47,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=WORDS",
         help="one more way: the words before the command, with {host-port} and {guest-port}",
     )
-    made.add_argument("--output", type=Path, default=HERE, help="folder of results.md (bench/)")
+    made.add_argument(
+        "--output", type=Path, help="folder of results.md; by default bench/, and README.md's table"
+    )
     made.add_argument("--archive", type=Path, required=True, help=argparse.SUPPRESS)
     made.add_argument("--root", type=Path, required=True, help=argparse.SUPPRESS)
     return made
@@ -65,13 +81,13 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(name)
         rig, left_out = prepare(options, account, folder)
         try:
-            for measure in options.only or measures.MEASURES:
-                measures.MEASURES[measure](rig)
+            for part in options.only or PARTS:
+                PARTS[part](rig)
         except KeyboardInterrupt:
             rig.say("interrupted; nothing is written")
             return 130
         rig.say(f"measured in {time.monotonic() - begin:.0f} s")
-        write(rig, {**left_out, **rig.failures}, options, argv)
+        write(rig, {**left_out, **rig.failures}, options)
     return 0
 
 
@@ -89,15 +105,18 @@ def _stop(*_: object) -> NoReturn:
 
 def prepare(
     options: argparse.Namespace, account: Account, folder: Path
-) -> tuple[measures.Rig, dict[str, str]]:
+) -> tuple[Rig, dict[str, str]]:
     """Put everything that the account runs where it can read it."""
     folder.chmod(0o755)
     for part in ("programs", "rivals"):
         shutil.copytree(HERE / part, folder / part)
+    (folder / "bench").mkdir()  # what runs inside of this package
+    for file in ("__init__.py", "load.py"):
+        shutil.copy(HERE / file, folder / "bench")
     archive = shutil.copy(options.archive, folder / "batchspawner-portwrap.pyz")
     home = folder / "home"
     home.mkdir()
-    size = measures.QUICK if options.quick else measures.FULL
+    size = SIZES[options.size]
     for file, length in (("whole.bin", size.bulk), ("eighth.bin", size.bulk // 8)):
         with (home / file).open("wb") as empty:
             empty.truncate(length)
@@ -107,6 +126,7 @@ def prepare(
     values = {
         "python": "/usr/bin/python3",
         "archive": str(archive),
+        "folder": str(folder),
         "rivals": str(folder / "rivals"),
         "programs": str(folder / "programs"),
         "hub-venv": str(options.root / "hub-venv"),
@@ -121,31 +141,47 @@ def prepare(
         "TMPDIR": "/tmp",
     }
     os.chdir("/")
-    choice = ways.choose(values, options.way, [name for name in options.ways.split(",") if name])
-    rig = measures.Rig(choice.ways, values, environ, account, folder, size)
-    return rig, choice.left_out
+    only = [name for name in options.ways.split(",") if name]
+    choice = ways.choose(options.way, only)
+    rig = Rig(choice.ways, values, environ, account, folder, size)
+    newer = options.root / "newer-helpers" / "usr" / "bin"
+    rig.ways_out, left_out = ways.choose_out(newer, environ["PATH"], only)
+    for chosen in (rig.ways, rig.ways_out):
+        chosen[:] = [way for way in chosen if size.control or way.name != ways.CONTROL]
+    return rig, {**left_out, **choice.left_out}
 
 
-def write(
-    rig: measures.Rig, left_out: dict[str, str], options: argparse.Namespace, argv: Sequence[str]
-) -> None:
+def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> None:
     """Write results.md and results.svg, and print the table."""
-    shown = [word for word in argv if word in ("--quick",)]
-    for name in ("only", "way"):
-        shown += [f"--{name} '{value}'" for value in getattr(options, name) or []]
-    shown += [f"--ways {options.ways}"] if options.ways else []
-    command = " ".join(["bench/run.sh", *shown])
-    size = rig.size
-    rounds = (
-        f"{size.starts} starts ({size.long_starts} of jupyter_server), {size.rounds} rounds of"
-        f" everything else, {size.seconds:g} s of requests each, {size.idle:g} s of idling."
+    results = report.Results(
+        figures=rig.figures,
+        ways=rig.ways,
+        ways_out=rig.ways_out,
+        left_out=left_out,
+        notes=rig.notes,
+        command=command_line(options),
+        size=report.describe(rig.size),
+        versions=report.version_line(rig.values["hub-venv"] + "/bin/python"),
     )
-    versions = report.version_line(rig.values["hub-venv"] + "/bin/python")
-    text = report.markdown(rig.figures, rig.ways, left_out, command, rounds, versions)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "results.md").write_text(text)
-    report.chart(rig.figures, rig.ways, options.output / "results.svg", f"{command}   {versions}")
+    folder = options.output or HERE
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = chart.draw(results, folder / "results.svg")
+    text = report.markdown(results, drawn)
+    (folder / "results.md").write_text(text)
+    if not options.output:
+        report.update_readme(HERE.parent / "README.md", results)
     print(text)
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The command that has made the results."""
+    shown = ["bench/run.sh"]
+    if options.size != "full":
+        shown.append("--quick" if options.size == "quick" else f"--size {options.size}")
+    for name in ("only", "way"):
+        shown += [f"--{name} {shlex.quote(value)}" for value in getattr(options, name) or []]
+    shown += [f"--ways {shlex.quote(options.ways)}"] if options.ways else []
+    return " ".join(shown)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,28 @@ machine, and its work must not take processor time from what is measured here.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import re
 import selectors
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from typing import TYPE_CHECKING, Any
+
+try:
+    import websocket  # of the venv of bench/, not of the system
+except ImportError:
+    HAS_WEBSOCKET = False
+else:
+    HAS_WEBSOCKET = True
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +89,7 @@ def requests(
 ) -> dict[str, float]:
     """Load by wrk, over connections that stay open: requests/s, and latencies in milliseconds."""
     words = ["wrk", "--threads", "1", "--connections", str(connections), "--latency"]
-    words += ["--duration", f"{seconds:g}s", "--timeout", "10s", "--script", script]
+    words += ["--duration", f"{seconds}s", "--timeout", "10s", "--script", script]
     words += ["--header", f"Authorization: token {token}", f"http://{HOST}:{port}{path}"]
     done = subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds + LIMIT
@@ -170,12 +180,14 @@ def _in_parallel(count: int, action: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def download(port: int, path: str, token: str, size: int, streams: int = 1) -> float:
+def download(
+    port: int, path: str, token: str, size: int, streams: int = 1, host: str = HOST
+) -> float:
     """Download `size` bytes on each stream: MB/s of all together."""
     text = request_text(path, {"Authorization": f"token {token}", "Connection": "close"})
 
     def one() -> None:
-        with socket.create_connection((HOST, port), timeout=LIMIT) as client:
+        with socket.create_connection((host, port), timeout=LIMIT) as client:
             client.sendall(text)
             head = b""
             while b"\r\n\r\n" not in head:
@@ -200,7 +212,7 @@ def _too_short(missing: int, size: int) -> bytes:
     raise LoadError(f"the connection ended {missing} bytes early, of {size}")
 
 
-def upload(port: int, size: int, streams: int = 1) -> float:
+def upload(port: int, size: int, streams: int = 1, host: str = HOST) -> float:
     """Upload `size` bytes on each stream to the raw server: MB/s of all together."""
     content = os.memfd_create("content")
     os.ftruncate(content, ROOM)
@@ -208,7 +220,7 @@ def upload(port: int, size: int, streams: int = 1) -> float:
     text = request_text("/", {"Content-Length": str(size)}, "POST")
 
     def one() -> None:
-        with socket.create_connection((HOST, port), timeout=LIMIT) as client:
+        with socket.create_connection((host, port), timeout=LIMIT) as client:
             client.sendall(text)
             # os.sendfile knows nothing of Python's own time limit, under which sockets never block.
             client.settimeout(None)
@@ -277,12 +289,68 @@ def echo(port: int, count: int) -> list[float]:
     return times
 
 
+class Client:
+    """A connection that stays open, for one request after the other. Use as a context manager."""
+
+    def __init__(self, port: int, path: str, token: str = "") -> None:
+        self.text = request_text(path, {"Authorization": f"token {token}"} if token else {})
+        self.socket = socket.create_connection((HOST, port), timeout=LIMIT)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def ask(self, path: str = "") -> float:
+        """Milliseconds from a request to the end of its answer."""
+        text = self.text.replace(b" / ", f" {path} ".encode(), 1) if path else self.text
+        begin = time.perf_counter()
+        self.socket.sendall(text)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self.socket.recv(65536) or _ended()
+        head, _, body = head.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        if not head.startswith(b"HTTP/1.1 200") or not length:
+            raise LoadError(head[:100].decode(errors="replace"))
+        _swallow(self.socket, int(length.group(1)) - len(body))
+        return 1000 * (time.perf_counter() - begin)
+
+
+def _ended() -> bytes:
+    raise LoadError("the connection was closed")
+
+
+def page(port: int, paths: Sequence[str], token: str, connections: int) -> float:
+    """Load a page as a browser does: the first path, then all others over some connections that
+    stay open. Milliseconds until the last one is there."""
+    with contextlib.ExitStack() as stack:
+        begin = time.perf_counter()
+        clients = [stack.enter_context(Client(port, "/", token))]
+        clients[0].ask(paths[0])
+        clients += [stack.enter_context(Client(port, "/", token)) for _ in range(connections - 1)]
+        waiting = list(reversed(paths[1:]))
+
+        def work() -> None:
+            client = clients_left.pop()
+            while True:
+                try:
+                    path = waiting.pop()
+                except IndexError:
+                    return
+                client.ask(path)
+
+        clients_left = list(clients)
+        _in_parallel(connections, work)
+        return 1000 * (time.perf_counter() - begin)
+
+
 class Kernel:
     """A kernel of a Jupyter server, and a WebSocket to it."""
 
     def __init__(self, port: int, token: str) -> None:
-        import websocket  # of the venv of bench/, not of the system
-
         number = call(port, "/api/kernels", token, "POST", b"{}")["id"]
         url = f"ws://{HOST}:{port}/api/kernels/{number}/channels?token={token}"
         self.socket = websocket.create_connection(url, timeout=LIMIT, http_no_proxy=["*"])
@@ -306,3 +374,31 @@ class Kernel:
     def round_trips(self, count: int) -> Sequence[float]:
         """Several of them, in milliseconds."""
         return [self.round_trip() for _ in range(count)]
+
+
+# -- from inside a session -------------------------------------------------------------------------
+
+
+ENOUGH = 0.5
+"""Seconds that a measured transfer takes at least, unless it is of all that there is to send."""
+FIRST = 4 << 20
+
+
+def main(words: Sequence[str]) -> None:
+    """download|upload HOST PORT LARGEST STREAMS: print the rate of a long transfer."""
+    kind, host, port, largest, streams = words
+    count, size = int(streams), min(FIRST, int(largest))
+    while True:
+        part = size // count
+        if kind == "download":
+            rate = download(int(port), f"/down/{part}", "", part, count, host)
+        else:
+            rate = upload(int(port), part, count, host)
+        if size >= int(largest) or size / MEGABYTE / rate >= ENOUGH:
+            break
+        size = min(4 * size, int(largest))
+    print(f"MB/s: {rate:.6g}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The results as a table in Markdown and as a chart."""
+"""The results in Markdown: the whole of them, and a short table for README.md."""
 
 from __future__ import annotations
 
@@ -8,25 +8,46 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from .ways import BARE
+from . import goals
+from .ways import BARE, CONTROL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .measures import Figure
+    from .rig import Figure, Size
     from .ways import Way
 
-OURS = "portwrap"  # our rows' names begin with it
-OUR_COLOURS = ("#d9480f", "#f08c00")
-RIVAL_COLOURS = ("#364fc7", "#1098ad", "#5c940d", "#868e96", "#ae3ec9", "#adb5bd")
 NONE = "-"
+FAILED = "failed"
 TIMES = "\N{MULTIPLICATION SIGN}"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+
+
+class Results(NamedTuple):
+    """All that there is to tell."""
+
+    figures: Sequence[Figure]
+    ways: Sequence[Way]
+    ways_out: Sequence[Way]
+    left_out: Mapping[str, str]
+    notes: Sequence[str]
+    command: str
+    size: str
+    versions: str
+
+    @property
+    def names(self) -> list[str]:
+        """Every way's name, once: bare, then ours, then the rivals."""
+        every = {way.name: way for way in (*self.ways, *self.ways_out)}
+        return sorted(every, key=lambda name: (not every[name].is_bare, not every[name].is_ours))
+
 
 VERSIONS: Sequence[tuple[str, Sequence[str], str]] = (
     ("slirp4netns", ("slirp4netns", "--version"), r"version (\S+)"),
     ("pasta", ("pasta", "--version"), r"pasta (\d\S*)"),
+    ("pasta", ("dpkg-query", "--show", "passt"), r"git(\d{8})"),  # Debian 12's does not know it
     ("bubblewrap", ("bwrap", "--version"), r"bubblewrap (\S+)"),
     ("RootlessKit", ("rootlesskit", "--version"), r"version (\S+)"),
     ("systemd", ("systemctl", "--version"), r"systemd (\d+)"),
@@ -34,7 +55,7 @@ VERSIONS: Sequence[tuple[str, Sequence[str], str]] = (
 )
 
 
-# -- the table -------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def number(value: float) -> str:
@@ -43,21 +64,34 @@ def number(value: float) -> str:
         return "0"
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
+
+
+def compared(figure: Figure, name: str, with_spread: bool = True) -> str:
+    """How a way compares with bare; nothing where there is nothing to compare."""
+    found = figure.compared(name)
+    if name == BARE or found is None:
+        return ""
+    text = f"{found:+.2f}" if figure.added else f"{TIMES} {found:.2f}"
+    if abs(found) >= 100:
+        text = f"{found:+,.0f}" if figure.added else f"{TIMES} {found:,.0f}"
+    spread = figure.spread(name)
+    if not with_spread or spread is None:
+        return text
+    return f"{text} {PLUS_MINUS}{number(spread) if spread >= 0.005 else '0.00'}"
 
 
 def cell(figure: Figure, name: str) -> str:
     """The median of a way, and how that compares with bare."""
-    if name in figure.failures:
-        return "failed"
     median = figure.median(name)
+    if name in figure.failures:
+        return FAILED
     if median is None:
         return NONE
-    text = number(median)
-    difference, ratio = figure.difference(name), figure.ratio(name)
-    if name == BARE or difference is None or ratio is None:
-        return text
-    return f"{text} ({difference:+.2f})" if figure.added else f"{text} ({TIMES} {ratio:.2f})"
+    comparison = compared(figure, name)
+    return f"{number(median)} ({comparison})" if comparison else number(median)
 
 
 def table(figures: Sequence[Figure], names: Sequence[str]) -> list[str]:
@@ -72,36 +106,39 @@ def table(figures: Sequence[Figure], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def markdown(
-    figures: Sequence[Figure],
-    ways: Sequence[Way],
-    left_out: Mapping[str, str],
-    command: str,
-    size: str,
-    versions: str,
-) -> str:
+def markdown(results: Results, drawn: bool) -> str:
     """The whole of results.md."""
-    names = [way.name for way in ways]
-    lines = ["# Measurements", "", f"`{command}`", "", versions, "", size, ""]
+    lines = ["# Measurements", "", f"`{results.command}`", "", results.versions, "", results.size]
     lines += [
-        "Medians. In brackets the comparison with bare, the same server without a sandbox, in the",
-        f"same round: {TIMES} is the ratio (the median of the rounds' ratios), + the difference.",
-        "Less is better; more, where there is an ↑. All traffic is on the loopback interface: the",
-        "client, the server and what is between them share the machine's processors.",
         "",
-        "![The same figures as a chart](results.svg)",
+        "Medians. In brackets the comparison with bare, the same server without a sandbox, in the",
+        f"same round: {TIMES} is the ratio (the median of the rounds' ratios), + the difference;",
+        f"{PLUS_MINUS} is half the distance between the quartiles of the rounds. Less is better;",
+        f"more, where there is an ↑. *{CONTROL}* is a second bare server: how far it is from",
+        f"{TIMES} 1.00 is the noise of this run. But for the way out, all traffic is on the",
+        "loopback interface: the client, the server and what is between them share the machine's",
+        "processors.",
         "",
     ]
-    groups = list(dict.fromkeys(figure.group for figure in figures))
-    for group in groups:
+    if drawn:
+        lines += ["![The same figures as a chart](results.svg)", ""]
+    short = short_table(results)
+    if short:
+        lines += ["## In short", "", *short, ""]
+    reached = goals.lines(results)
+    if reached:
+        lines += ["## Goals, and the worst figure for each", "", *reached, ""]
+    for group in dict.fromkeys(figure.group for figure in results.figures):
         lines += [f"## {group}", ""]
-        lines += table([figure for figure in figures if figure.group == group], names)
+        lines += table([each for each in results.figures if each.group == group], results.names)
         lines.append("")
-    lines += ["## The ways", "", *(f"* **{way.name}**: {way.about}" for way in ways)]
-    lines += [f"* **{name}** was left out: {reason}" for name, reason in left_out.items()]
-    failures = failed_lines(figures)
+    lines += ["## The ways", ""]
+    about = {way.name: way.about for way in (*results.ways_out, *results.ways)}
+    lines += [f"* **{name}**: {about[name]}" for name in results.names]
+    lines += [f"* **{name}** was left out: {why}" for name, why in results.left_out.items()]
+    failures = [*(f"* {note}" for note in results.notes), *failed_lines(results.figures)]
     if failures:
-        lines += ["", "## What failed", "", *failures]
+        lines += ["", "## What is missing", "", *failures]
     return "\n".join(lines) + "\n"
 
 
@@ -114,18 +151,106 @@ def failed_lines(figures: Sequence[Figure]) -> list[str]:
     ]
 
 
+# -- README.md -------------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- speed: made by bench/run.sh -->\n", "<!-- end of speed -->\n"
+# Group, title (its beginning) and how README.md calls it.
+SHORT = (
+    ("Start", "first answer of a small server", "start, to the first answer"),
+    ("Start under", "first answer", "the same under batchspawner-singleuser"),
+    ("Requests", "requests/s, 1 ", "requests/s, 1 connection"),
+    ("Requests", "requests/s, 16 ", "requests/s, 16 connections"),
+    ("Requests", "requests/s, 128 ", "requests/s, 128 connections"),
+    ("Requests", "p99, 128 ", "slowest 1 % of requests, 128 connections"),
+    ("Requests", "200 new", "200 new connections at once, last answer"),
+    ("An application", "a page", "a page of a proxied application, 6 connections"),
+    ("Round trips", "kernel message", "kernel message and reply, WebSocket"),
+    ("Streams", "jupyter_server: download, 8", "download, jupyter_server, 8 streams"),
+    ("Streams", "raw server: download, ", "download, a server that only sends"),
+    ("Streams", "raw server: upload, ", "upload, a server that only receives"),
+    ("What stays", "PSS, each of 100", "memory (PSS) of each of 100 sessions"),
+    ("What stays", "wake-ups a minute when idle", "wake-ups a minute when idle"),
+)
+
+
+def short_table(results: Results) -> list[str]:
+    """What README.md shows: bare in absolute figures, everything else compared with it."""
+    names = [way.name for way in results.ways if way.name != CONTROL]
+    rows = []
+    for group, title, label in SHORT:
+        for figure in results.figures:
+            if figure.group.startswith(group) and figure.title.startswith(title):
+                arrow = " ↑" if figure.more_is_better else ""
+                cells = " | ".join(short_cell(figure, name) for name in names)
+                rows.append(f"| {label}{arrow} | {cells} |")
+                break
+    return [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}", *rows] if rows else []
+
+
+def short_cell(figure: Figure, name: str) -> str:
+    """The comparison with bare where there is one, else the figure itself."""
+    if name in figure.failures:
+        return FAILED
+    median = figure.median(name)
+    if median is None:
+        return NONE
+    comparison = compared(figure, name, with_spread=False)
+    if comparison and not figure.added:
+        return comparison
+    unit = f" {figure.unit}".replace(" /s", "/s") if figure.unit else ""
+    return (comparison or number(median)) + unit
+
+
+def update_readme(path: Path, results: Results) -> None:
+    """Put the short table between its two comments."""
+    text = path.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if end:
+        below = f"`{results.command}` on {results.versions}"
+        lines = [*short_table(results), "", below]
+        path.write_text("".join([before, BEGIN, "\n".join(lines), "\n", END, after]))
+
+
+# -- the machine -----------------------------------------------------------------------------------
+
+
 def version_line(hub_python: str) -> str:
     """The machine and the programs, in general terms."""
-    found = [f"{os.cpu_count()} processors", f"{memory()} GiB", f"Linux {kernel()}"]
+    found = [f"{os.cpu_count()} processors ({processor()})", f"{memory()} GiB"]
+    found.append(f"Linux {kernel()}")
     found.append(f"Python {platform.python_version()}")
     asked = "import jupyter_server, tornado; print(jupyter_server.__version__, tornado.version)"
-    server, tornado = answer([hub_python, "-c", asked]).split()
-    found.append(f"jupyter_server {server} on tornado {tornado}")
+    if Path(hub_python).exists():
+        server, tornado = answer([hub_python, "-c", asked]).split()
+        found.append(f"jupyter_server {server} on tornado {tornado}")
+    found.append(f"batchspawner-portwrap {project_version()}")
     for name, words, pattern in VERSIONS:
         match = re.search(pattern, answer(words)) if shutil.which(words[0]) else None
-        if match:
+        if match and not found[-1].startswith(name):
             found.append(f"{name} {match.group(1)}")
     return ", ".join(found) + "."
+
+
+def project_version() -> str:
+    """Ours, of which this is a part."""
+    from portwrap import __version__
+
+    return __version__
+
+
+def processor() -> str:
+    """Its model, or at least its architecture."""
+    match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return match.group(1) if match else platform.machine()
+
+
+def describe(size: Size) -> str:
+    """How much was measured."""
+    return (
+        f"{size.starts} starts ({size.few} of what takes seconds), {size.rounds} rounds of"
+        f" everything else, {size.seconds} s of requests each, {size.idle:g} s of idling."
+    )
 
 
 def answer(words: Sequence[str]) -> str:
@@ -144,101 +269,3 @@ def kernel() -> str:
     """Version of the kernel, without what a distribution or site has added."""
     match = re.match(r"\d+\.\d+", platform.release())
     return match.group() if match else platform.release()
-
-
-# -- the chart -------------------------------------------------------------------------------------
-
-
-def chart(figures: Sequence[Figure], ways: Sequence[Way], path: Path, below: str) -> None:
-    """Draw the figures that matter most."""
-    import matplotlib  # type: ignore[import-not-found]
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt  # type: ignore[import-not-found]
-
-    plt.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    by_title = {figure.title: figure for figure in figures}
-    names = [way.name for way in ways]
-    panels = [
-        ("Added to the start [ms]", ["the command's first instruction"], "added"),
-        ("Requests/s, ratio to bare", _many("requests/s, {}"), "ratio"),
-        ("p99, ratio to bare", _many("p99, {}"), "ratio-log"),
-        (
-            "200 connections at once, ratio to bare",
-            ["200 new connections, last answer"],
-            "ratio-log",
-        ),
-        ("Download, ratio to bare", _starting(by_title, "download"), "ratio"),
-        ("Memory for each session: PSS [MB]", ["PSS, each of 10 sessions"], "value"),
-    ]
-    drawn = [panel for panel in panels if any(title in by_title for title in panel[1])]
-    if not drawn:
-        return
-    rows = (len(drawn) + 1) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(10, 2.9 * rows), squeeze=False)
-    for axis, (heading, titles, kind) in zip(axes.flat, drawn):
-        _panel(axis, heading, [by_title[t] for t in titles if t in by_title], names, kind)
-    for axis in list(axes.flat)[len(drawn) :]:
-        axis.set_axis_off()
-    figure.text(0.01, 0.005, below, fontsize=7, color="#495057")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
-def _many(pattern: str) -> list[str]:
-    return [pattern.format(n) for n in ("1 connection", "16 connections", "128 connections")]
-
-
-def _starting(by_title: Mapping[str, Figure], word: str) -> list[str]:
-    return [title for title in by_title if word in title and "8 streams" not in title]
-
-
-def _value(figure: Figure, name: str, kind: str) -> float | None:
-    if name in figure.failures:
-        return None
-    if kind == "value":
-        return figure.median(name)
-    return figure.difference(name) if kind == "added" else figure.ratio(name)
-
-
-def _panel(
-    axis: Any, heading: str, figures: Sequence[Figure], names: Sequence[str], kind: str
-) -> None:
-    """Horizontal bars: a line for each way, a bar for each figure."""
-    shown = [n for n in names if n != BARE and any(_value(f, n, kind) is not None for f in figures)]
-    colours = _colours(names)
-    height = 0.8 / len(figures)
-    for place, name in enumerate(reversed(shown)):
-        for index, figure in enumerate(figures):
-            value = _value(figure, name, kind)
-            if value is None:
-                continue
-            y = place + 0.4 - height * (index + 0.5)
-            axis.barh(y, value, height * 0.9, color=colours[name], alpha=1 - 0.22 * index)
-            label = f" {number(value)}" + (f"  ({_short(figure)})" if len(figures) > 1 else "")
-            axis.text(value, y, label, va="center", fontsize=7)
-    if kind in ("added", "ratio-log"):
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("")
-    if kind.startswith("ratio"):
-        axis.axvline(1, color="#212529", linewidth=0.8)
-    axis.margins(x=0.25)
-    axis.set_yticks(range(len(shown)), list(reversed(shown)))
-    axis.set_title(heading, loc="left", fontsize=10)
-
-
-def _short(figure: Figure) -> str:
-    """What tells the bars of one way from each other."""
-    match = re.search(r"(\d+) connection", figure.title)
-    return match.group(1) if match else figure.title.partition(":")[0]
-
-
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    ours = [name for name in names if name.startswith(OURS)]
-    rivals = [name for name in names if name != BARE and name not in ours]
-    colours = dict(zip(ours, OUR_COLOURS * len(ours)))
-    colours.update(zip(rivals, RIVAL_COLOURS * len(rivals)))
-    return colours

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
+    from .lab import Network
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GRACE = 5.0
@@ -80,11 +82,18 @@ def processes() -> list[Process]:
     return found
 
 
-def below(ancestor: int) -> list[Process]:
-    """Every process below this one."""
+def by_parent() -> dict[int, list[Process]]:
+    """Every process, by its parent."""
     children: dict[int, list[Process]] = {}
     for process in processes():
         children.setdefault(process.parent, []).append(process)
+    return children
+
+
+def below(ancestor: int, children: Mapping[int, Sequence[Process]] | None = None) -> list[Process]:
+    """Every process below this one."""
+    if children is None:
+        children = by_parent()
     found: list[Process] = []
     todo = [ancestor]
     while todo:
@@ -98,7 +107,12 @@ class Session:
     """A command that runs, with everything around it. Use as a context manager."""
 
     def __init__(
-        self, words: Sequence[str], environ: Mapping[str, str], account: Account, log: Path
+        self,
+        words: Sequence[str],
+        environ: Mapping[str, str],
+        account: Account,
+        log: Path,
+        network: Network | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as output:
@@ -107,7 +121,7 @@ class Session:
             self.holder = os.fork()
             if self.holder == 0:
                 os.close(read)
-                _hold(words, environ, account, output.fileno(), write)
+                _hold(words, environ, account, output.fileno(), write, network)
         os.close(write)
         with open(read, "rb") as told:
             self.started = int(told.readline() or 0)
@@ -126,9 +140,9 @@ class Session:
             os.waitpid(self.holder, 0)
             self.holder = 0
 
-    def processes(self) -> list[Process]:
-        """Every process of the session."""
-        return below(self.holder)
+    def processes(self, children: Mapping[int, Sequence[Process]] | None = None) -> list[Process]:
+        """Every process of the session; `children` is what by_parent said, where one has asked."""
+        return below(self.holder, children)
 
     def is_over(self) -> bool:
         """Whether nothing of the session runs any more."""
@@ -140,7 +154,12 @@ class Session:
 
 
 def _hold(
-    words: Sequence[str], environ: Mapping[str, str], account: Account, output: int, write: int
+    words: Sequence[str],
+    environ: Mapping[str, str],
+    account: Account,
+    output: int,
+    write: int,
+    network: Network | None,
 ) -> NoReturn:
     """Be the holder: start the command, and at SIGTERM end all that there is."""
     status = 1
@@ -151,7 +170,9 @@ def _hold(
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         parent = os.getppid()
         account.become()
-        # A change of user clears the setting (prctl(2)), so it comes after that.
+        if network:
+            network.enter()
+        # A change of user or of capabilities clears the setting (prctl(2)): it comes after that.
         libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)

@@ -7,21 +7,30 @@ A way is a name and the words that stand before the command. {host-port}, {guest
 from __future__ import annotations
 
 import shutil
-import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 GUEST_PORT = 8888
-BARE = "bare"
-OURS = ("{python}", "{archive}", "-P", "{guest-port}")
+BARE, CONTROL = "bare", "bare again"
+OURS = "portwrap"
+"""Our own ways' names begin with it."""
+OUR_WORDS = ("{python}", "{archive}", "-P", "{guest-port}")
 SERVICE = {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:{host-port}/"}
 FORWARDS = {
     "native": "batchspawner-portwrap, the server accepts by itself",
     "relay": "batchspawner-portwrap, the keeper relays",
 }
 PORTS = ("{host-port}", "{guest-port}")
+
+
+class Port(str):
+    """A port of the host: its number, or the word that stands for it until it is known."""
+
+    def __new__(cls, value: int | str) -> Port:
+        return super().__new__(cls, str(value))
 
 
 class Way:
@@ -44,25 +53,32 @@ class Way:
         self.waits = waits  # sleeps; its forward is that of another way
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is this project."""
+        return self.name.startswith(OURS)
+
+    @property
     def is_bare(self) -> bool:
         """Whether the command itself listens on the host's port."""
         return not self.prefix
 
-    def words(self, command: Sequence[str], host_port: int, values: Mapping[str, str]) -> list[str]:
+    def words(
+        self, command: Sequence[str], host_port: Port, values: Mapping[str, str]
+    ) -> list[str]:
         """The whole command line."""
         filled = {
             **values,
-            "host-port": str(host_port),
+            "host-port": host_port,
             "guest-port": str(GUEST_PORT),
-            "port": str(host_port if self.is_bare else GUEST_PORT),
+            "port": host_port if self.is_bare else str(GUEST_PORT),
             # slirp4netns's forward arrives at an address of its own inside, not at 127.0.0.1
             "address": "127.0.0.1" if self.is_bare else "0.0.0.0",
         }
         return [_fill_in(word, filled) for word in (*self.prefix, *command)]
 
-    def variables(self, host_port: int) -> dict[str, str]:
+    def variables(self, host_port: Port) -> dict[str, str]:
         """Variables that the environment has besides."""
-        filled = {"host-port": str(host_port)}
+        filled = {"host-port": host_port}
         return {name: _fill_in(value, filled) for name, value in self.environ.items()}
 
     def missing(self) -> list[str]:
@@ -83,17 +99,12 @@ class Choice(NamedTuple):
     left_out: dict[str, str]
 
 
-def ours(values: Mapping[str, str]) -> list[Way]:
-    """Our own rows: one for each way of forwarding that this build has."""
-    help_text = subprocess.run(
-        [values["python"], values["archive"], "--help"], stdout=subprocess.PIPE, check=True
-    ).stdout.decode()
-    if "--forward" not in help_text:
-        return [Way("portwrap", OURS, "batchspawner-portwrap", environ=SERVICE)]
+def ours() -> list[Way]:
+    """Our own rows: one for each way of forwarding."""
     return [
         Way(
-            f"portwrap, {forward}",
-            (*OURS, "--forward", forward),
+            f"{OURS} {forward}",
+            (*OUR_WORDS, "--forward", forward),
             f"{about} (--forward {forward})",
             environ=SERVICE,
         )
@@ -148,10 +159,26 @@ def parse_extra(text: str) -> Way:
     return Way(name, prefix.split(), prefix, environ=SERVICE)
 
 
-def choose(values: Mapping[str, str], extra: Sequence[str], only: Sequence[str]) -> Choice:
+BARE_WAYS = (
+    Way(BARE, (), "no sandbox: the limit"),
+    Way(CONTROL, (), "the same once more: how far it is from bare is the noise of this run"),
+)
+
+
+def choose(extra: Sequence[str], only: Sequence[str]) -> Choice:
     """Every way that can run here; `only` names those that are wanted besides bare."""
-    every = [Way(BARE, (), "no sandbox: the limit"), *ours(values)]
-    every += [*RIVALS, *map(parse_extra, extra)]
+    return _available(
+        [
+            *BARE_WAYS,
+            *ours(),
+            *RIVALS,
+            *map(parse_extra, extra),
+        ],
+        only,
+    )
+
+
+def _available(every: Sequence[Way], only: Sequence[str]) -> Choice:
     choice = Choice([], {})
     for way in every:
         wanted = way.is_bare or not only or any(way.name.startswith(name) for name in only)
@@ -162,3 +189,32 @@ def choose(values: Mapping[str, str], extra: Sequence[str], only: Sequence[str])
         else:
             choice.ways.append(way)
     return choice
+
+
+# -- the way out -----------------------------------------------------------------------------------
+
+
+def choose_out(newer: Path, path: str, only: Sequence[str]) -> Choice:
+    """The ways out of a session: both helpers, and those in the folder `newer`, too."""
+    ways = [
+        *BARE_WAYS,
+        *(_ours_out(helper, path, "") for helper in HELPERS),
+    ]
+    for helper in HELPERS:
+        if (newer / helper).exists():
+            ways.append(_ours_out(helper, f"{newer}:{path}", " of Debian 13"))
+    rivals = [way for way in RIVALS if way.name in HELPERS]
+    return _available([*ways, *rivals], only)
+
+
+HELPERS = ("slirp4netns", "pasta")
+
+
+def _ours_out(helper: str, path: str, version: str) -> Way:
+    return Way(
+        f"{OURS} {helper}{version}",
+        ("env", f"PATH={path}", *OUR_WORDS, "--network", helper),
+        f"batchspawner-portwrap, {helper}{version} as the way out (--network {helper})",
+        () if version else (helper,),
+        environ=SERVICE,
+    )

@@ -317,6 +317,7 @@ if [[ $EUID == 0 ]]; then
     fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
+    "$project/bench/install.sh" {lock}>&-
     make_pairs "${usual_pairs[@]}"
     if [[ ${1:-} == matrix ]]; then
         install_graphical_programs

@@ -76,5 +76,6 @@ content = os.memfd_create("content")
 os.ftruncate(content, ROOM)
 os.pwrite(content, b"x" * ROOM, 0)
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=4096)
+print("listening", flush=True)
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # bubblewrap, slirp4netns and a fixed wait: fixed-wait.sh HOST_PORT GUEST_PORT COMMAND [ARG ...]
 #
-# Nothing tells when the network is there, so everybody waits two seconds for it.
+# Nothing tells when the network is there, so everybody waits two seconds for it. That bubblewrap
+# has finished is waited for: slirp4netns would sometimes disturb it while it sets up the loopback.
 set -euo pipefail
 host_port=$1 guest_port=$2
 shift 2
 files=$(mktemp -d)
-mkfifo "$files/info"
+mkfifo "$files/made"
 
 bring_network() (
-    pid=$(sed -n 's/.*"child-pid": \([0-9]*\).*/\1/p' "$files/info")
+    read -r pid <"$files/made"
     slirp4netns --configure --mtu=65520 --disable-host-loopback \
         --api-socket "$files/api" "$pid" tap0 >/dev/null &
     sleep 2
@@ -21,5 +22,6 @@ EOS
 )
 
 bring_network &
-exec bwrap --dev-bind / / --unshare-user --unshare-net --info-fd 3 \
-    bash -c 'sleep 2.1; exec "$@"' bash "$@" 3>"$files/info"
+# shellcheck disable=SC2016  # for the inner shell
+exec bwrap --dev-bind / / --unshare-user --unshare-net \
+    bash -c 'echo $$ >"$0/made"; sleep 2.1; exec "$@"' "$files" "$@"

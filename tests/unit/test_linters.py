@@ -16,7 +16,7 @@ from helpers import PROJECT, cannot, find_tool, needs
 RUFF_CHECK = ["ruff", "check", "--no-cache", "."]
 RUFF_FORMAT = ["ruff", "format", "--no-cache", "--check", "--diff", "."]
 MYPY = ["mypy", "--strict", "--no-error-summary", "portwrap", "batchspawner_portwrap.py"]
-MYPY += ["tests", "archive", "demo", "docs"]
+MYPY += ["tests", "archive", "demo", "docs", "bench"]
 SHELLCHECK = ["shellcheck", "--external-sources"]
 GENERATED = ["python", "docs/generate.py", "--check"]
 

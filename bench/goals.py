@@ -1,0 +1,91 @@
+"""What we have set ourselves, and whether this run has reached it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .growth import STARTS, curve
+from .ways import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .report import Results
+    from .rig import Figure
+
+
+class Goal(NamedTuple):
+    """One figure compared with bare, or by itself, and its limit."""
+
+    text: str
+    group: str
+    title: str
+    limit: float
+    at_least: bool = False
+    alone: bool = False  # the figure by itself
+
+
+GOALS = (
+    Goal("added to the start, to the first answer: at most 30 ms", "Start", "a small", 30),
+    Goal("download, of bare: at least 0.95", "Streams", "download", 0.95, at_least=True),
+    Goal("requests/s, of bare: at least 0.9", "Requests", "requests/s", 0.9, at_least=True),
+    Goal("p99, of bare: at most 1.3", "Requests", "p99,", 1.3),
+    Goal("added to a kernel's reply: at most 0.2 ms", "Round", "kernel", 0.2),
+    Goal("memory of a session: at most 5 MB", "What stays", "PSS", 5, alone=True),
+    Goal("wake-ups when idle, but the helper's: none", "What stays", "without", 0, alone=True),
+)
+FLAT = 1.2
+WAIT = "fixed wait"
+LESS_WAITING = 40
+
+
+def lines(results: Results) -> list[str]:
+    """A table: a line for each goal, a column for each of our ways, the worst figure in each."""
+    names = [way.name for way in results.ways if way.name.startswith(OURS)]
+    found = [(text, judge) for text, judge in _judged(results) if any(map(judge, names))]
+    if not found:
+        return []
+    table = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    table += [f"| {text} | {' | '.join(judge(n) or '-' for n in names)} |" for text, judge in found]
+    return table
+
+
+def _judged(results: Results) -> Iterator[tuple[str, Callable[[str], str]]]:
+    for goal in GOALS:
+        yield goal.text, lambda name, goal=goal: _worst(results.figures, name, goal)  # type: ignore[misc]
+    text = f"added to the start, less than the fixed wait adds: at least {LESS_WAITING} times"
+    yield text, lambda name: _less_than_waiting(results.figures, name)
+    text = f"start among the most sessions, of that of the first: at most {FLAT}"
+    yield text, lambda name: _flatness(results.figures, name)
+
+
+def _worst(figures: Sequence[Figure], name: str, goal: Goal) -> str:
+    matching = [f for f in figures if f.group.startswith(goal.group) and goal.title in f.title]
+    if any(name in figure.failures for figure in matching):
+        return "failed"
+    values = [f.median(name) if goal.alone else f.compared(name) for f in matching]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    worst = min(known) if goal.at_least else max(known)
+    return _verdict(worst, worst >= goal.limit if goal.at_least else worst <= goal.limit)
+
+
+def _less_than_waiting(figures: Sequence[Figure], name: str) -> str:
+    for figure in figures:
+        ours, waiting = figure.compared(name), figure.compared(WAIT)
+        if figure.added and ours and waiting:
+            return _verdict(waiting / ours, waiting / ours >= LESS_WAITING)
+    return ""
+
+
+def _flatness(figures: Sequence[Figure], name: str) -> str:
+    points = sorted(curve(figures, STARTS, name))
+    if len(points) < 2:
+        return ""
+    ratio = points[-1][1] / points[0][1]
+    return _verdict(ratio, ratio <= FLAT)
+
+
+def _verdict(value: float, reached: bool) -> str:
+    return f"{value:.3g}" if reached else f"**{value:.3g}, missed**"

@@ -1,0 +1,275 @@
+"""What every measurement needs: the ways, their sessions, and the figures that come of them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+import socket
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import load
+from .session import Session
+from .ways import BARE, Port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from .lab import Network
+    from .session import Account
+    from .ways import Way
+
+START_LIMIT = 60.0
+"""Seconds that a session may take to do what it was started for."""
+MEBIBYTE = 1 << 20
+GIBIBYTE = 1 << 30
+
+RAW = ("{python}", "-I", "-S", "{programs}/raw_server.py", "{address}", "{port}")
+JUPYTER = (
+    *("{hub-venv}/bin/jupyter-server", "--no-browser", "--ServerApp.allow_root=True"),
+    *("--ServerApp.ip={address}", "--ServerApp.port={port}", "--ServerApp.port_retries=0"),
+    *("--ServerApp.root_dir={content}", "--IdentityProvider.token={token}"),
+    # A terminal or a log line for each request would be measured with it.
+    *("--ServerApp.allow_remote_access=True", "--ServerApp.log_level=ERROR"),
+    *("--ServerApp.use_redirect_file=False", "--config={programs}/jupyter_server_config.py"),
+)
+
+
+class Size(NamedTuple):
+    """How much of everything a run takes."""
+
+    rounds: int
+    starts: int
+    few: int  # starts of what takes seconds
+    load: Sequence[int]  # numbers of connections that ask at once
+    seconds: int  # of that; wrk knows whole ones only
+    bulk: int  # bytes, into a session
+    bulk_out: int  # bytes at most, by a session's way out
+    upload: int  # bytes of a file that is saved
+    trips: int
+    crowd: Sequence[int]  # numbers of sessions whose memory is looked at
+    idle: float  # seconds
+    node: Sequence[int]  # numbers of sessions on the node
+    connections: Sequence[int]  # numbers of open connections of a session
+    calls: int
+    control: bool  # measure bare twice
+
+
+SIZES = {
+    "full": Size(
+        *(4, 30, 5, (1, 16, 128), 2, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
+        *((1, 10, 100), 60.0, (1, 10, 50, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
+    ),
+    "quick": Size(
+        *(2, 6, 2, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
+        *((1, 10), 10.0, (1, 20), (1, 500), 300_000, True),
+    ),
+    "tiny": Size(
+        *(1, 1, 1, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
+        *((1, 2), 0.5, (1, 2), (1, 20), 10_000, False),
+    ),
+}
+
+
+class Figure:
+    """One line of the results: the samples of each way, in the order of the rounds."""
+
+    def __init__(
+        self,
+        group: str,
+        title: str,
+        unit: str,
+        more_is_better: bool = False,
+        added: bool = False,
+        point: tuple[str, int] | None = None,
+    ) -> None:
+        self.group = group
+        self.title = title
+        self.unit = unit
+        self.more_is_better = more_is_better
+        self.added = added  # the difference to bare says more than the ratio
+        self.point = point  # a curve's name, and where on it this is
+        self.samples: dict[str, list[float]] = {}
+        self.failures: dict[str, str] = {}
+
+    def median(self, name: str) -> float | None:
+        """The middle of what this way reached."""
+        samples = self.samples.get(name)
+        return statistics.median(samples) if samples else None
+
+    def comparisons(self, name: str) -> list[float]:
+        """Each round's ratio to bare, or difference: what slows both in a round cancels out."""
+        pairs = zip(self.samples.get(name, []), self.samples.get(BARE, []))
+        if self.added:
+            return [ours - bare for ours, bare in pairs]
+        return [ours / bare for ours, bare in pairs if bare]
+
+    def compared(self, name: str) -> float | None:
+        """The middle of the rounds' comparisons with bare."""
+        found = self.comparisons(name)
+        return statistics.median(found) if found else None
+
+    def spread(self, name: str) -> float | None:
+        """Half the distance between the quartiles of the comparisons."""
+        found = self.comparisons(name)
+        if len(found) < 3:
+            return None
+        first, _, third = statistics.quantiles(found, n=4, method="inclusive")
+        return (third - first) / 2
+
+
+class Rig:
+    """Starts sessions and keeps the figures."""
+
+    def __init__(
+        self,
+        ways: Sequence[Way],
+        values: Mapping[str, str],
+        environ: Mapping[str, str],
+        account: Account,
+        folder: Path,
+        size: Size,
+    ) -> None:
+        self.ways = list(ways)
+        self.ways_out: list[Way] = []
+        self.token = secrets.token_hex(16)
+        self.values = {**values, "token": self.token}
+        self.environ = environ
+        self.account = account
+        self.folder = folder
+        self.size = size
+        self.figures: list[Figure] = []
+        self.failures: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.count = 0
+
+    def say(self, text: str) -> None:
+        """Progress, on standard error."""
+        sys.stderr.write(f"bench: {text}\n")
+        sys.stderr.flush()
+
+    def has(self, program: str) -> bool:
+        """Whether a program is here; if not, the results say what they lack for that."""
+        if shutil.which(program):
+            return True
+        note = f"{program} is not installed, so what it measures is left out."
+        if note not in self.notes:
+            self.notes.append(note)
+        return False
+
+    def figure(
+        self,
+        group: str,
+        title: str,
+        unit: str,
+        more_is_better: bool = False,
+        added: bool = False,
+        point: tuple[str, int] | None = None,
+    ) -> Figure:
+        """A new line of the results."""
+        self.figures.append(Figure(group, title, unit, more_is_better, added, point))
+        return self.figures[-1]
+
+    def run(
+        self,
+        words: Sequence[str],
+        variables: Mapping[str, str] | None = None,
+        network: Network | None = None,
+    ) -> Session:
+        """Start a session of these words."""
+        self.count += 1
+        log = self.folder / f"log-{self.count}"
+        environ = {**self.environ, **(variables or {})}
+        return Session(words, environ, self.account, log, network)
+
+    def start(
+        self, way: Way, command: Sequence[str], network: Network | None = None
+    ) -> tuple[Session, int]:
+        """Start a command in this way; returns the session and the host's port."""
+        port = free_port()
+        words = way.words(command, Port(port), self.values)
+        return self.run(words, way.variables(Port(port)), network), port
+
+    @contextlib.contextmanager
+    def servers(self, command: Sequence[str], path: str) -> Iterator[dict[str, int]]:
+        """A server for each way: the host's ports, of those that answer."""
+        with contextlib.ExitStack() as stack:
+            ports = {}
+            for way in self.ways:
+                if way.waits:
+                    continue  # its forward is slirp4netns's
+                session, port = self.start(way, command)
+                stack.enter_context(session)
+                try:
+                    load.first_answer(port, path, START_LIMIT, session.is_over, 0.01)
+                except load.LoadError as error:
+                    self.failed(way.name, error, session)
+                else:
+                    ports[way.name] = port
+            yield ports
+
+    def failed(self, name: str, error: object, session: Session | None = None) -> None:
+        """Keep why a way could not be measured."""
+        words = session.said().strip().splitlines()[-1:] if session else []
+        self.failures[name] = ": ".join([str(error), *words])
+        self.say(f"{name}: {self.failures[name]}")
+
+    def in_turn(self, rounds: int, names: Sequence[str]) -> Iterator[str]:
+        """Each name once in every round, and another one first each time."""
+        names = list(names)
+        for number in range(rounds):
+            shift = number % max(1, len(names))
+            yield from names[shift:] + names[:shift]
+
+    def sample(
+        self,
+        figures: Sequence[Figure],
+        name: str,
+        take: Callable[..., Sequence[float]],
+        *arguments: Any,
+    ) -> None:
+        """Take one sample for each of these figures; not again where that has failed."""
+        if name in figures[0].failures:
+            return
+        try:
+            found = take(*arguments)
+        except (load.LoadError, OSError) as error:
+            self.say(f"{name}: {figures[0].title}: {error}")
+            for figure in figures:
+                figure.failures[name] = str(error)
+            return
+        for figure, value in zip(figures, found):
+            figure.samples.setdefault(name, []).append(value)
+
+
+def await_word(session: Session, pattern: str, limit: float = START_LIMIT) -> str:
+    """Wait until the session has written what matches; returns the match's only group."""
+    until = time.monotonic() + limit
+    look = time.monotonic() + 1
+    while time.monotonic() < until:
+        found = re.search(pattern, session.said())
+        if found:
+            return found.group(1)
+        if time.monotonic() > look:
+            look += 1
+            if session.is_over():
+                break
+        time.sleep(0.005)
+    raise load.LoadError(f"no result; it wrote: {session.said()[-200:].strip()}")
+
+
+def free_port() -> int:
+    """A TCP port that nobody holds."""
+    with socket.socket() as probe:
+        probe.bind((load.HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def gigabytes(size: int) -> str:
+    """A size for a title."""
+    return f"{size / GIBIBYTE:g} GiB" if size >= GIBIBYTE else f"{size // MEBIBYTE} MiB"

@@ -1,0 +1,164 @@
+"""Start: from exec to the command's first instruction, and to its first answer."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import queue
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from . import load
+from .rig import JUPYTER, RAW, START_LIMIT, await_word
+from .ways import Port
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .rig import Rig
+    from .ways import Way
+
+STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
+"""The small server, after its first instruction has said when it ran."""
+STAMP = r"<(\d{19})>"
+SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"
+SERVICE_PORT = "{service-port}"
+
+
+def measure(rig: Rig) -> None:
+    """Every way to start."""
+    _small(rig)
+    _jupyter(rig)
+    _in_process(rig)
+
+
+def _small(rig: Rig) -> None:
+    rig.say("start: a small server")
+    figures = [
+        rig.figure("Start", "the command's first instruction", "ms", added=True),
+        rig.figure("Start", "first answer of a small server", "ms", added=True),
+    ]
+    for number in range(rig.size.starts):
+        for way in _of_round(rig, number, rig.ways):
+            rig.sample(figures, way.name, start_small, rig, way)
+
+
+def _of_round(rig: Rig, number: int, ways: Sequence[Way]) -> list[Way]:
+    """Another one first in each round; those that sleep for seconds only in the first few."""
+    taken = [way for way in ways if not way.waits or number < min(rig.size.few, 3)]
+    shift = number % len(taken)
+    return taken[shift:] + taken[:shift]
+
+
+def start_small(rig: Rig, way: Way) -> list[float]:
+    """Milliseconds from exec to the command's first instruction and to its first answer."""
+    session, port = rig.start(way, STAMPED)
+    with session:
+        answered = load.first_answer(port, "/", START_LIMIT, session.is_over)
+        first = int(await_word(session, STAMP))
+        return [(moment - session.started) / 1e6 for moment in (first, answered)]
+
+
+def _jupyter(rig: Rig) -> None:
+    rig.say("start: jupyter_server")
+    figure = rig.figure("Start", "first answer of jupyter_server", "ms", added=True)
+
+    def take(way: Way) -> list[float]:
+        session, port = rig.start(way, JUPYTER)
+        with session:
+            answered = load.first_answer(port, "/api", START_LIMIT, session.is_over)
+            return [(answered - session.started) / 1e6]
+
+    for number in range(rig.size.starts):
+        for way in _of_round(rig, number, rig.ways):
+            if way.is_bare or way.is_ours or number < rig.size.few:
+                rig.sample([figure], way.name, take, way)
+
+
+# -- under batchspawner-singleuser -----------------------------------------------------------------
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """The one thing that batchspawner-singleuser asks a hub for: to hear which port it chose."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__((own_address(), 0), _Heard)
+        self.chosen: queue.Queue[int] = queue.Queue()
+        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """What JUPYTERHUB_API_URL says."""
+        return "http://{}:{}/hub/api".format(*self.socket.getsockname())
+
+    def next_port(self) -> int:
+        """The port that the next one tells. Raises LoadError if none does."""
+        try:
+            return self.chosen.get(timeout=START_LIMIT)
+        except queue.Empty:
+            raise load.LoadError("batchspawner-singleuser did not tell its port") from None
+
+
+class _Heard(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        """POST /hub/api/batchspawner {"port": N}"""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.server.chosen.put(json.loads(body)["port"])
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def own_address() -> str:
+    """An address of this machine that is not its loopback, as a hub has; without one, that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.18.0.1", 9))  # of UDP: nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return load.HOST
+
+
+def _in_process(rig: Rig) -> None:
+    group = "Start under batchspawner-singleuser, in process"
+    rig.say("start: under batchspawner-singleuser")
+    figures = [
+        rig.figure(group, "the command's first instruction", "ms", added=True),
+        rig.figure(group, "first answer of a small server", "ms", added=True),
+    ]
+    ways = [way for way in rig.ways if way.is_bare or way.is_ours or way.waits]
+    with Hub() as hub:
+        try:
+            for number in range(rig.size.starts):
+                for way in _of_round(rig, number, ways):
+                    rig.sample(figures, way.name, _singleuser, rig, way, hub)
+        finally:
+            hub.shutdown()
+
+
+def _singleuser(rig: Rig, way: Way, hub: Hub) -> list[float]:
+    """The same two moments, counted from the exec of batchspawner-singleuser."""
+    port = Port(SERVICE_PORT)  # not known yet
+    words = way.words(STAMPED, port, rig.values)
+    # It runs a Python program in its own interpreter: ours, or one that becomes the words after it.
+    program = words[1:] if way.is_ours else [rig.values["programs"] + "/become.py", *words]
+    singleuser = SINGLEUSER.replace("{hub-venv}", rig.values["hub-venv"])
+    variables = {
+        "JUPYTERHUB_API_URL": hub.url,
+        "JUPYTERHUB_API_TOKEN": rig.token,
+        "JUPYTERHUB_SERVICE_URL": f"http://{load.HOST}:0/user/bench/",
+        "JUPYTERHUB_SERVICE_PREFIX": "/user/bench/",
+    }
+    with rig.run([singleuser, *program], variables) as session:
+        chosen = hub.next_port()
+        answered = load.first_answer(chosen, "/", START_LIMIT, session.is_over)
+        first = int(await_word(session, STAMP))
+        return [(moment - session.started) / 1e6 for moment in (first, answered)]

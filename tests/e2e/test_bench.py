@@ -1,0 +1,134 @@
+"""`bench/run.sh`, with so little of everything that its figures say nothing: that it runs, tells of
+every way that it has, and leaves nothing. Speed itself is not tested."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from e2e.conftest import needs_a_hub
+
+from conftest import TEST_ROOT
+from helpers import PROJECT, needs
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+RIVALS = {"slirp4netns", "pasta", "socket-proxyd", "rootlesskit"}
+OURS = {"portwrap native", "portwrap relay"}
+WITHOUT = {"TMPDIR", "PYTHONPATH"}
+
+
+@pytest.fixture(autouse=True)
+def can_run(pyz: Path) -> None:
+    needs_a_hub()
+    needs("ip", "nc", "wrk", "rootlesskit", "newuidmap", "systemd-socket-activate")
+
+
+def measure(folder: Path, *words: str) -> str:
+    """Run it; returns results.md."""
+    environ = {name: value for name, value in os.environ.items() if name not in WITHOUT}
+    result = subprocess.run(
+        [PROJECT / "bench" / "run.sh", "--size", "tiny", "--output", folder, *words],
+        env={**environ, "BENCH_SET_UP": "no", "PORTWRAP_TEST_ROOT": str(TEST_ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    text = (folder / "results.md").read_text()
+    assert result.stdout == text + "\n"
+    return text
+
+
+def tables(text: str) -> dict[str, dict[str, dict[str, str]]]:
+    """The cells of each table, by its heading, by row and column."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for section in text.split("\n## ")[1:]:
+        heading, _, rest = section.partition("\n")
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in rest.splitlines()
+            if line.startswith("|") and not line.startswith("|--")
+        ]
+        if rows:
+            found[heading] = {row[0]: dict(zip(rows[0][1:], row[1:])) for row in rows[1:]}
+    return found
+
+
+def assert_whole(text: str) -> None:
+    """Every way has a figure in every row of its table, and nothing has failed."""
+    assert "## What is missing" not in text, text
+    assert "was left out" not in text, text
+    for heading, rows in tables(text).items():
+        assert rows, heading
+        for row, cells in rows.items():
+            without = {name for name, cell in cells.items() if not cell.strip("-")}
+            # Only some are started under batchspawner-singleuser, and that is all they lack.
+            assert not without or heading == "In short", (heading, row, cells)
+
+
+def test_the_way_in(tmp_path: Path) -> None:
+    text = measure(tmp_path, "--only", "start", "--only", "forward", "--ways", "portwrap native")
+    assert_whole(text)
+    found = tables(text)
+    assert len(found["Start"]) == 3
+    assert len(found["Start under batchspawner-singleuser, in process"]) == 2
+    assert "requests/s, 16 connections [/s] ↑" in found["Requests to jupyter_server"]
+    assert "kernel message over WebSocket [ms]" in found["Round trips"]
+    assert len(found["Streams"]) == 8
+    assert set(found["Streams"].popitem()[1]) == {"bare", "portwrap native"}
+    chart = ElementTree.parse(tmp_path / "results.svg").getroot()
+    shown = " ".join(chart.itertext())
+    assert "bench/run.sh --size tiny --only start --only forward" in shown
+    assert "Requests/s, ratio to bare" in shown and "portwrap native" in shown
+
+
+def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
+    text = measure(tmp_path, "--only", "out", "--only", "calls")
+    assert_whole(text)
+    found = tables(text)
+    (out,) = (rows for heading, rows in found.items() if heading.startswith("The way out"))
+    assert len(out) == 4
+    newer = {"portwrap slirp4netns of Debian 13", "portwrap pasta of Debian 13"}
+    ways = {"bare", "slirp4netns", "pasta", "portwrap slirp4netns", "portwrap pasta"}
+    assert set(out.popitem()[1]) - newer == ways
+    (calls,) = (rows for heading, rows in found.items() if heading.startswith("A program"))
+    assert set(calls.popitem()[1]) == {"bare", *OURS, *RIVALS}
+
+
+@pytest.mark.matrix
+def test_all_of_it(tmp_path: Path) -> None:
+    """Memory and growth, too, and every rival's forward."""
+    text = measure(tmp_path)
+    assert "## What is missing" not in text, text
+    found = tables(text)
+    assert len(found) >= 10
+    (memory,) = (rows for heading, rows in found.items() if heading.startswith("What stays"))
+    assert set(memory["PSS, each of 2 sessions [MB]"]) == {*OURS, *RIVALS, "fixed wait"}
+    assert "**fixed wait**" in text
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """It writes nothing then; that no process of it is left, every test sees."""
+    words = [str(PROJECT / "bench" / "run.sh"), "--size", "tiny", "--output", str(tmp_path)]
+    with subprocess.Popen(
+        [*words, "--only", "start", "--ways", "portwrap relay"],
+        env={**os.environ, "BENCH_SET_UP": "no"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        shown = ""
+        for line in process.stderr:
+            shown += line
+            if "jupyter_server" in line:
+                process.terminate()
+    assert process.returncode == 130, shown
+    assert "interrupted; nothing is written" in shown
+    assert not list(tmp_path.iterdir())

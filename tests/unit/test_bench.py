@@ -1,0 +1,134 @@
+"""How the measurements of bench/ become figures, tables and goals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import pytest
+
+from bench import goals, load, report
+from bench.growth import STARTS
+from bench.rig import SIZES, Figure, Rig
+from bench.session import Account
+from bench.ways import BARE, CONTROL, Port, Way, ours
+
+from helpers import PROJECT
+
+OURS = "portwrap relay"
+ABOUT: Mapping[str, Any] = {"left_out": {}, "notes": [], "command": "", "size": "", "versions": ""}
+
+
+def figure(samples: Mapping[str, Sequence[float]], **kw: Any) -> Figure:
+    made = Figure("Requests", "p99, 1 connection", "ms", **kw)
+    made.samples = {name: list(values) for name, values in samples.items()}
+    return made
+
+
+def results(*figures: Figure) -> report.Results:
+    names = dict.fromkeys(name for each in figures for name in each.samples)
+    ways = [Way(name, () if name in (BARE, CONTROL) else ("x",), "") for name in names]
+    return report.Results(figures=figures, ways=ways, ways_out=[], **ABOUT)
+
+
+def test_a_round_is_compared_with_itself() -> None:
+    """The second round met a machine that was ten times slower."""
+    found = figure({BARE: [1, 10, 1], OURS: [2, 20, 3]})
+    assert found.compared(OURS) == 2
+    assert found.spread(OURS) == 0.25
+    assert report.cell(found, OURS) == "3.00 (× 2.00 ±0.25)"
+    found = figure({BARE: [1, 10, 1], OURS: [2, 11, 3]}, added=True)
+    assert report.cell(found, OURS) == "3.00 (+1.00 ±0.25)"
+
+
+def test_bare_is_not_compared_with_itself_and_the_control_is() -> None:
+    found = figure({BARE: [2.0], CONTROL: [3.0]})
+    assert report.cell(found, BARE) == "2.00"
+    assert report.cell(found, CONTROL) == "3.00 (× 1.50)"
+
+
+def test_a_failure_is_no_figure(tmp_path: Path) -> None:
+    """What has failed once is not asked again, and is said instead of the samples before."""
+    rig = Rig([], {}, {}, Account("nobody", 1, 1, "/"), tmp_path, SIZES["tiny"])
+    asked = []
+
+    def take(value: float) -> list[float]:
+        asked.append(value)
+        if value < 0:
+            raise load.LoadError("connection refused")
+        return [value]
+
+    found = rig.figure("Requests", "requests/s", "/s", more_is_better=True)
+    for value in (1.0, -1.0, 2.0):
+        rig.sample([found], OURS, take, value)
+    rig.sample([found], BARE, take, 3.0)
+    assert asked == [1.0, -1.0, 3.0]
+    assert report.cell(found, OURS) == report.short_cell(found, OURS) == "failed"
+    assert found.samples[BARE] == [3.0]
+    text = report.markdown(results(found), drawn=False)
+    assert f"* {OURS}, requests/s: connection refused\n" in text
+
+
+def test_everybody_is_first_once(tmp_path: Path) -> None:
+    rig = Rig([], {}, {}, Account("nobody", 1, 1, "/"), tmp_path, SIZES["tiny"])
+    assert "".join(rig.in_turn(3, "abc")) == "abcbcacab"
+
+
+@pytest.mark.parametrize(("values", "said"), [([1.2, 1.3], "1.3"), ([1.2, 1.4], "**1.4, missed**")])
+def test_a_goal_is_judged_by_its_worst_figure(values: Sequence[float], said: str) -> None:
+    figures = [figure({BARE: [1], OURS: [value]}) for value in values]
+    assert goals.lines(results(*figures))[-1] == f"| p99, of bare: at most 1.3 | {said} |"
+
+
+def test_a_goal_that_failed_is_not_reached() -> None:
+    found = figure({BARE: [1], OURS: [1]})
+    found.failures[OURS] = "timeout"
+    assert goals.lines(results(found))[-1].endswith("| failed |")
+
+
+def test_growth_is_judged_from_the_first_to_the_last() -> None:
+    figures = [
+        Figure("Growth", f"start {number}", "ms", added=True, point=(STARTS, number))
+        for number in (200, 1)
+    ]
+    for each, value in zip(figures, (26.0, 20.0)):
+        each.samples = {BARE: [1.0], OURS: [value]}
+    assert goals.lines(results(*figures))[-1].endswith("| **1.3, missed** |")
+
+
+def test_words_of_a_way() -> None:
+    """Bare listens on the host's port, a sandboxed command on the guest port."""
+    command, values = ("server", "{port}"), {"python": "py", "archive": "a.pyz"}
+    assert Way(BARE, (), "").words(command, Port(5), values) == ["server", "5"]
+    way = ours()[0]
+    assert way.words(command, Port(5), values)[-2:] == ["server", "8888"]
+    assert way.variables(Port(5)) == {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:5/"}
+
+
+def block(text: str) -> list[str]:
+    begin, end = map(re.escape, (report.BEGIN, report.END))
+    found = re.findall(f"{begin}(.*?){end}", text, re.DOTALL)
+    assert len(found) == 1
+    return [line for line in found[0].splitlines() if line.startswith("|")]
+
+
+def test_the_table_of_the_readme_is_that_of_the_results() -> None:
+    shown = block((PROJECT / "README.md").read_text())
+    path = PROJECT / "bench" / "results.md"
+    text = path.read_text() if path.exists() else ""
+    _, _, short = text.partition("## In short\n")
+    wanted = [line for line in short.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert shown == wanted
+
+
+def test_the_table_goes_between_its_comments(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{report.BEGIN}| old |\n{report.END}after\n")
+    found = Figure("Requests", "requests/s, 1 connection", "/s", more_is_better=True)
+    found.samples = {BARE: [1000.0], OURS: [900.0]}
+    for _ in range(2):
+        report.update_readme(path, results(found))
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith(f"{report.END}after\n")
+    assert block(text)[-1] == "| requests/s, 1 connection ↑ | 1,000/s | × 0.90 |"
