@@ -12,6 +12,7 @@ from networks import Host
 
 from helpers import needs
 from sessions import Inside, Portwrap
+from ways import OLD_AND_NEW, Way
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +77,13 @@ def changing_host() -> Iterator[Host]:
             yield made
     finally:
         made.close()
+
+
+@pytest.fixture(params=OLD_AND_NEW)
+def way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)
+
+
+@pytest.fixture(params=[*OLD_AND_NEW, "none"])
+def any_way(request: pytest.FixtureRequest) -> Way:
+    return Way(request.param)

@@ -23,6 +23,7 @@ from networks import SERVER, Host
 
 from helpers import OWNER, as_user, end, environment, identity, needs, run_as, wait_until
 from sessions import Portwrap, Session
+from ways import OLD_AND_NEW, Way
 
 pytestmark = pytest.mark.namespaces
 
@@ -73,12 +74,6 @@ def day(portwrap: Portwrap, world_dir: Path) -> Day:
     return Day(portwrap, world_dir)
 
 
-@pytest.fixture(params=["slirp4netns", "pasta"])
-def network(request: pytest.FixtureRequest) -> str:
-    needs(request.param)
-    return str(request.param)
-
-
 # ---- works as outside ---------------------------------------------------------------------------
 
 SHARED_MEMORY = """\
@@ -114,7 +109,8 @@ WORKS = {  # what: programs needed, script
     "screen": (
         "screen",
         "export SCREENDIR=$PWD/screens; mkdir -m 700 $SCREENDIR; screen -dmS s sleep 9;"
-        " screen -ls | grep -c Detached; screen -S s -X quit; rm -r $SCREENDIR",
+        " until screen -ls | grep Detached | cut -f3; do sleep 0.05; done;"
+        " screen -S s -X quit; rm -r $SCREENDIR",
     ),
     "ssh-agent": (
         "ssh-agent ssh-keygen",
@@ -136,12 +132,15 @@ WORKS = {  # what: programs needed, script
 
 @pytest.mark.parametrize("what", WORKS)
 def test_works_as_outside(day: Day, what: str) -> None:
+    """By each way out."""
     tools, script = WORKS[what]
     needs(*tools.split())
-    outside, inside = day.outside(script), day.inside(script)
+    outside = day.outside(script)
     assert outside.returncode == 0 and outside.stdout, outside
-    assert (inside.returncode, inside.stderr) == (0, outside.stderr)
-    assert NUMBERS.sub("N", inside.stdout) == NUMBERS.sub("N", outside.stdout)
+    for name in OLD_AND_NEW:
+        inside = day.inside(script, **Way(name).options)
+        assert (inside.returncode, inside.stderr) == (0, outside.stderr), name
+        assert NUMBERS.sub("N", inside.stdout) == NUMBERS.sub("N", outside.stdout), name
 
 
 def test_locks_and_shared_memory_are_those_of_the_host(day: Day) -> None:
@@ -202,9 +201,10 @@ def test_cannot_work(day: Day, what: str) -> None:
     needs(*tools.split())
     outside = day.outside(script)
     assert outside.returncode == 0, outside
-    inside = day.inside(script)
-    assert inside.returncode != 0
-    assert said in inside.stderr
+    for name in OLD_AND_NEW:
+        inside = day.inside(script, **Way(name).options)
+        assert inside.returncode != 0, name
+        assert said in inside.stderr, name
 
 
 def test_sudo_cannot_work(day: Day) -> None:
@@ -301,7 +301,18 @@ def serving(listener: socket.socket, folder: Path) -> Iterator[None]:
 def make_certificate(folder: Path) -> Path:
     """A certificate for the server's address, and its key, in one file."""
     needs("openssl")
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     words += ["-subj", "/CN=test", "-addext", f"subjectAltName=IP:{SERVER}"]
     words += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     subprocess.run(words, check=True, capture_output=True)
@@ -336,33 +347,33 @@ def index(host: Host, world_dir: Path) -> Iterator[str]:
         yield f"https://{SERVER}:{port}/simple"
 
 
-def test_pip_install(day: Day, index: str, network: str) -> None:
+def test_pip_install(day: Day, index: str, way: Way) -> None:
     pip = f"{sys.executable} -m pip --disable-pip-version-check --isolated install --no-cache-dir"
     script = (
         f"{pip} -q --target there --index-url {index} --cert {day.folder}/cert.pem"
         " portwrap-test-package && ls there"
     )
-    result = day.inside(script, network=network)
+    result = day.inside(script, **way.options)
     assert result.returncode == 0, result.stderr
     assert "portwrap_test_package.py" in result.stdout.split()
 
 
-def test_downloads(day: Day, index: str, network: str) -> None:
+def test_downloads(day: Day, index: str, way: Way) -> None:
     """As conda, curl and wget do it: by a client that checks the certificate."""
     needs("curl")
     script = f"curl -sf --noproxy '*' --cacert {day.folder}/cert.pem {index}/ | grep -c portwrap"
-    assert day.inside(script, network=network).stdout.strip() not in ("", "0")
+    assert day.inside(script, **way.options).stdout.strip() not in ("", "0")
     script = f"curl -s --noproxy '*' {index}/; echo $?"
-    assert day.inside(script, network=network).stdout == "60\n"  # an unknown authority
+    assert day.inside(script, **way.options).stdout == "60\n"  # an unknown authority
 
 
-def test_ping(day: Day, host: Host, network: str) -> None:
+def test_ping(day: Day, host: Host, way: Way) -> None:
     needs("ping")
-    result = day.inside(f"ping -qc1 -W5 {SERVER}", network=network)
+    result = day.inside(f"ping -qc1 -W5 {SERVER}", **way.options)
     assert "1 received" in result.stdout, result
 
 
-def test_a_proxy_on_the_nodes_loopback(day: Day, host: Host, network: str) -> None:
+def test_a_proxy_on_the_nodes_loopback(day: Day, host: Host, way: Way) -> None:
     """Out of reach, unless it is named."""
     needs("curl")
     (day.home / "page").write_text("page")
@@ -385,9 +396,10 @@ def test_a_proxy_on_the_nodes_loopback(day: Day, host: Host, network: str) -> No
     thread = threading.Thread(target=server.serve_forever, args=[0.05])
     thread.start()
     try:
-        assert day.inside(script, network=network).stdout == "7\n"  # nobody there
-        named = {"PORTWRAP_HOST_SERVICE": str(port)}
-        assert day.inside(script, network=network, extra_env=named).stdout == "page0\n"
+        assert day.inside(script, **way.options).stdout == "7\n"  # nobody there
+        named = {**way.options["extra_env"], "PORTWRAP_HOST_SERVICE": str(port)}
+        options = {**way.options, "extra_env": named}
+        assert day.inside(script, **options).stdout == "page0\n"
     finally:
         server.shutdown()
         thread.join()

@@ -27,47 +27,11 @@ from networks import (
     ip,
 )
 
-from conftest import TEST_ROOT
-from helpers import NEIGHBOUR, OWNER, SYSTEM_PATH, cannot, identity, needs, run_as, wait_until
+from helpers import NEIGHBOUR, OWNER, SYSTEM_PATH, identity, needs, run_as, wait_until
 from sessions import HELPERS, Inside, Portwrap, Session, kill, name_of, unused_port
+from ways import Way
 
 pytestmark = pytest.mark.namespaces
-
-NEWER = TEST_ROOT / "newer-helpers" / "usr" / "bin"
-"""Where tests/setup.sh puts slirp4netns and pasta of the next Debian."""
-
-
-class Way:
-    """A way out: what --network is told, and what finds the helper of that version."""
-
-    def __init__(self, name: str) -> None:
-        self.network, _, self.newer = name.partition("-")
-        path = f"{NEWER}:{SYSTEM_PATH}" if self.newer else SYSTEM_PATH
-        self.options: dict[str, Any] = {"network": self.network, "extra_env": {"PATH": path}}
-        if self.newer and not (NEWER / self.network).exists():
-            cannot(f"no {NEWER / self.network}; on Debian 12 tests/setup.sh gets it")
-        elif self.network != "none":
-            needs(self.network)
-
-    @property
-    def has_ipv6(self) -> bool:
-        return self.network == "pasta"
-
-    def inside(self, portwrap: Portwrap, **options: Any) -> Inside:
-        return Inside(portwrap, **{**self.options, **options})
-
-
-OLD_AND_NEW = ["slirp4netns", "pasta", "slirp4netns-newer", "pasta-newer"]
-
-
-@pytest.fixture(params=OLD_AND_NEW)
-def way(request: pytest.FixtureRequest) -> Way:
-    return Way(request.param)
-
-
-@pytest.fixture(params=[*OLD_AND_NEW, "none"])
-def any_way(request: pytest.FixtureRequest) -> Way:
-    return Way(request.param)
 
 
 def receive(connection: socket.socket) -> bytes:
@@ -78,6 +42,7 @@ def receive(connection: socket.socket) -> bytes:
 def exchange(session: Inside, listener: socket.socket) -> None:
     """The sandbox connects to this listener, and bytes go both ways."""
     address, port = listener.getsockname()[:2]
+    listener.settimeout(10)
     with session.connect(address, port) as client, listener.accept()[0] as server:
         client.sendall(b"question")
         assert server.recv(99) == b"question"
@@ -229,6 +194,8 @@ OUTWARD = [
     *("fe80::1%tap0", "fe80::2%tap0", "fe80::3%tap0", "169.254.1.1", "169.254.2.1"),
     *(HOST, HOST_ON_SECOND, HOST6, SERVER, SERVER6, "::ffff:10.0.2.2", f"::ffff:{HOST}"),
 ]
+ITS_LOOPBACK = ("127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1")
+"""Names of the loopback addresses of the sandbox itself, at which a host service answers."""
 
 
 def is_silent(listener: socket.socket) -> bool:
@@ -319,6 +286,46 @@ def test_nothing_of_the_sandbox_is_on_the_host(
         assert all(map(is_silent, opened))
         new = {each.partition(" ")[2] for each in host_sockets() - before}
         assert {int(each.rpartition(":")[2], 16) for each in new} == {session.port}
+
+
+@pytest.mark.parametrize("forward", ["relay", "native"])
+def test_options_open_what_they_name_and_nothing_else(
+    portwrap: Portwrap, host: Host, any_way: Way, forward: str
+) -> None:
+    """--publish and --host-service together: the two ports that they name are reached."""
+    published, offered, secret = unused_port(), unused_port(), unused_port()
+    loopback = [host.listen(each, host.host, offered) for each in ("127.0.0.1", "::1")]
+    loopback += [host.listen(each, host.host, secret) for each in ("127.0.0.1", "::1")]
+    named, others = loopback[:2], loopback[2:]
+    before = host_sockets()
+    doors = [("tcp", address, secret) for address in OUTWARD]
+    doors += [("tcp", address, offered) for address in OUTWARD if address not in ITS_LOOPBACK]
+    extra = {"PORTWRAP_PUBLISH": str(published), "PORTWRAP_HOST_SERVICE": str(offered)}
+    variables = {**any_way.options["extra_env"], **extra}
+    try:
+        with any_way.inside(portwrap, forward=forward, extra_env=variables) as session:
+            session.wait_until_up()
+            knock(inside_words(session, *portwrap.program("knock.py")), doors)
+            assert all(map(is_silent, loopback))
+            for listener in named:
+                exchange(session, listener)
+            opened = [session.listen("0.0.0.0", port) for port in (published, offered + 1)]
+            for each in opened:
+                session.keep(each)
+            new = {each.partition(" ")[2] for each in host_sockets() - before}
+            ports = {int(each.rpartition(":")[2], 16) for each in new}
+            assert ports == {session.port, published}
+            asked = [published, offered + 1, session.guest_port]
+            words = portwrap.program("knock.py", json.dumps([("tcp", HOST, at) for at in asked]))
+            with host.entered(host.server):
+                answers = json.loads(run_as(NEIGHBOUR, words).stdout)
+            assert answers == ["open", "ECONNREFUSED", "ECONNREFUSED"]
+            assert not is_silent(opened[0]) and is_silent(opened[1])
+        knock(portwrap.program("knock.py"), doors)  # the control: outside they are reached
+        assert not any(map(is_silent, others))
+    finally:
+        for each in loopback:
+            each.close()
 
 
 def test_none_is_loopback_only(portwrap: Portwrap, host: Host) -> None:
