@@ -109,7 +109,7 @@ WORKS = {  # what: programs needed, script
     "screen": (
         "screen",
         "export SCREENDIR=$PWD/screens; mkdir -m 700 $SCREENDIR; screen -dmS s sleep 9;"
-        " until screen -ls | grep Detached | cut -f3; do sleep 0.05; done;"
+        " until screen -ls | grep -q Detached; do sleep 0.05; done; echo detached;"
         " screen -S s -X quit; rm -r $SCREENDIR",
     ),
     "ssh-agent": (
@@ -301,19 +301,9 @@ def serving(listener: socket.socket, folder: Path) -> Iterator[None]:
 def make_certificate(folder: Path) -> Path:
     """A certificate for the server's address, and its key, in one file."""
     needs("openssl")
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    words += ["-subj", "/CN=test", "-addext", f"subjectAltName=IP:{SERVER}"]
+    words = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    words += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    words += ["-addext", f"subjectAltName=IP:{SERVER}"]
     words += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     subprocess.run(words, check=True, capture_output=True)
     (folder / "both.pem").write_bytes(
