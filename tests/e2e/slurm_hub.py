@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 import websocket
+from e2e.examples import adapted
 from e2e.hub import CELL_SECONDS, Kernel
 from e2e.slurm import Cluster, Host, Job
 
@@ -22,7 +23,7 @@ from demo.client import Answer, HubClient, HubError
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, PROJECT, SYSTEM_PATH, children_of, wait_until
 
-PUBLIC_PORT, HUB_PORT = 8000, 8081
+PUBLIC_PORT = 8000
 START_SECONDS = 60
 STOP_SECONDS = 60
 PROGRAMS = ("demo/notes_app.py",)
@@ -103,14 +104,26 @@ class SlurmHub:
         (config / "jupyter_server_config.json").write_text(text)
         settings = {
             "url": self.url,
-            "hub_url": f"http://{self.cluster.hub.address}:{HUB_PORT}",
             "password": self.password,
             "users": [OWNER, NEIGHBOUR],
-            "archive": str(self.archive),
-            "path": f"{TEST_ROOT}/hub-venv/bin:{SYSTEM_PATH}",
+            "example": str(self.adapt_example()),
             "server_config": str(config),
         }
         (self.run / "hub" / "settings.json").write_text(json.dumps(settings))
+
+    def adapt_example(self) -> Path:
+        """The site's own words in examples/slurm_config.py."""
+        words = {
+            "ARCHIVE": str(self.archive),
+            "PROGRAMS": f"{TEST_ROOT}/hub-venv/bin",
+            "HUB": self.cluster.hub.name,
+            "PARTITION": "all",
+        }
+        return adapted("slurm_config.py", words, self.run / "hub")
+
+    def variables(self) -> dict[str, str]:
+        """What the batch system's programs must be told."""
+        return {}
 
     def secret(self, account: str = OWNER) -> str:
         """What stands in the notes that the account's application shows."""
@@ -126,6 +139,7 @@ class SlurmHub:
             "LC_ALL": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
             "SLURM_HUB_SETTINGS": str(self.run / "hub" / "settings.json"),
+            **self.variables(),
         }
         config = Path(__file__).with_name("slurm_hub_config.py")
         self.process = self.cluster.hub.daemon(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Iterator, cast
 
 import pytest
+from e2e.examples import adapted
 from e2e.hub import Hub, Kernel
 
 from demo.client import HubClient
@@ -30,12 +31,8 @@ from helpers import (
 )
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-LOCAL = "jupyterhub.spawner.LocalProcessSpawner"
-KINDS = {
-    "sandboxed": ["{archive}", "jupyterhub-singleuser"],
-    "relay": ["{archive}", "--forward", "relay", "jupyterhub-singleuser"],
-    "plain": ["jupyterhub-singleuser"],
-}
+KINDS = ("sandboxed", "relay", "plain")
+"""As the example has it, with the relay, and without the sandbox."""
 
 # The hub's API as the server knows it; another port of the host's loopback; one of the kernel's.
 LOOK_AROUND = """
@@ -62,7 +59,7 @@ print(json.dumps({
 class OneMachine:
     """A hub with the settings that JupyterHub has by itself, and a logged-in owner."""
 
-    def __init__(self, run: Path, archive: Path, kind: str, spawner: str) -> None:
+    def __init__(self, run: Path, archive: Path, kind: str) -> None:
         home = run / "home"
         home.mkdir()
         os.chown(home, pwd.getpwnam(OWNER).pw_uid, pwd.getpwnam(OWNER).pw_gid)
@@ -76,8 +73,8 @@ class OneMachine:
             "proxy_api_url": f"http://127.0.0.1:{self.proxy_port}",
             "password": secrets.token_urlsafe(9),
             "owner": OWNER,
-            "spawner": spawner,
-            "cmd": [word.format(archive=archive) for word in KINDS[kind]],
+            "kind": kind,
+            "example": str(adapted("one_machine_config.py", {"ARCHIVE": str(archive)}, run)),
         }
         self.log = run / "hub.log"
         self.process = self.start(run, settings)
@@ -151,7 +148,7 @@ def machine(world_dir: Path, pyz: Path, kind: str) -> Iterator[OneMachine]:
         cannot(reason)
     if not (TEST_ROOT / "hub-venv" / ".complete").exists():
         cannot("no JupyterHub; tests/setup.sh installs it")
-    made = OneMachine(world_dir, pyz, kind, LOCAL)
+    made = OneMachine(world_dir, pyz, kind)
     try:
         yield made
     finally:

@@ -41,7 +41,7 @@ def test_exit_status_has_its_row(status: int) -> None:
 
 
 def test_the_written_parts_are_those_of_the_tables() -> None:
-    """README.md's options, statuses and troubleshooting, and the manual page."""
+    """README.md's options, statuses and troubleshooting, the manual page, and the completions."""
     command = [sys.executable, str(PROJECT / "docs" / "generate.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{result.stdout}{result.stderr}run docs/generate.py"
@@ -62,6 +62,18 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
         "README.md",
         "batchspawner-portwrap.1",
     ]
+
+
+@pytest.mark.parametrize("program", ["batchspawner-portwrap", "batchspawner-portwrap.pyz"])
+def test_bash_completes_an_option(program: str) -> None:
+    """As it does for a Tab: `complete -p` tells how, `compgen` makes the answers."""
+    script = f"""
+        . "$1" && rule=$(complete -p {program}) && rule=${{rule#complete }}
+        eval "compgen ${{rule% *}} -- --for"
+    """
+    words = ["bash", "-c", script, "bash", str(PROJECT / "docs" / "completions.bash")]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.stdout == "--forward\n", result.stderr
 
 
 def test_every_option_stands_under_a_heading() -> None:
