@@ -67,7 +67,7 @@ class GridEngine(Cluster):
         self.root = self.run / "sge"
         self.make_root()
         self.daemon(self.hub, "sge_qmaster")
-        wait_until(lambda: self.is_up("qconf", "-sh"), START_SECONDS, "sge_qmaster")
+        wait_until(lambda: self.told("qconf", "-sh"), START_SECONDS, "sge_qmaster")
         self.do("qconf", "-as", self.hub.name)
         self.change("-ssconf", "-Msconf", schedule_interval="0:0:1")
         for node in self.nodes:
@@ -127,11 +127,12 @@ class GridEngine(Cluster):
         words = [f"{name}={value}" for name, value in self.variables().items()]
         return self.hub.do("env", *words, *argv, account=account)
 
-    def is_up(self, *argv: str) -> bool:
+    def told(self, *argv: str) -> str:
+        """What it says; nothing while there is nothing to say, which is an error of its own."""
         try:
-            return bool(self.do(*argv))
+            return self.do(*argv)
         except AssertionError:
-            return False
+            return ""
 
     def change(self, show: str, set_: str, **settings: str) -> None:
         """Change a configuration in the way that its own editor does."""
@@ -140,10 +141,11 @@ class GridEngine(Cluster):
         self.do("qconf", set_, str(path))
 
     def executing(self) -> set[str]:
-        return set(self.do("qconf", "-sel").split())
+        """The hosts whose sge_execd has made itself known."""
+        return set(self.told("qconf", "-sel").split())
 
     def takes_jobs(self) -> bool:
-        told = self.do("qstat", "-f")
+        told = self.told("qstat", "-f")
         return told.count("all.q@") == len(self.nodes) and "-NA-" not in told
 
     # -- jobs -------------------------------------------------------------------------------
@@ -155,11 +157,8 @@ class GridEngine(Cluster):
 
     def accounted(self, number: int) -> dict[str, str]:
         """What qacct knows of a job that is over; nothing before that."""
-        try:
-            text = self.do("qacct", "-j", str(number))
-        except AssertionError:
-            return {}
-        return dict(line.split(None, 1) for line in text.splitlines() if len(line.split()) > 1)
+        lines = self.told("qacct", "-j", str(number)).splitlines()
+        return dict(line.split(None, 1) for line in lines if len(line.split()) > 1)
 
     def assert_clean(self) -> None:
         wait_until(lambda: not self.account_processes(), 30, f"no {self.account_processes()}")

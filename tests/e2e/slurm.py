@@ -69,7 +69,7 @@ KillWait={kill_wait}
 JobRequeue=0
 MinJobAge=3600
 {nodes}
-PartitionName=all Nodes=node[1-2] Default=YES MaxTime=INFINITY DefaultTime=30 State=UP
+PartitionName=all Nodes=node[1-2] Default=YES MaxTime=600 DefaultTime=30 State=UP
 """
 
 
