@@ -26,7 +26,10 @@ SHIV = {
     "environment.json",
 }
 READ_RARELY = ("/check.py", "/help.py", "/messages.py", "/probe.py", "/METADATA", "/LICENSE")
-ONLY_CARRIED = ("/datagrams.py", "/handover.py", "/relay.py", "/watch.py", "/worker.py")
+ONLY_CARRIED = tuple(
+    f"/{name}.py"
+    for name in ("datagrams", "handover", "loader", "preparing", "relay", "watch", "worker")
+)
 FOR_SOME = ("/dns.py", "/notify.py", "/services.py", "/views.py")
 COMPRESSED = (*READ_RARELY, *ONLY_CARRIED, *FOR_SOME)
 DIST_INFO = {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE"}

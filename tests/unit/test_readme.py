@@ -76,6 +76,12 @@ def test_bash_completes_an_option(program: str) -> None:
     assert result.stdout == "--forward\n", result.stderr
 
 
+def test_the_house_tour_shows_every_room() -> None:
+    tour = (PROJECT / "CONTRIBUTING.md").read_text()
+    rooms = {path.name for path in (PROJECT / "portwrap").glob("[!_]*.py")}
+    assert {name for name in rooms if not re.search(rf"[`/]{name}`", tour)} == set()
+
+
 def test_every_option_stands_under_a_heading() -> None:
     for parser in (PARSER, __main__.PARSER):
         shown = [option for _, options in help.topics(parser) for option in options]
