@@ -119,25 +119,29 @@ def _kernels(rig: Rig, ports: Mapping[str, int]) -> None:
         rig.notes.append("No kernel messages were measured: websocket-client is not installed.")
         return
     figure = rig.figure(TRIPS, "kernel message over WebSocket", "ms", added=True)
+    title = "kernel message over WebSocket, acknowledged at once"
+    prompt = rig.figure(TRIPS, title, "ms", added=True)
     rig.say(f"{figure.group}: {figure.title}")
     kernels = {}
     for name, port in ports.items():
         try:
             kernels[name] = load.Kernel(port, rig.token)
         except (load.LoadError, OSError) as error:
-            figure.failures[name] = str(error)
+            figure.failures[name] = prompt.failures[name] = str(error)
     count = max(1, rig.size.trips // 10)
     # Many short rounds: the differences are small.
     for name in rig.in_turn(4 * rig.size.rounds, list(kernels)):
-        rig.sample([figure], name, _median, kernels[name].round_trips, count)
+        rig.sample([figure, prompt], name, _round_trips, kernels[name], count)
     for name, kernel in kernels.items():
         kernel.socket.close()
         for entry in load.call(ports[name], "/api/kernels", rig.token):
             load.call(ports[name], f"/api/kernels/{entry['id']}", rig.token, "DELETE")
 
 
-def _median(take: Callable[[int], Sequence[float]], count: int) -> list[float]:
-    return [statistics.median(take(count))]
+def _round_trips(kernel: load.Kernel, count: int) -> list[float]:
+    plain = [kernel.round_trip() for _ in range(max(1, count // 6))]  # each of them takes long
+    prompt = [kernel.round_trip(prompt=True) for _ in range(count)]
+    return [statistics.median(plain), statistics.median(prompt)]
 
 
 def _files(rig: Rig, ports: Mapping[str, int]) -> None:
@@ -150,7 +154,7 @@ def _files(rig: Rig, ports: Mapping[str, int]) -> None:
         ([eight], lambda port: [load.download(port, "/files/eighth.bin", token, size // 8, 8)]),
         ([save], lambda port: [load.save_file(port, token, saved)]),
     ]
-    _take_rows(rig, ports, max(1, rig.size.rounds - 1), rows)
+    _take_rows(rig, ports, max(1, rig.size.rounds - 2), rows)
 
 
 # -- a server that costs next to nothing -----------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import load
 from .rig import JUPYTER, RAW, START_LIMIT, await_word
-from .ways import Port
+from .ways import BARE, Port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _jupyter(rig: Rig) -> None:
 
     for number in range(rig.size.starts):
         for way in _of_round(rig, number, rig.ways):
-            if way.is_bare or way.is_ours or number < rig.size.few:
+            if way.name == BARE or way.is_ours or number < rig.size.few:
                 rig.sample([figure], way.name, take, way)
 
 
@@ -134,7 +134,7 @@ def _in_process(rig: Rig) -> None:
         rig.figure(group, "the command's first instruction", "ms", added=True),
         rig.figure(group, "first answer of a small server", "ms", added=True),
     ]
-    ways = [way for way in rig.ways if way.is_bare or way.is_ours or way.waits]
+    ways = [way for way in rig.ways if way.name == BARE or way.is_ours or way.waits]
     with Hub() as hub:
         try:
             for number in range(rig.size.starts):
