@@ -53,8 +53,8 @@ def _sessions(rig: Rig, ways: list[Way]) -> None:
         with contextlib.ExitStack() as stack:
             others: list[Session] = []
             for number in rig.size.node:
-                more = number - 1 - len(others)
-                others += [stack.enter_context(rig.start(way, SLEEP)[0]) for _ in range(more)]
+                while len(others) < number - 1:
+                    rig.start_more(others, stack, way, SLEEP)
                 rig.sample([starts[number]], way.name, _start_beside, rig, way, others)
                 rig.sample([trips[number]], way.name, _request, rig, way)
 

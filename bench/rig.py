@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import load
-from .session import Session
+from .session import Session, end_all
 from .ways import BARE, Port
 
 if TYPE_CHECKING:
@@ -197,6 +197,14 @@ class Rig:
         port = free_port()
         words = way.words(command, Port(port), self.values)
         return self.run(words, way.variables(Port(port)), network), port
+
+    def start_more(
+        self, sessions: list[Session], stack: contextlib.ExitStack, way: Way, command: Sequence[str]
+    ) -> None:
+        """One more session; when the stack unwinds, all of them end at the same time."""
+        if not sessions:
+            stack.callback(end_all, sessions)
+        sessions.append(self.start(way, command)[0])
 
     @contextlib.contextmanager
     def servers(self, command: Sequence[str], path: str) -> Iterator[dict[str, int]]:

@@ -64,6 +64,16 @@ class Process(NamedTuple):
         """Its directory in /proc."""
         return Path("/proc", str(self.pid))
 
+    @property
+    def is_init(self) -> bool:
+        """Whether it is the first of a PID namespace: such a one is deaf to SIGTERM unless it
+        handles that (pid_namespaces(7))."""
+        try:
+            text = (self.folder / "status").read_text()
+        except OSError:
+            return False
+        return any(line.split()[2:][-1:] == ["1"] for line in text.splitlines() if "NSpid" in line)
+
 
 def processes() -> list[Process]:
     """Every process that is no zombie."""
@@ -133,6 +143,11 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def ask_to_end(self) -> None:
+        """Have every process of the session ended, without waiting for that."""
+        if self.holder:
+            os.kill(self.holder, signal.SIGTERM)
+
     def end(self) -> None:
         """End every process of the session."""
         if self.holder:
@@ -151,6 +166,14 @@ class Session:
     def said(self) -> str:
         """What it has written so far."""
         return self.log.read_text(errors="replace")
+
+
+def end_all(sessions: Sequence[Session]) -> None:
+    """End these at the same time: each of them may take a while."""
+    for session in sessions:
+        session.ask_to_end()
+    for session in sessions:
+        session.end()
 
 
 def _hold(
@@ -224,7 +247,7 @@ def _end_all() -> None:
     while _reap():
         for process in below(me):
             try:
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGKILL if process.is_init else number)
             except OSError:
                 pass  # it has just ended
         # Once more and once only: a second SIGTERM makes some servers skip their clean-up.

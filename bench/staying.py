@@ -65,7 +65,9 @@ def _note(figure: Figure, way: Way, value: float) -> None:
 def _sessions(rig: Rig, way: Way, command: Sequence[str], count: int):  # type: ignore[no-untyped-def]
     """Yields so many sessions, each as the processes that it has besides its command."""
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(rig.start(way, command)[0]) for _ in range(count)]
+        started: list[Session] = []
+        for _ in range(count):
+            rig.start_more(started, stack, way, command)
         yield settled(started)
 
 
