@@ -8,9 +8,9 @@ import statistics
 from typing import TYPE_CHECKING
 
 from . import load
-from .rig import JUPYTER, RAW, START_LIMIT, await_word
+from .rig import JUPYTER, RAW, START_LIMIT
 from .starts import start_small
-from .staying import PID, SLEEP
+from .staying import SLEEP, settled
 from .ways import CONTROL
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def _sessions(rig: Rig, ways: list[Way]) -> None:
 
 def _start_beside(rig: Rig, way: Way, others: list[Session]) -> list[float]:
     """Milliseconds to the first answer of one more session, once all others run."""
-    for session in others:
-        await_word(session, PID)
-    times = [start_small(rig, way)[1] for _ in range(max(1, rig.size.starts // 4))]
+    settled(others, SLEEP)
+    times = [start_small(rig, way)[1] for _ in range(max(1, rig.size.starts // 6))]
     return [statistics.median(times)]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import load
 from .session import Session, end_all
-from .ways import BARE, Port
+from .ways import BARE, Port, fill_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,7 +66,7 @@ class Size(NamedTuple):
 SIZES = {
     "full": Size(
         *(5, 30, 30, 5, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
-        *((1, 10, 100), 60.0, (1, 10, 50, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
+        *((1, 10, 100), 60.0, (1, 20, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
     ),
     "quick": Size(
         *(3, 10, 6, 2, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
@@ -189,6 +189,10 @@ class Rig:
         log = self.folder / f"log-{self.count}"
         environ = {**self.environ, **(variables or {})}
         return Session(words, environ, self.account, log, network)
+
+    def filled(self, words: Sequence[str]) -> list[str]:
+        """A command that stands for itself, with its places filled in."""
+        return [fill_in(word, self.values) for word in words]
 
     def start(
         self, way: Way, command: Sequence[str], network: Network | None = None

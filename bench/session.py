@@ -64,6 +64,13 @@ class Process(NamedTuple):
         """Its directory in /proc."""
         return Path("/proc", str(self.pid))
 
+    def runs(self, command: Sequence[str]) -> bool:
+        """Whether this is the program that it runs."""
+        try:
+            return (self.folder / "cmdline").read_text().split("\0")[:-1] == list(command)
+        except OSError:
+            return False
+
     @property
     def is_init(self) -> bool:
         """Whether it is the first of a PID namespace: such a one is deaf to SIGTERM unless it

@@ -150,14 +150,13 @@ def _singleuser(rig: Rig, way: Way, hub: Hub) -> list[float]:
     words = way.words(STAMPED, port, rig.values)
     # It runs a Python program in its own interpreter: ours, or one that becomes the words after it.
     program = words[1:] if way.is_ours else [rig.values["programs"] + "/become.py", *words]
-    singleuser = SINGLEUSER.replace("{hub-venv}", rig.values["hub-venv"])
     variables = {
         "JUPYTERHUB_API_URL": hub.url,
         "JUPYTERHUB_API_TOKEN": rig.token,
         "JUPYTERHUB_SERVICE_URL": f"http://{load.HOST}:0/user/bench/",
         "JUPYTERHUB_SERVICE_PREFIX": "/user/bench/",
     }
-    with rig.run([singleuser, *program], variables) as session:
+    with rig.run([*rig.filled([SINGLEUSER]), *program], variables) as session:
         chosen = hub.next_port()
         answered = load.first_answer(chosen, "/", START_LIMIT, session.is_over)
         first = int(await_word(session, STAMP))

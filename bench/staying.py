@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import load
-from .rig import START_LIMIT, await_word
+from .rig import START_LIMIT
 from .session import by_parent
 
 if TYPE_CHECKING:
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 GROUP = "What stays for each session besides the command"
 KILOBYTES_PER_MEGABYTE = 1000
-# Each says where it is before it becomes the program that stays.
-SLEEP = ("sh", "-c", "echo '<'$$'>'; exec sleep 100000")
-PYTHON = ("sh", "-c", "echo '<'$$'>'; exec {python} -I -S -c 'import signal; signal.pause()'")
-PID = r"<(\d+)>"
+SLEEP = ("sleep", "100000")
+PYTHON = ("{python}", "-I", "-S", "-c", "import signal; signal.pause()")
 HELPERS = ("slirp4netns", "pasta", "passt")
 
 
@@ -68,21 +66,22 @@ def _sessions(rig: Rig, way: Way, command: Sequence[str], count: int):  # type: 
         started: list[Session] = []
         for _ in range(count):
             rig.start_more(started, stack, way, command)
-        yield settled(started)
+        yield settled(started, rig.filled(command))
 
 
-def settled(sessions: Sequence[Session]) -> list[list[Process]]:
+def settled(sessions: Sequence[Session], command: Sequence[str]) -> list[list[Process]]:
     """Their processes without the commands, once all run and nothing comes or goes any more."""
-    commands = {int(await_word(session, PID)) for session in sessions}
     until = time.monotonic() + START_LIMIT
     before: list[list[Process]] = []
     while time.monotonic() < until:
         children = by_parent()
         now = [session.processes(children) for session in sessions]
         if now == before:
-            return [[each for each in found if each.pid not in commands] for found in now]
+            staying = [[each for each in found if not each.runs(command)] for found in now]
+            if all(len(rest) < len(found) for rest, found in zip(staying, now)):
+                return staying
         before = now
-        time.sleep(0.5)
+        time.sleep(0.3)
     raise load.LoadError("the sessions do not settle")
 
 
@@ -114,7 +113,7 @@ def _idle(rig: Rig) -> None:
                 continue
             session = stack.enter_context(rig.start(way, SLEEP)[0])
             try:
-                staying[way.name] = settled([session])[0]
+                staying[way.name] = settled([session], SLEEP)[0]
             except load.LoadError as error:
                 wakes.failures[way.name] = str(error)
         before = _counted(staying)

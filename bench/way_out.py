@@ -28,8 +28,7 @@ def measure(rig: Rig) -> None:
         rig.notes.append(f"The way out was not measured: {error}.")
         return
     try:
-        words = [_filled(rig, word) for word in SERVE]
-        with rig.run(words, network=lab.server) as server:
+        with rig.run(rig.filled(SERVE), network=lab.server) as server:
             await_word(server, "(listening)")
             _streams(rig, lab)
     finally:
@@ -56,9 +55,3 @@ def _asked(rig: Rig, way: Way, words: Sequence[str], lab: Lab) -> list[float]:
     """MB/s of one session that does nothing else."""
     with rig.start(way, words, lab.node)[0] as session:
         return [float(await_word(session, RESULT))]
-
-
-def _filled(rig: Rig, word: str) -> str:
-    for name, value in rig.values.items():
-        word = word.replace("{" + name + "}", value)
-    return word

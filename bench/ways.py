@@ -74,19 +74,20 @@ class Way:
             # slirp4netns's forward arrives at an address of its own inside, not at 127.0.0.1
             "address": "127.0.0.1" if self.is_bare else "0.0.0.0",
         }
-        return [_fill_in(word, filled) for word in (*self.prefix, *command)]
+        return [fill_in(word, filled) for word in (*self.prefix, *command)]
 
     def variables(self, host_port: Port) -> dict[str, str]:
         """Variables that the environment has besides."""
         filled = {"host-port": host_port}
-        return {name: _fill_in(value, filled) for name, value in self.environ.items()}
+        return {name: fill_in(value, filled) for name, value in self.environ.items()}
 
     def missing(self) -> list[str]:
         """The programs it needs that are not here."""
         return [name for name in self.needs if not shutil.which(name)]
 
 
-def _fill_in(word: str, values: Mapping[str, str]) -> str:
+def fill_in(word: str, values: Mapping[str, str]) -> str:
+    """The word with each {name} replaced by its value."""
     for name, value in values.items():
         word = word.replace("{" + name + "}", value)
     return word
