@@ -337,6 +337,8 @@ def test_pip_installs_both_commands(source: str, world_dir: Path, account: str) 
         assert version.stdout == f"{name} {project_version()}\n", version.stderr
         session = [str(program), option, str(free_port()), "sh", "-c", "exit 7"]
         assert run_as(account, session).returncode == 7
+        # As batchspawner-singleuser does it.
+        assert run_as(account, [python, "-c", RUN_PATH, *session]).returncode == 7
 
 
 # ---- how it starts ----------------------------------------------------------------------------
