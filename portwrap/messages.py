@@ -171,6 +171,7 @@ REFUSALS: Sequence[Refusal] = (
         r"unrecognized option",
         "… unrecognized option",
         "This network helper is too old: slirp4netns 0.4.0 or pasta 2022_07_14 is needed.",
+        recorded=True,
     ),
     Refusal(
         r"netns dir open: Permission denied|pasta.*/ns/.*: Permission denied",
@@ -205,6 +206,12 @@ REFUSALS: Sequence[Refusal] = (
         "slirp4netns ended by signal …; ending the command (SIGTERM)",
         "The way out is gone, and the session with it.",
         "Something killed the helper: 'journalctl -k --grep oom' shows whether memory ran out.",
+    ),
+    Refusal(
+        r"Too many open files|descriptors",
+        "… Too many open files",
+        "Each connection through the relay takes two descriptors, and kernels and files theirs.",
+        "Raise the hard limit: LimitNOFILE of slurmd, or /etc/security/limits.conf.",
     ),
     # ---- the host port and the configuration ---------------------------------------------------
     Refusal(
@@ -245,6 +252,7 @@ REFUSALS: Sequence[Refusal] = (
         r"run_path.*NoneType",
         "run_path … NoneType (a traceback of batchspawner)",
         "The path in c.Spawner.cmd is wrong, or the file is not executable on the node.",
+        recorded=True,
     ),
     Refusal(
         r"keeper|relay in the sandbox|^fork:",
@@ -264,19 +272,13 @@ REFUSALS: Sequence[Refusal] = (
         "Bad owner or permissions on /etc/ssh/ssh_config.d/…",
         "OpenSSH takes no file of root's that its configuration includes, because inside root is"
         " nobody.",
-        "GIT_SSH_COMMAND='ssh -F ~/.ssh/config' is the way around it.",
+        "GIT_SSH_COMMAND='ssh -F none' is the way around it, or -F with a file of one's own.",
     ),
     Refusal(
         r"^the hub",
         "the hub … does not answer from inside",
         "The server must reach the hub's API from the node.",
         "See c.JupyterHub.hub_connect_ip, hub_ip, and firewalls between node and hub.",
-    ),
-    Refusal(
-        r"Too many open files|descriptors",
-        "… Too many open files",
-        "Each connection through the relay takes two descriptors, and kernels and files theirs.",
-        "Raise the hard limit: LimitNOFILE of slurmd, or /etc/security/limits.conf.",
     ),
 )
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+import measure
 import pytest
 
 from helpers import (
@@ -30,6 +31,8 @@ from helpers import (
     run_as,
     state_of,
 )
+
+measure.begin()
 
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
 

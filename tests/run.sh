@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Run the tests: tests/run.sh [unit|namespaces|e2e|all|matrix|fuzz] [--no-setup] [pytest's arguments]
+# Run the tests: tests/run.sh [unit|namespaces|e2e|all|matrix|fuzz|coverage] [--no-setup] [pytest's arguments]
 #
 #   unit        no kernel features; in the system's Python, then in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
 #   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine
+#   coverage    how much of our code the unit and namespaces tests run, in all the processes they start
 #   fuzz        for the night: the fuzz tests, PORTWRAP_TEST_FUZZ (20) times as thorough as by default
 #
 # PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"
@@ -21,7 +22,7 @@ parts=()
 set_up=yes
 while [[ $# -gt 0 ]]; do
     case $1 in
-        unit | namespaces | e2e | matrix | fuzz) parts+=("$1") ;;
+        unit | namespaces | e2e | matrix | fuzz | coverage) parts+=("$1") ;;
         all) parts+=(unit namespaces e2e) ;;
         --no-setup) set_up=no ;;
         -h | --help)
@@ -79,6 +80,22 @@ run_part() {
     summary+=("$title: $closing")
 }
 
+# Tests that look at the memory or the system calls of our processes fail when those measure
+# themselves: what counts here is the figure.
+measure_coverage() {
+    local figure=0
+    PORTWRAP_TEST_COVERAGE=$(mktemp -d)
+    export PORTWRAP_TEST_COVERAGE
+    chmod 1777 "$PORTWRAP_TEST_COVERAGE" # every account writes there
+    "$runner" -m pytest tests/unit tests/namespaces -m "not slow" -q --no-header --tb=no \
+        ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null || true
+    heading "coverage, of all processes"
+    "$runner" tests/measure.py || figure=$?
+    rm -rf -- "$PORTWRAP_TEST_COVERAGE"
+    unset PORTWRAP_TEST_COVERAGE
+    return "$figure"
+}
+
 finish() {
     heading "what ran"
     printf '%s\n' "${summary[@]}"
@@ -105,6 +122,7 @@ for part in "${parts[@]}"; do
         matrix) run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps" ;;
         fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
             --timeout=3600 ;;
+        coverage) measure_coverage || broken=yes ;;
         *) run_part "$part, Python $system_minor" "$runner" "tests/$part" ;;
     esac
 done

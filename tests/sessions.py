@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Sequence
 
+import measure
+
 from helpers import OWNER, PROJECT, as_user, end, environment, state_of, wait_until
 
 ENTRY = "from portwrap.__main__ import main"
@@ -88,6 +90,7 @@ class Portwrap:
         self.folder = folder
         shutil.copytree(PROJECT / "portwrap", folder / "portwrap", dirs_exist_ok=True)
         shutil.copytree(PROJECT / "tests" / "programs", folder / "programs", dirs_exist_ok=True)
+        measure.prepare(folder / "portwrap")
         subprocess.run([python, "-m", "compileall", "-q", folder], check=True)
 
     @property

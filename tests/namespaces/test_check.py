@@ -20,10 +20,10 @@ import pytest
 from launches import batchspawner_portwrap, ours_alive
 from networks import FAR, SERVER, Host
 
-from portwrap import check
+from portwrap import check, views
 
 from helpers import OWNER, PROJECT, as_user, end, environment, needs, run_as, wait_until
-from sessions import Portwrap
+from sessions import Portwrap, unused_port
 
 pytestmark = pytest.mark.namespaces
 
@@ -352,6 +352,17 @@ def test_namespaces_that_something_forbids(make_node: Any, world_dir: Path) -> N
     assert "unshare -Urn true" in found["remedy"] and "command" not in found
 
 
+def test_namespaces_that_a_container_forbids(node: Node) -> None:
+    """Its seccomp filter, which a newcomer does not see."""
+    script = str(node.portwrap.folder / "programs" / "without_pidfd.py")
+    before = [node.portwrap.python, script, "--container"]
+    status, answer = node.check(before=before)
+    assert (status, answer["failed"]) == (125, ["user namespaces"]), answer
+    found = named(answer)["user namespaces"]
+    assert "Operation not permitted; a seccomp filter is in force" in found["fact"]
+    assert "unshare -Urn true" in found["remedy"]
+
+
 def test_network_helpers(make_node: Any) -> None:
     node = make_node(HIDE.format("slirp4netns"), HIDE.format("pasta"))
     found = assert_fails(node, "network helper", "slirp4netns is not on PATH")
@@ -426,6 +437,26 @@ def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
     # the control: without that view it refuses them
     result = node.run(node.as_owner("unshare", "-Uc", "ssh", "-G", "localhost"))
     assert "Bad owner or permissions" in result.stderr
+
+
+def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
+    """What ssh refuses then, and the way around it, which is for the user."""
+    needs("ssh")
+    folder = "/etc/ssh/ssh_config.d"
+    node = make_node(
+        "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
+        f"mkdir {folder}",
+        f"echo 'Include {folder}/*.conf' > /etc/ssh/ssh_config",
+        f"for n in $(seq {views.MOST_ENTRIES + 1}); do : > {folder}/$n.conf; done",
+    )
+    status, answer = node.check()
+    found = named(answer)["ssh"]
+    assert (status, found["status"]) == (0, "warning"), answer
+    assert f"Bad owner or permissions on {folder}" in found["fact"]
+    (around,) = re.findall(r"GIT_SSH_COMMAND='(.+?)'", found["remedy"])
+    inside = node.program("-q", "--port", str(unused_port()), "sh", "-c", "exec $0 -G localhost")
+    assert node.run(node.as_owner(*inside, "ssh")).returncode == 255
+    assert node.run(node.as_owner(*inside, around)).returncode == 0
 
 
 def test_few_descriptors(node: Node) -> None:

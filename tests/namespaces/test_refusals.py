@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,28 @@ def test_namespaces_refused(portwrap: Portwrap, port: int, world_dir: Path) -> N
     before = ["unshare", "-m", "sh", "-c", f"mount --rbind / {root} && {enter}", "sh"]
     result = run_in_sandbox(portwrap, "true", port=port, before=before, account="root")
     refusal_of(result, 125, "unshare", "Operation not permitted", "unshare -Urn true")
+    assert holders_of(port) == []
+
+
+THREAD = """
+#include <pthread.h>
+#include <unistd.h>
+static void *wait_for_ever(void *unused) { for (;;) pause(); }
+__attribute__((constructor)) static void begin(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, wait_for_ever, 0);
+}
+"""
+
+
+def test_a_library_that_starts_a_thread(portwrap: Portwrap, port: int, world_dir: Path) -> None:
+    """As profilers do. No process with threads can enter a user namespace (unshare(2))."""
+    needs("gcc")
+    library = world_dir / "thread.so"
+    run = ["gcc", "-shared", "-fPIC", "-pthread", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(run, input=THREAD, text=True, check=True)
+    result = run_in_sandbox(portwrap, "true", port=port, extra_env={"LD_PRELOAD": str(library)})
+    refusal_of(result, 125, "Invalid argument, with 2 threads", "LD_PRELOAD")
     assert holders_of(port) == []
 
 

@@ -212,6 +212,70 @@ def test_no_row_stands_behind_one_that_takes_its_place() -> None:
     assert [row.shows for row in messages.REFUSALS if row not in found] == []
 
 
+PORT_TAKEN = "test_a_published_port_that_is_taken"
+# Where each row that is not recorded is made to happen: a file of tests/namespaces, and a test.
+REAL = {
+    "User namespaces are switched off": ("test_check.py", "test_namespaces"),
+    "Network namespaces are switched off": ("test_check.py", "test_namespaces"),
+    "The limit of namespaces is reached": ("test_check.py", "test_namespaces"),
+    "Something outside forbids": ("test_check.py", "test_namespaces_that_a_container_forbids"),
+    "This interpreter starts a thread": ("test_refusals.py", "test_a_library_that_starts_a_thread"),
+    "It gives up root's rights": ("test_network.py", "test_pasta_does_not_run_for_root"),
+    "Install it on every node": ("test_check.py", "test_network_helpers"),
+    "The tun device is missing": ("test_check.py", "test_the_tun_device"),
+    "Every user must be able to open": ("test_check.py", "test_the_tun_device"),
+    "The tun device does not work": ("test_check.py", "test_the_tun_device"),
+    "This pasta needs an interface": ("test_network.py", "test_a_node_without_any_network"),
+    "Run the same helper by hand": ("test_refusals.py", "test_helper_that_dies_at_its_start"),
+    "The way out is gone": ("test_lifetime.py", "test_the_network_helper_dies"),
+    "Each connection through the relay": ("test_refusals.py", "test_hardly_any_descriptor"),
+    "Another program of this node has it": (
+        "test_routes.py",
+        "test_a_published_port_that_is_taken",
+    ),
+    "Another program of this node took it": ("test_refusals.py", "test_host_port_busy"),
+    "This node has no such address": ("test_refusals.py", "test_host_name_that_nobody_knows"),
+    "Ports below": ("test_refusals.py", "test_host_port_of_root"),
+    "No port has arrived": ("test_refusals.py", "test_no_host_port"),
+    "The node may be out of": ("test_refusals.py", "test_no_process_left_for_the_account"),
+    "Names cannot be looked up": ("test_check.py", "test_no_nameserver"),
+    "OpenSSH takes no file": ("test_check.py", "test_more_files_of_root_than_are_covered"),
+    "The server must reach": ("test_check.py", "test_a_hub_that_does_not_answer"),
+}
+NEVER_SEEN = ["'ip address' shows"]
+"""What is left of the host port's refusals: nobody has told of any."""
+
+
+def test_every_row_happens_for_real_in_a_test_or_is_marked_as_recorded() -> None:
+    rows = [row.cause for row in messages.REFUSALS if not row.recorded]
+    known = [*REAL, *NEVER_SEEN]
+    assert [cause for cause in rows if not cause.startswith(tuple(known))] == []
+    assert [cause for cause in known if not any(row.startswith(cause) for row in rows)] == []
+    for file, name in REAL.values():
+        assert f"def {name}(" in (PROJECT / "tests" / "namespaces" / file).read_text(), name
+
+
+SAYING = ("give_up", "end_session", "_overloaded", "NOT_NATIVE")
+
+
+def texts_said(source: Path) -> list[str]:
+    """What this module says when a start or a session ends, with "3" for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in SAYING:
+            for text in node.args[:1]:
+                parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                values = [part.value if isinstance(part, ast.Constant) else "3" for part in parts]
+                found.append("".join(map(str, values)))
+    return [text for text in found if text.strip("3")]
+
+
+def test_whatever_the_keeper_says_has_a_row() -> None:
+    said = [text for source in SOURCES for text in texts_said(source)]
+    assert len(said) >= 6
+    assert [text for text in said if messages.find(f"{text}; ending the command") is None] == []
+
+
 def test_nothing_known() -> None:
     assert "--check" in messages.hint_for("something else")
 
