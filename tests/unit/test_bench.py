@@ -49,7 +49,7 @@ def test_bare_is_not_compared_with_itself_and_the_control_is() -> None:
 
 
 def test_a_failure_is_no_figure(tmp_path: Path) -> None:
-    """What has failed once is not asked again, and is said instead of the samples before."""
+    """What has failed twice is not asked again, and is said instead of the samples before."""
     rig = Rig([], {}, {}, Account("nobody", 1, 1, "/"), tmp_path, SIZES["tiny"])
     asked = []
 
@@ -63,11 +63,35 @@ def test_a_failure_is_no_figure(tmp_path: Path) -> None:
     for value in (1.0, -1.0, 2.0):
         rig.sample([found], OURS, take, value)
     rig.sample([found], BARE, take, 3.0)
-    assert asked == [1.0, -1.0, 3.0]
+    assert asked == [1.0, -1.0, -1.0, 3.0]
     assert report.cell(found, OURS) == report.short_cell(found, OURS) == "failed"
     assert found.samples[BARE] == [3.0]
     text = report.markdown(results(found), drawn=False)
     assert f"* {OURS}, requests/s: connection refused\n" in text
+
+
+def test_one_failure_is_none(tmp_path: Path) -> None:
+    rig = Rig([], {}, {}, Account("nobody", 1, 1, "/"), tmp_path, SIZES["tiny"])
+    answers: list[OSError | list[float]] = [ConnectionResetError(), [1.0]]
+
+    def take() -> list[float]:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    found = rig.figure("Requests", "requests/s", "/s")
+    rig.sample([found], OURS, take)
+    assert report.cell(found, OURS) == "1.00"
+
+
+def test_rounds_end_when_patience_does(tmp_path: Path) -> None:
+    """But not before there are enough of them."""
+    size = SIZES["full"]._replace(patience=-1.0)
+    rig = Rig([], {}, {}, Account("nobody", 1, 1, "/"), tmp_path, size)
+    assert list(rig.rounds(9)) == [0, 1, 2]
+    rig.size = size._replace(patience=60.0)
+    assert len(list(rig.rounds(9))) == 9
 
 
 def test_everybody_is_first_once(tmp_path: Path) -> None:
