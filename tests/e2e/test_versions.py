@@ -34,11 +34,13 @@ SERVERS = {
     "jupyter_server": {APP: "jupyter_server.serverapp.ServerApp"},
     "notebook": {APP: "notebook.notebookapp.NotebookApp"},
     "no extension": {"JUPYTERHUB_SINGLEUSER_EXTENSION": "0"},
+    "jupyverse": {APP: "jupyverse"},
 }
 HUBS_WITH = {
     "jupyter_server": HUBS,
     "notebook": ("1.5", "2.3", "3.1", "4.1"),
     "no extension": ("4.0", "4.1", "5.5", "6.1"),
+    "jupyverse": ("5.5", "6.1"),
 }
 
 
@@ -183,6 +185,7 @@ def assert_only_the_server_is_open(hub: Hub) -> None:
 
 
 def assert_it_serves(hub: Hub) -> None:
+    hub.client.get(hub.user(""))  # jupyverse sends its owner to the hub from here alone
     answer = hub.client.get(hub.user("api/contents"))
     assert answer.status == 200, answer.text
     assert "notes.txt" in [entry["name"] for entry in answer.json()["content"]]
