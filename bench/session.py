@@ -82,39 +82,60 @@ class Process(NamedTuple):
         return any(line.split()[2:][-1:] == ["1"] for line in text.splitlines() if "NSpid" in line)
 
 
-def processes() -> list[Process]:
-    """Every process that is no zombie."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            head, _, tail = Path("/proc", entry, "stat").read_text().rpartition(")")
-        except OSError:
-            continue  # it has ended
-        fields = tail.split()
-        if fields[STAT_STATE] not in "ZX":
-            name = head.partition("(")[2]
-            found.append(Process(int(entry), int(fields[STAT_PARENT]), name))
-    return found
+def look_at(pid: int) -> Process | None:
+    """A process; None if it has ended, or is a zombie."""
+    try:
+        head, _, tail = Path("/proc", str(pid), "stat").read_text().rpartition(")")
+    except OSError:
+        return None
+    fields = tail.split()
+    if fields[STAT_STATE] in "ZX":
+        return None
+    return Process(pid, int(fields[STAT_PARENT]), head.partition("(")[2])
 
 
 def by_parent() -> dict[int, list[Process]]:
     """Every process, by its parent."""
     children: dict[int, list[Process]] = {}
-    for process in processes():
-        children.setdefault(process.parent, []).append(process)
+    for entry in os.listdir("/proc"):
+        process = look_at(int(entry)) if entry.isdigit() else None
+        if process:
+            children.setdefault(process.parent, []).append(process)
     return children
 
 
+def children_of(pid: int) -> list[Process]:
+    """The children of one process, without a look at all others (proc(5))."""
+    found = []
+    for task in _list(Path("/proc", str(pid), "task")):
+        try:
+            numbers = (task / "children").read_text().split()
+        except OSError:
+            continue  # it has ended
+        found += [process for process in map(look_at, map(int, numbers)) if process]
+    return found
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+HAS_CHILDREN = Path("/proc/thread-self/children").exists()
+"""Whether the kernel lists them: a session among hundreds must not look at everybody's."""
+
+
 def below(ancestor: int, children: Mapping[int, Sequence[Process]] | None = None) -> list[Process]:
-    """Every process below this one."""
-    if children is None:
+    """Every process below this one; `children` is what by_parent said, where one has asked."""
+    if children is None and not HAS_CHILDREN:
         children = by_parent()
     found: list[Process] = []
     todo = [ancestor]
     while todo:
-        more = children.get(todo.pop(), [])
+        pid = todo.pop()
+        more = children_of(pid) if children is None else children.get(pid, [])
         found += more
         todo += [process.pid for process in more]
     return found
@@ -163,7 +184,7 @@ class Session:
             self.holder = 0
 
     def processes(self, children: Mapping[int, Sequence[Process]] | None = None) -> list[Process]:
-        """Every process of the session; `children` is what by_parent said, where one has asked."""
+        """Every process of the session; see below() for `children`."""
         return below(self.holder, children)
 
     def is_over(self) -> bool:
