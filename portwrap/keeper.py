@@ -46,8 +46,6 @@ WAITING_SIGNALS = frozenset(signals.valid_signals()) - {
 them; the keeper and the network helper stay until it is gone. A blocked signal stays blocked
 across exec and also holds back handlers that a program installs (pasta does)."""
 
-READY = "ready"
-NATIVE = "native"
 READY, NATIVE, NOT_NATIVE = "ready", "native", "not native: "
 """Answers of the keeper, the last one with its reason behind it; any other is a failure."""
 ROOMS = ("libc", "preparing", "notify", "relay", "worker", "datagrams", "handover", "watch")
@@ -76,7 +74,8 @@ class Lifeline:
         try:
             self.socket.sendmsg([word], ancillary)
         except OSError as error:
-            raise _keeper_died() from error
+            why = self._take(_socket.MSG_DONTWAIT)
+            raise (_overloaded(why) if why else _keeper_died()) from error
 
     def send_go(self, helper: Helper | None, services: Sequence[_socket.socket]) -> None:
         """Tell the keeper to go, with descriptors of this process and its namespaces, and with the
@@ -125,13 +124,19 @@ class Lifeline:
         poll.register(self.socket.fileno(), select.POLLIN)
         if not poll.poll(1000 * ANSWER_LIMIT):
             raise _overloaded(f"the keeper did not answer in {ANSWER_LIMIT:g} s")
-        try:
-            answer = self.socket.recv(65536)
-        except OSError:
-            answer = b""
+        answer = self._take()
         if not answer:
             raise _keeper_died()
-        return answer.decode("utf-8", "replace")
+        return answer
+
+    def _take(self, flags: int = 0) -> str:
+        """What the keeper has said; "" if it is gone without a word."""
+        for _ in range(2):  # an error of the socket is told first, and only once
+            try:
+                return self.socket.recv(65536, flags).decode("utf-8", "replace")
+            except OSError:
+                continue
+        return ""
 
     def wait_until_ready(self) -> None:
         """Return when the way out works and the host port is served. Raises PortwrapError."""

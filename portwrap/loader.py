@@ -47,8 +47,12 @@ class Rooms:
 
 def main(text: BufferedReader) -> None:
     """Be the keeper of which this stream tells: its settings, and the text of its rooms."""
-    incoming, outgoing = posix.pipe()
-    if posix.fork() != 0:
+    try:
+        incoming, outgoing = posix.pipe()
+        is_parent = posix.fork() != 0
+    except OSError as error:
+        return give_up(text, error)
+    if is_parent:
         posix.close(incoming)
         compile_rooms(text, outgoing)
     posix.close(outgoing)
@@ -60,6 +64,19 @@ def main(text: BufferedReader) -> None:
     except EOFError:
         return  # the launching process is gone
     preparing.main(settings, rooms)
+
+
+def give_up(text: BufferedReader, error: OSError) -> None:
+    """Tell the launching process why there is no keeper."""
+    import _socket
+
+    settings, _ = marshal.load(text)
+    kind = _socket.SOCK_SEQPACKET
+    lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
+    try:
+        lifeline.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
+    except OSError:
+        pass  # it is gone
 
 
 def compile_rooms(text: BufferedReader, outgoing: int) -> NoReturn:

@@ -342,3 +342,13 @@ def test_status_of_the_keeper_names_it(start: Callable[..., int]) -> None:
     words = Path(f"/proc/{keeper}/cmdline").read_bytes()
     assert f"keeper of process {pid}".encode() in words
     assert status_of(keeper)["Threads"] == "1"
+
+
+def test_the_helpers_keep_no_directory_busy(start: Callable[..., int]) -> None:
+    """A file system that the job began in can be unmounted when the command has left it."""
+    before = ours_alive()
+    pid = start(True, cwd="/usr/share")
+    keeper_among(ours_alive() - before)
+    helpers = ours_alive() - before - {pid}
+    assert len(helpers) == 2
+    assert {os.readlink(f"/proc/{helper}/cwd") for helper in helpers} == {"/"}

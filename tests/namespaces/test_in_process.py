@@ -18,7 +18,7 @@ from launches import (
 )
 
 from helpers import OWNER, as_user, end, environment, needs, run_as
-from sessions import Portwrap, unused_port
+from sessions import Portwrap, Session, unused_port
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
@@ -181,6 +181,19 @@ def test_settings_of_python_do_not_matter(portwrap: Portwrap, environ: dict[str,
     inside = dict(line.split("=", 1) for line in result.stdout.splitlines())
     assert result.returncode == 0 and result.stderr == "", result
     assert inside == environment(OWNER, environ)
+
+
+def test_an_interpreter_that_needs_to_be_told_its_home(portwrap: Portwrap) -> None:
+    """Where PYTHONHOME is, the keeper's interpreter reads the environment: of Python's variables
+    it has that one only."""
+    ask = [portwrap.python, "-c", "import sys; print(sys.base_prefix)"]
+    home = run_as(OWNER, ask).stdout.strip()
+    extra = {"PYTHONHOME": home, "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1"}
+    with Session(portwrap, ["sleep", "600"], extra_env=extra) as session:
+        session.wait_until_up()
+        items = Path(f"/proc/{session.keeper}/environ").read_bytes().split(b"\0")
+        python = [item for item in items if item.startswith(b"PYTHON")]
+        assert python == [f"PYTHONHOME={home}".encode()]
 
 
 # ---- a kernel without pidfds -----------------------------------------------------------------

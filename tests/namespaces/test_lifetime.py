@@ -164,7 +164,8 @@ def test_the_keeper_dies_just_before_the_command_is_executed(
     command = portwrap.program("count_sigterm.py", world_dir / "log")
     path = {"PATH": f"{world_dir}:/usr/bin:/bin"}
     with Session(portwrap, command, extra_env=path) as session:
-        keeper = wait_until(lambda: session.keeper, what="a keeper")
+        # the helper, too, has the keeper's name until it is exec'ed
+        keeper = wait_until(lambda: session.helper and session.keeper, what="a keeper")
         waits_in(keeper, "poll")
         os.kill(session.pid, signal.SIGSTOP)
         go.touch()

@@ -407,6 +407,15 @@ def test_descriptors_exhausted_and_recovered(portwrap: Portwrap) -> None:
             client.close()
 
 
+def test_more_connections_than_the_soft_limit_allows(portwrap: Portwrap) -> None:
+    before = ("prlimit", "--nofile=64:512")
+    with Inside(portwrap, before=before) as session, session.serve() as listener:
+        pairs = [session.pair(listener) for _ in range(100)]
+        for client, server in pairs:
+            client.sendall(b"x")
+            assert server.recv(9) == b"x"
+
+
 def limit_descriptors(pid: int, soft: int, hard: int) -> None:
     """Set another process's limit: its account may, and root in a container may not."""
     result = run_as(OWNER, ["prlimit", "--pid", str(pid), f"--nofile={soft}:{hard}"])
