@@ -458,7 +458,13 @@ JUPYTER_OPTIONS = ["--port=8888", "--no-browser", "--port-retries=0"]
 
 
 CASES = [
-    pytest.param(forward, *row[1:], id=f"{row[0]}-{forward}")
+    pytest.param(
+        forward,
+        *row[1:],
+        id=f"{row[0]}-{forward}",
+        # ours is the same code for all of them: one is enough where other Pythons run it
+        marks=[pytest.mark.slow] if row[0] != "jupyter_server" else [],
+    )
     for row in REAL_SERVERS
     for forward in ("native", "relay")
     if row[3] or forward == "relay"
