@@ -15,9 +15,10 @@ from typing import Any, Callable, Iterator
 
 import pytest
 import requests
+from launches import as_owner_in
 
 from conftest import TEST_ROOT
-from helpers import OWNER, cannot, needs, run_as, state_of, wait_until
+from helpers import NEIGHBOUR, OWNER, cannot, needs, run_as, state_of, wait_until
 from sessions import Inside, Outside, Portwrap, Session, channel_pair, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -647,6 +648,32 @@ def test_a_server_whose_successor_must_be_relayed(spawner: Spawner) -> None:
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
     assert way_of(spawner) == "relay"
+
+
+def test_servers_that_share_the_port_by_an_option(spawner: Spawner) -> None:
+    """SO_REUSEPORT: the first one is given the host's socket, and when it ends the other is asked
+    at its own."""
+    first, second = spawner.served("reuseport"), spawner.serve("reuseport")
+    assert second.says("listening ") == str(GUEST)
+    assert {ask(spawner)["pid"] for _ in range(5)} == {first.pid}
+    first.kill()
+    assert ask(spawner)["pid"] == second.pid
+    assert way_of(spawner) == "relay"
+
+
+@pytest.mark.parametrize("forward", ["native", "relay"])
+def test_where_proc_shows_to_each_account_its_own(portwrap: Portwrap, forward: str) -> None:
+    """hidepid (proc(5)), as sites mount it: it hides the numbers of the ports inside, too."""
+    before = as_owner_in("mount -t proc -o hidepid=2 proc /proc")
+    with Spawner(portwrap, forward, account="root", before=before) as session:
+        server = session.served()
+        assert ask_until_answered(session)["pid"] == server.pid
+        assert way_of(session) == forward
+        look = ["cat", f"/proc/{session.pid}/net/tcp"]
+        assert f":{GUEST:04X} " in run_as(NEIGHBOUR, look).stdout
+        as_neighbour = ["setpriv", f"--reuid={NEIGHBOUR}", f"--regid={NEIGHBOUR}", "--clear-groups"]
+        there = ["nsenter", "-t", str(session.pid), "-m", *as_neighbour]
+        assert "No such file" in run_as("root", [*there, *look]).stderr
 
 
 def test_the_guest_port_may_be_the_host_port(portwrap: Portwrap) -> None:

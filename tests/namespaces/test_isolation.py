@@ -19,6 +19,7 @@ from sessions import Inside, Maker, Outside, Portwrap, unused_port
 pytestmark = pytest.mark.namespaces
 both_ways = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
 
+LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
 LISTENS = ["127.0.0.1", "0.0.0.0", "::1", "::"]
 Door = tuple[str, str, int]
 
@@ -159,6 +160,17 @@ def test_a_port_that_was_bound_to_one_address(portwrap: Portwrap) -> None:
         session.wait_until_up()
         taken = {way[0] for way in squat(portwrap, session.port) if isinstance(way, list)}
         assert not taken & {"127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "::ffff:0.0.0.0"}
+
+
+def test_nobody_slips_in_between_bind_and_listen(portwrap: Portwrap) -> None:
+    """Nor does a rival who has SO_REUSEADDR, by which two may bind as long as none listens."""
+    needs("strace")
+    slow = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=listen:delay_enter=10000000"]
+    with Inside(portwrap, before=slow) as session:
+        call = Path(f"/proc/{session.pid}/syscall")
+        wait_until(lambda: call.read_text().split()[0] == LISTEN_CALL, what="the call of listen")
+        ways = squat(portwrap, session.port)
+        assert [way for way in ways if isinstance(way, list) and ":" not in way[0]] == []
 
 
 def remember_connections(port: int, address: str) -> None:
