@@ -237,7 +237,7 @@ REAL = {
     "This node has no such address": ("test_refusals.py", "test_host_name_that_nobody_knows"),
     "Ports below": ("test_refusals.py", "test_host_port_of_root"),
     "No port has arrived": ("test_refusals.py", "test_no_host_port"),
-    "The node may be out of": ("test_refusals.py", "test_no_process_left_for_the_account"),
+    "The node may be out of": ("test_refusals.py", "test_hardly_any_process"),
     "Names cannot be looked up": ("test_check.py", "test_no_nameserver"),
     "OpenSSH takes no file": ("test_check.py", "test_more_files_of_root_than_are_covered"),
     "The server must reach": ("test_check.py", "test_a_hub_that_does_not_answer"),
