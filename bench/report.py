@@ -249,7 +249,7 @@ def describe(size: Size) -> str:
     """How much was measured."""
     return (
         f"{size.starts} starts ({size.few} of what takes seconds), {size.rounds} rounds of"
-        f" everything else (3, where {size.patience:g} s are not enough for more), {size.seconds} s"
+        f" everything else, or on a slow machine as many as the time allows, {size.seconds} s"
         f" of requests each, {size.idle:g} s of idling."
     )
 

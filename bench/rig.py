@@ -150,10 +150,11 @@ class Rig:
         self.failures: dict[str, str] = {}
         self.notes: list[str] = []
         self.count = 0
+        self.began = time.monotonic()
 
     def say(self, text: str) -> None:
         """Progress, on standard error."""
-        sys.stderr.write(f"bench: {text}\n")
+        sys.stderr.write(f"bench: [{time.monotonic() - self.began:3.0f} s] {text}\n")
         sys.stderr.flush()
 
     def has(self, program: str) -> bool:
@@ -241,11 +242,14 @@ class Rig:
             shift = number % max(1, len(names))
             yield from names[shift:] + names[:shift]
 
-    def rounds(self, most: int) -> Iterator[int]:
-        """The numbers of the rounds: fewer on a slow machine, but not fewer than a median needs."""
-        begin = time.monotonic()
+    def rounds(self, most: int, least: int = ENOUGH, patience: float = 1.0) -> Iterator[int]:
+        """The numbers of the rounds: fewer on a slow machine, but not fewer than a median needs.
+
+        `patience` is in units of the size's own.
+        """
+        until = time.monotonic() + patience * self.size.patience
         for number in range(most):
-            if number >= ENOUGH and time.monotonic() - begin > self.size.patience:
+            if number >= least and time.monotonic() > until:
                 return
             yield number
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
 """The small server, after its first instruction has said when it ran."""
+LEAST, PATIENCE = 10, 3
+"""Rounds on the slowest machine, too, and how long the others may take: see Rig.rounds."""
 STAMP = r"<(\d{19})>"
 SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"
 SERVICE_PORT = "{service-port}"
@@ -39,7 +41,7 @@ def _small(rig: Rig) -> None:
         rig.figure("Start", "the command's first instruction", "ms", added=True),
         rig.figure("Start", "first answer of a small server", "ms", added=True),
     ]
-    for number in range(rig.size.starts):
+    for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
         for way in _of_round(rig, number, rig.ways):
             rig.sample(figures, way.name, start_small, rig, way)
 
@@ -70,7 +72,7 @@ def _jupyter(rig: Rig) -> None:
             answered = load.first_answer(port, "/api", START_LIMIT, session.is_over)
             return [(answered - session.started) / 1e6]
 
-    for number in range(rig.size.starts):
+    for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
         for way in _of_round(rig, number, rig.ways):
             if way.name == BARE or way.is_ours or number < rig.size.few:
                 rig.sample([figure], way.name, take, way)
@@ -137,7 +139,7 @@ def _in_process(rig: Rig) -> None:
     ways = [way for way in rig.ways if way.name == BARE or way.is_ours or way.waits]
     with Hub() as hub:
         try:
-            for number in range(rig.size.starts):
+            for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
                 for way in _of_round(rig, number, ways):
                     rig.sample(figures, way.name, _singleuser, rig, way, hub)
         finally:
