@@ -2,11 +2,13 @@
 """Another account on the node, which tries everything. Standard library only: it runs there.
 
     neighbour.py look                    facts as JSON on standard input; one answer per attempt
+    neighbour.py touch                   the same for what is nobody's but the owner's
     neighbour.py listen ADDRESS PORT     its port, then whatever was sent to it
     neighbour.py watch UID               takes each port that this user begins to listen on
-    neighbour.py flood KIND HOST PORT N  holds N connections of a kind
+    neighbour.py flood KIND HOST PORT N S
+                                         holds N connections of a kind, begun within S seconds
 
-All but `look` say when they are ready by one line, and end with their standard input. Answers are
+The last three say when they are ready by one line, and end with their standard input. Answers are
 words for people: the tests compare them, and print them as a table.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -28,11 +31,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
-SECONDS = 3.0
-FLOOD_SECONDS = 9.0
-"""The kernel's own tries to connect to a server whose backlog is full: after 1, 3 and 7 seconds."""
+SECONDS = 10.0  # what is refused is refused at once
 TCP_LISTEN = "0A"  # proc(5), /proc/net/tcp
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+ERROR_OF = socket.SOL_SOCKET, socket.SO_ERROR
 SQUAT = Path(__file__).with_name("squat.py")
 EVERY_ADDRESS = ("0.0.0.0", "127.0.0.1", "::", "::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0")
 
@@ -47,7 +49,7 @@ def look(facts: Facts) -> dict[str, str]:
     it all told, so that nothing is safe only because it was not found."""
     mine = addresses_of_the_node()
     pids = processes_of(facts["uid"])
-    answers = {
+    return {
         "a list of her ports": found(listening(facts["uid"]), facts),
         "a list of them by her processes' /proc": found(listening_beside(pids), facts),
         "her application": read_at(mine, [facts["application"]], facts["secret"]),
@@ -60,10 +62,18 @@ def look(facts: Facts) -> dict[str, str]:
         "her UDP ports": asked_by_datagram(mine, facts["udp"], facts["page"]),
         "her abstract socket": read_unix("\0" + facts["abstract"], facts["page"]),
         "her socket file, mode 777": read_unix(facts["open file"], facts["page"]),
-        "her socket file, mode 600": read_unix(facts["closed file"], facts["page"]),
         "every abstract socket there is": read_any_abstract(facts["page"]),
         "her Jupyter server": asked_as_nobody(facts["host port"], facts["path"]),
         "her command lines": counted(pids, lambda pid: read(pid, "cmdline")),
+        **touch(facts),
+    }
+
+
+def touch(facts: Facts) -> dict[str, str]:
+    """What is for herself: she runs this, too, to see that it can be done."""
+    pids = [pid for pid in processes_of(facts["uid"]) if pid != os.getpid()]
+    return {
+        "her socket file, mode 600": read_unix(facts["closed file"], facts["page"]),
         "her environment": counted(pids, lambda pid: read(pid, "environ")),
         "her memory": counted(pids, lambda pid: open(f"/proc/{pid}/mem", "rb").close()),
         "her open files": counted(pids, lambda pid: os.listdir(f"/proc/{pid}/fd")),
@@ -73,7 +83,6 @@ def look(facts: Facts) -> dict[str, str]:
         "tracing her processes": counted(pids, trace),
         "signals to her processes": counted(pids, lambda pid: os.kill(pid, signal.SIGURG)),
     }
-    return answers
 
 
 def addresses_of_the_node() -> list[str]:
@@ -178,7 +187,7 @@ def asked_by_datagram(addresses: list[str], ports: list[int], page: str) -> str:
     def attempt(address: str, port: int) -> bool:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as door:
-            door.settimeout(0.5)  # a lost datagram is never answered; on one host none is late
+            door.settimeout(SECONDS)
             with contextlib.suppress(OSError):
                 door.connect((address, port))
                 door.send(b"?")
@@ -304,17 +313,17 @@ def watch(uid: int) -> None:
     say(json.dumps(taken))
 
 
-def flood(kind: str, host: str, port: int, count: int) -> None:
+def flood(kind: str, host: str, port: int, count: int, seconds: float) -> None:
     """Hold connections, as far as we are let; the slow requests, the resets and the garbage go on
     and on. Nothing waits here: a server that is full must not slow its attacker down."""
     sockets = [dial(host, port) for _ in range(count)]
-    until = time.monotonic() + FLOOD_SECONDS
+    until = time.monotonic() + seconds
     while time.monotonic() < until and not all(map(is_answered, sockets)):
         time.sleep(0.05)
-    count = sum(map(is_answered, sockets))
+    begun = sum(map(is_begun, sockets))
     for door in sockets:
         begin(kind, door)
-    say(f"{count} connections")
+    say(f"{begun} connections")
     for turn in turns():
         for number in range(turn % 10, len(sockets), 10):
             if kind in ("garbage", "resets"):
@@ -336,6 +345,11 @@ def is_answered(door: socket.socket) -> bool:
     poll = select.poll()
     poll.register(door, select.POLLOUT)
     return bool(poll.poll(0))
+
+
+def is_begun(door: socket.socket) -> bool:
+    """Whether there was a connection, even if it has been reset since."""
+    return is_answered(door) and door.getsockopt(*ERROR_OF) in (0, errno.ECONNRESET, errno.EPIPE)
 
 
 def begin(kind: str, door: socket.socket) -> None:
@@ -360,14 +374,15 @@ def turns() -> Iterator[int]:
 
 def main() -> None:
     command, *rest = sys.argv[1:]
-    if command == "look":
-        say(json.dumps(look(json.load(sys.stdin))))
+    if command in ("look", "touch"):
+        tried = {"look": look, "touch": touch}[command]
+        say(json.dumps(tried(json.load(sys.stdin))))
     elif command == "listen":
         listen(rest[0], int(rest[1]))
     elif command == "watch":
         watch(int(rest[0]))
     elif command == "flood":
-        flood(rest[0], rest[1], int(rest[2]), int(rest[3]))
+        flood(rest[0], rest[1], int(rest[2]), int(rest[3]), float(rest[4]))
 
 
 if __name__ == "__main__":

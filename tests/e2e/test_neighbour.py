@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 KINDS = ("plain", "sandbox", "allow-from")
 FLOODS = ("idle connections", "slow requests", "resets", "garbage")
 FLOOD, LARGE_FLOOD = 1000, 5000
+FLOOD_SECONDS, LARGE_FLOOD_SECONDS = 60, 9
+"""The small one is begun whole. The large one fills up what it can; the kernel tries to connect
+again to a server whose backlog is full after 1, 3 and 7 seconds."""
 PAGE = "only for the owner"
 TOOK = "takes it"
 
@@ -107,6 +110,18 @@ ROWS: dict[str, tuple[str, str, str]] = {
     **{f"she is served beside {FLOOD:,} {kind}": ("yes", "yes", "yes") for kind in FLOODS},
 }
 """Attempt, and its outcome without the sandbox, with it, and with --allow-from the proxy's host."""
+HERS = (
+    "her socket file, mode 600",
+    "her environment",
+    "her memory",
+    "her open files",
+    "her folders by /proc",
+    "her namespaces",
+    "entering them",
+    "tracing her processes",
+    "signals to her processes",
+)
+"""What nobody but herself is granted, with the sandbox or without."""
 BESIDE_LARGE = f"she is served beside {LARGE_FLOOD:,} idle connections"
 
 
@@ -121,12 +136,12 @@ class Neighbour:
         self.program = hub.run / "bin" / "neighbour.py"
 
     @contextmanager
-    def doing(self, node: Host, *words: str) -> Iterator[Doing]:
+    def doing(self, node: Host, *words: str, account: str = NEIGHBOUR) -> Iterator[Doing]:
         """The program does this meanwhile."""
         limit = ["prlimit", f"--nofile={LARGE_FLOOD + 100}:{LARGE_FLOOD + 100}"]
         process = node.popen(
             [*limit, "/usr/bin/python3", self.program, *words],
-            NEIGHBOUR,
+            account,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -141,8 +156,10 @@ class Neighbour:
             finally:
                 end(process)
 
-    def looks(self, node: Host, facts: dict[str, Any]) -> dict[str, str]:
-        with self.doing(node, "look") as program:
+    def tries(
+        self, node: Host, what: str, facts: dict[str, Any], account: str = NEIGHBOUR
+    ) -> dict[str, str]:
+        with self.doing(node, what, account=account) as program:
             program.give(json.dumps(facts))
             found: dict[str, str] = json.loads(program.last_line())
             return found
@@ -179,13 +196,14 @@ class Attack:
         self.kind = kind
         self.neighbour = Neighbour(hub)
         self.answers: dict[str, str] = {}
+        self.hers: dict[str, str] = {}
         if kind == "allow-from":
             environ = {"PORTWRAP_ALLOW_FROM": hub.cluster.hub.address}
             self.session = hub.session("native", environment=environ)
         else:
             self.session = hub.session("plain" if kind == "plain" else "native")
 
-    def run(self, his: Session) -> dict[str, str]:
+    def run(self, his: Session) -> Attack:
         """Play it all; `his` is a session of the neighbour's own."""
         node = self.hub.cluster.node
         uid = pwd.getpwnam(OWNER).pw_uid
@@ -196,16 +214,18 @@ class Attack:
         port = self.session.host_port()
         self.note("her port, from its first moment", TOOK if taken[str(port)] else "no")
         facts = self.facts(uid, port)
-        self.answers.update(self.neighbour.looks(node, facts))
+        self.answers.update(self.neighbour.tries(node, "look", facts))
+        self.hers = self.neighbour.tries(node, "touch", facts, account=OWNER)
         self.squat("her port, while the server runs", port)
         self.cross(his, facts["application"], facts["secret"])
         for kind in FLOODS:
-            self.flood(f"she is served beside {FLOOD:,} {kind}", kind, FLOOD)
-        self.flood(BESIDE_LARGE, "idle connections", LARGE_FLOOD)
+            attempt = f"she is served beside {FLOOD:,} {kind}"
+            assert self.flood(attempt, kind, FLOOD, FLOOD_SECONDS) == FLOOD
+        self.flood(BESIDE_LARGE, "idle connections", LARGE_FLOOD, LARGE_FLOOD_SECONDS)
         self.session.stop()
         self.squat("her port, when she has gone", port)
         self.before(port)
-        return self.answers
+        return self
 
     def note(self, attempt: str, answer: str) -> None:
         self.answers[attempt] = answer
@@ -252,16 +272,18 @@ class Attack:
         outcome = "gets them" if stolen else "gets her request" if heard else "no"
         self.note("her cookies, when she opens /proxy/<his port>", outcome)
 
-    def flood(self, attempt: str, kind: str, count: int) -> None:
-        """Ask for a page of hers while his connections are there."""
-        words = ["flood", kind, "127.0.0.1", str(self.session.host_port()), str(count)]
+    def flood(self, attempt: str, kind: str, count: int, seconds: int) -> int:
+        """Ask for a page of hers while his connections are there; returns how many there were."""
+        place = ["127.0.0.1", str(self.session.host_port())]
+        words = ["flood", kind, *place, str(count), str(seconds)]
         with self.neighbour.doing(self.hub.cluster.node, *words) as flood:
-            assert flood.line().endswith("connections")
+            begun = int(flood.line().split()[0])
             self.note(attempt, "yes" if self.is_served() else "no")
         wait_until(self.is_served, 60, "the end of the flood")
+        return begun
 
     def is_served(self) -> bool:
-        seconds, self.session.client.seconds = self.session.client.seconds, 10
+        seconds, self.session.client.seconds = self.session.client.seconds, 30
         try:
             return self.session.get("api/contents").status == 200
         except OSError:
@@ -278,7 +300,7 @@ class Attack:
         with self.neighbour.doing(node, "listen", "0.0.0.0", str(port)) as squatter:
             assert squatter.line() == str(port)
             number = self.hub.cluster.submit(server, "--output=squatted.log")
-            wait_until(lambda: self.hub.cluster.job(number).is_over, 30, "the end of the job")
+            wait_until(lambda: self.hub.cluster.job(number).is_over, 60, "the end of the job")
             squatter.last_line()
         status = "1:0" if self.kind == "plain" else "125:0"
         failed = self.hub.cluster.job(number).state == f"FAILED {status}"
@@ -287,8 +309,8 @@ class Attack:
 
 
 @pytest.fixture(scope="module")
-def tables(slurm_hub: SlurmHub) -> Iterator[dict[str, dict[str, str]]]:
-    """The answers to every attempt, for each kind of session."""
+def attacks(slurm_hub: SlurmHub) -> Iterator[dict[str, Attack]]:
+    """Everything that is tried with each kind of session."""
     his = slurm_hub.session("plain", account=NEIGHBOUR)
     try:
         his.start()
@@ -298,12 +320,23 @@ def tables(slurm_hub: SlurmHub) -> Iterator[dict[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("attempt", ROWS)
-def test_an_attempt(tables: dict[str, dict[str, str]], attempt: str) -> None:
-    assert tuple(tables[kind].get(attempt) for kind in KINDS) == ROWS[attempt]
+def test_an_attempt(attacks: dict[str, Attack], attempt: str) -> None:
+    assert tuple(attacks[kind].answers.get(attempt) for kind in KINDS) == ROWS[attempt]
 
 
-def test_the_table(tables: dict[str, dict[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("attempt", HERS)
+def test_she_herself_can(attacks: dict[str, Attack], attempt: str) -> None:
+    """The control of what is refused to him everywhere. Without the sandbox her namespaces are the
+    node's, and root's."""
+    assert ROWS[attempt] == ("no", "no", "no")
+    answers = {kind: attacks[kind].hers[attempt] for kind in KINDS}
+    plain = "no" if attempt == "entering them" else "reached"
+    assert answers == {"plain": plain, "sandbox": "reached", "allow-from": "reached"}
+
+
+def test_the_table(attacks: dict[str, Attack], capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing was tried that has no row; the table is printed."""
+    tables = {kind: attack.answers for kind, attack in attacks.items()}
     tried = {attempt for answers in tables.values() for attempt in answers}
     assert tried == {*ROWS, BESIDE_LARGE}
     # A server can be filled up by whoever reaches it; nobody else does with --allow-from.
