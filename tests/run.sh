@@ -5,7 +5,8 @@
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
-#   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine
+#   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine,
+#               eight minutes of sessions that come and go
 #   coverage    how much of our code the unit and namespaces tests run, in all the processes they start
 #   fuzz        for the night: the fuzz tests, PORTWRAP_TEST_FUZZ (20) times as thorough as by default
 #

@@ -18,7 +18,6 @@ from helpers import NEIGHBOUR, OWNER, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SESSIONS = 100
-SOAK_SECONDS = 45
 FIRST_PORT = 20000
 
 # One answer for everyone who asks: which session this is.
@@ -166,52 +165,74 @@ def running(cluster: Cluster, sessions: Sequence[Small]) -> list[Job]:
 # ---- coming and going ---------------------------------------------------------------------------
 
 
-TOGETHER = 8
+TOGETHER = 10
 """Sessions of one round."""
 
 
-def scancel(session: Small, processes: dict[str, int]) -> None:
+def scancel(session: Small) -> None:
     session.cluster.hub.do("scancel", str(session.job))
 
 
-def kill_server(session: Small, processes: dict[str, int]) -> None:
-    os.kill(processes["python3"], signal.SIGKILL)
+def scancel_at_its_start(session: Small) -> None:
+    wait_until(lambda: session.processes(), 60, f"a first process of {session.name}")
+    scancel(session)
 
 
-def terminate_server(session: Small, processes: dict[str, int]) -> None:
-    os.kill(processes["python3"], signal.SIGTERM)
+def kill_server(session: Small) -> None:
+    os.kill(session.processes()["python3"], signal.SIGKILL)
 
 
-def kill_keeper(session: Small, processes: dict[str, int]) -> None:
-    os.kill(processes["portwrap-keeper"], signal.SIGKILL)
+def terminate_server(session: Small) -> None:
+    os.kill(session.processes()["python3"], signal.SIGTERM)
 
 
-def kill_helper(session: Small, processes: dict[str, int]) -> None:
-    os.kill(processes["slirp4netns"], signal.SIGKILL)
+def kill_keeper(session: Small) -> None:
+    os.kill(session.processes()["portwrap-keeper"], signal.SIGKILL)
 
 
-ENDS = (scancel, kill_server, terminate_server, kill_keeper, kill_helper)
+def kill_helper(session: Small) -> None:
+    os.kill(session.processes()["slirp4netns"], signal.SIGKILL)
 
 
+ENDS = (
+    scancel,
+    scancel_at_its_start,
+    kill_server,
+    terminate_server,
+    kill_keeper,
+    kill_helper,
+)
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(480, marks=pytest.mark.matrix), 15])
+@pytest.mark.timeout(700)
 def test_sessions_that_come_and_go(
-    cluster: Cluster, archive: Path, clean_node: Host, capsys: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    archive: Path,
+    clean_node: Host,
+    seconds: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """After every round the node is as it was after the first one."""
     seed = random.randrange(1_000_000)
     choose = random.Random(seed)
-    until = time.monotonic() + SOAK_SECONDS
+    until = time.monotonic() + seconds
     first: dict[str, int] = {}
     rounds = 0
-    while not first or time.monotonic() < until:
+    while rounds < 3 or time.monotonic() < until:
+        # Each end once, the others as it happens, in any order.
+        ends = [*ENDS, *choose.choices(ENDS, k=TOGETHER - len(ENDS))]
+        choose.shuffle(ends)
         sessions = [Small(cluster, archive, number) for number in range(TOGETHER)]
-        for session in sessions:
-            session.wait_until_served()
-            choose.choice(ENDS)(session, session.processes())
-        wait_until(lambda: not running(cluster, sessions), 60, f"the end of all jobs, {seed}")  # noqa: B023
+        for session, end in zip(sessions, ends):
+            if end is not scancel_at_its_start:
+                session.wait_until_served()
+            end(session)
+        wait_until(lambda: not running(cluster, sessions), 120, f"the end of all jobs, {seed}")  # noqa: B023
         cluster.assert_clean()
-        first = first or used(clean_node)
+        first = first or used(cluster, clean_node)
         told = f"round {rounds}, seed {seed}: {first}"
-        wait_until(lambda: not grown(first, used(clean_node)), 10, f"no growth; {told}")  # noqa: B023
+        wait_until(lambda: not grown(first, used(cluster, clean_node)), 30, f"no growth; {told}")  # noqa: B023
         rounds += 1
     with capsys.disabled():
         print(f"\n  {rounds * TOGETHER} sessions came and went; left is what was: {first}")
@@ -221,20 +242,29 @@ def grown(first: dict[str, int], now: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in now.items() if count > first[name]}
 
 
-def used(node: Host) -> dict[str, int]:
-    """What could grow on a node."""
+def used(cluster: Cluster, node: Host) -> dict[str, int]:
+    """What could grow on a node. A namespace without a process is held by a descriptor or by a
+    mount, or it is gone."""
     pids = processes_on(node)
-    (slurmd,) = (pid for pid in pids if name_of(pid) == "slurmd")
     sockets = Path(f"/proc/{node.init}/net/sockstat").read_text()
     spaces = {link(f"/proc/{pid}/ns/{kind}") for pid in pids for kind in ("net", "user", "mnt")}
+    folders = (Path(f"/proc/{node.init}/root/run"), cluster.home(OWNER), cluster.home(NEIGHBOUR))
     return {
         "processes": len(pids),
-        "descriptors of slurmd": len(os.listdir(f"/proc/{slurmd}/fd")),
+        "descriptors": sum(map(descriptors, pids)),
         "mounts": len(Path(f"/proc/{node.init}/mountinfo").read_text().splitlines()),
         "interfaces": len(Path(f"/proc/{node.init}/net/dev").read_text().splitlines()),
         "sockets": int(sockets.split()[2]),
         "namespaces": len(spaces),
+        "files": sum(1 for folder in folders for _ in folder.rglob("*")),
     }
+
+
+def descriptors(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0  # the process has ended
 
 
 def processes_on(node: Host) -> list[int]:
