@@ -183,6 +183,10 @@ class Host:
                     found.add(int(fields[1].rpartition(":")[2], 16))
         return found
 
+    def mounts(self) -> list[str]:
+        """What every process of the host sees mounted, but those with a view of their own."""
+        return Path(f"/proc/{self.init}/mountinfo").read_text().splitlines()
+
     def close(self) -> None:
         """End the host and everything that runs on it."""
         os.close(self.namespace)
@@ -229,6 +233,7 @@ class Cluster:
         for host in self.nodes:
             host.daemon(tool("slurmd"), "-D", "-N", host.name)
         self.wait_idle()
+        self.mounts = [host.mounts() for host in self.nodes]
 
     def add_host(self, name: str, address: str) -> Host:
         host = Host(name, address, self.run)
@@ -372,6 +377,7 @@ class Cluster:
         for node in self.nodes:
             listens = node.listening()
             assert listens == {6818}, f"{node.name} listens on {listens}"  # slurmd's own port
+        assert [node.mounts() for node in self.nodes] == self.mounts
 
 
 class Job:

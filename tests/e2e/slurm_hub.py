@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import websocket
 from e2e.examples import adapted
@@ -24,7 +24,7 @@ from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, PROJECT, SYSTEM_PATH, children_of, wait_until
 
 PUBLIC_PORT = 8000
-START_SECONDS = 60
+START_SECONDS = 90
 STOP_SECONDS = 60
 PROGRAMS = ("demo/notes_app.py",)
 
@@ -39,7 +39,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 class Client(HubClient):
     """A browser on the hub's host."""
 
-    def __init__(self, host: Host, url: str, seconds: float = 60) -> None:
+    def __init__(self, host: Host, url: str, seconds: float = 120) -> None:
         super().__init__(url, seconds)
         self.host = host
 
@@ -194,7 +194,25 @@ class SlurmHub:
         """Stop whatever a test has left running."""
         for session in self.sessions:
             session.close()
+        for session in self.sessions:
+            session.wait_forgotten()
         self.sessions.clear()
+
+
+def start_all(sessions: list[Session]) -> list[Session]:
+    """Start them, all at the same time, and wait until all are ready."""
+    for session in sessions:
+        session.begin()
+    for session in sessions:
+        session.wait_ready()
+    return sessions
+
+
+def stop_all(sessions: Sequence[Session]) -> list[str]:
+    """Have the hub stop them, all at the same time; returns the states of their jobs."""
+    for session in sessions:
+        session.ask_to_stop()
+    return [session.wait_forgotten().wait_over().state for session in sessions]
 
 
 class Session:
@@ -211,7 +229,9 @@ class Session:
         self.client = hub.clients[account]
         self.api = f"/hub/api/users/{account}/servers/{name}"
         self.kernels: list[SlurmKernel] = []
+        self.starts = 0
         self.number = 0
+        """Of the job of its newest start, as soon as that is known."""
 
     @property
     def sandboxed(self) -> bool:
@@ -223,6 +243,8 @@ class Session:
         """Ask the hub to start it; do not wait."""
         answer = self.client.api("POST", self.api, self.options)
         assert answer.status == 202, answer.text
+        self.starts += 1
+        self.number = 0
         return self
 
     def wait_ready(self) -> Session:
@@ -266,17 +288,22 @@ class Session:
         wait_until(lambda: self.job().is_over, seconds, f"the end of job {self.name}")
         return self.job()
 
+    def wait_forgotten(self) -> Session:
+        """Wait until the hub knows that it has ended."""
+        wait_until(lambda: not self.is_known(), 60, f"the hub's end of {self.name}")
+        return self
+
     def stop(self) -> Job:
         """Have the hub stop it, and wait for the end of the job."""
         self.ask_to_stop()
-        wait_until(lambda: not self.is_known(), 60, "the hub's end of it")
+        self.wait_forgotten()
         return self.wait_over()
 
     def close(self) -> None:
-        """Stop it if it runs."""
+        """Have the hub stop it if it runs."""
         self.drop_kernels()
         if self.is_known():
-            self.stop()
+            self.ask_to_stop()
 
     def drop_kernels(self) -> None:
         for kernel in self.kernels:
@@ -286,11 +313,11 @@ class Session:
     # -- its job ----------------------------------------------------------------------------
 
     def job(self) -> Job:
-        """Its job as Slurm knows it now."""
+        """The job of its newest start as Slurm knows it now."""
         if not self.number:
-            found = [job for job in self.hub.cluster.jobs() if job.comment == self.name]
-            assert found, f"no job of {self.name}: {self.hub.log()[-4000:]}"
-            self.number = found[-1].number
+            found = [job.number for job in self.hub.cluster.jobs() if job.comment == self.name]
+            assert len(found) == self.starts, f"{found} of {self.name}: {self.hub.log()[-4000:]}"
+            self.number = found[-1]
         return self.hub.cluster.job(self.number)
 
     def log(self) -> str:

@@ -29,8 +29,8 @@ load_subconfig(settings["example"])
 
 # ---- what the tests choose -----------------------------------------------------------------------
 
-c.Spawner.start_timeout = 60
-c.Spawner.http_timeout = 60
+c.Spawner.start_timeout = 120
+c.Spawner.http_timeout = 120
 c.Spawner.poll_interval = 2
 c.Spawner.environment = {"JUPYTER_CONFIG_PATH": settings["server_config"]}
 

@@ -61,7 +61,7 @@ def assert_ended(hub: Hub, state: str) -> None:
     assert hub.state() == state
     assert "killing what is left" not in hub.log()
     # The step daemon itself ends just after it has written the state.
-    wait_until(lambda: not hub.processes(), 2, f"the end of {hub.processes()}")
+    wait_until(lambda: not hub.processes(), 10, f"the end of {hub.processes()}")
 
 
 def assert_free(port: int) -> None:

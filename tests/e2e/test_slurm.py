@@ -4,22 +4,25 @@ next to the same session without the sandbox."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import signal
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator, Sequence, Tuple
 
 import pytest
 from e2e.slurm import Cluster, run_directory
-from e2e.slurm_hub import Session, SlurmHub
+from e2e.slurm_hub import Session, SlurmHub, start_all, stop_all
 
-from helpers import OWNER
+from helpers import OWNER, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+Way = Tuple[str, bool]
+"""A kind of session, and whether the server is a step of the job (srun) or the script's child."""
 WAYS = [("plain", True), ("native", True), ("relay", True), ("plain", False), ("native", False)]
-"""Kinds of sessions, and whether the server is a step of the job (srun) or the script's child."""
-USED = [("native", True), ("relay", True), ("native", False)]
+SRUN = [("plain", True), ("native", True), ("relay", True)]
 SAME_SCRIPT = {True: "srun", False: "without srun"}
 
 GRACEFULLY = "jupyterhub-singleuser ended gracefully"  # what batchspawner's script says last
@@ -39,14 +42,11 @@ print(server.server_address[1])
 
 
 @pytest.fixture
-def sessions(slurm_hub: SlurmHub) -> Iterator[Callable[..., list[Session]]]:
+def sessions(slurm_hub: SlurmHub) -> Iterator[Callable[[Sequence[Way]], list[Session]]]:
     """Starts sessions, all at the same time; what still runs after the test is stopped."""
 
-    def start(ways: Sequence[tuple[str, bool]] = WAYS) -> list[Session]:
-        made = [slurm_hub.session(kind, srun=srun) for kind, srun in ways]
-        for session in made:
-            session.begin()
-        return [session.wait_ready() for session in made]
+    def start(ways: Sequence[Way]) -> list[Session]:
+        return start_all([slurm_hub.session(kind, srun=srun) for kind, srun in ways])
 
     try:
         yield start
@@ -55,19 +55,46 @@ def sessions(slurm_hub: SlurmHub) -> Iterator[Callable[..., list[Session]]]:
         slurm_hub.cluster.assert_clean()
 
 
+def test_sessions_and_how_they_end(
+    sessions: Callable[[Sequence[Way]], list[Session]],
+    subtests: pytest.Subtests,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same sessions start again after each end of theirs. State and exit code of their jobs are
+    those of the sessions without the sandbox."""
+    limited = sessions(WAYS)
+    for session in limited:
+        open_notebook(session)
+        time_limit(session)
+    started = sessions(WAYS)
+    for (kind, srun), session in zip(WAYS, started):
+        with subtests.test(f"{kind} {SAME_SCRIPT[srun]} is used"):
+            use(session)
+    with subtests.test("used ones are stopped"):
+        # With an application jupyter-server-proxy handles SIGTERM itself, not always in time.
+        assert all(state.startswith("CANCELLED ") for state in stop_all(started))
+        for session in started:
+            wait_until(lambda: is_gone(session), 60, f"the end of {session.processes()}")  # noqa: B023
+    for ending in ENDS:
+        with subtests.test(ending.__name__):
+            start_all(started)
+            for session in started:
+                open_notebook(session)
+            for session in started:
+                session.drop_kernels()
+                ending(session)
+            assert_ended_alike(started, ending, capsys)
+    with subtests.test(time_limit.__name__):
+        for session in limited:
+            session.drop_kernels()
+        assert_ended_alike(limited, time_limit, capsys)
+
+
+def open_notebook(session: Session) -> None:
+    assert session.start_kernel().cell("print('up')") == "up\n"
+
+
 # ---- what its owner does ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("kind", "srun"), USED, ids=lambda value: SAME_SCRIPT.get(value, value))
-def test_a_session(sessions: Callable[..., list[Session]], kind: str, srun: bool) -> None:
-    (session,) = sessions([(kind, srun)])
-    use(session)
-    assert session.stop().state == "CANCELLED 0:0", session.log()
-    assert GRACEFULLY in session.log()
-    session.start()
-    assert session.get("api/contents").status == 200
-    assert session.stop().state == "CANCELLED 0:0", session.log()
-    assert GRACEFULLY in session.log()
 
 
 def use(session: Session) -> None:
@@ -144,27 +171,26 @@ def kill_the_server(session: Session) -> None:
     os.kill(session.server_pid(), 9)
 
 
-CLEAN = [stop_from_the_hub, scancel, time_limit, shut_down_by_its_owner]
+ENDS = [
+    stop_from_the_hub,
+    scancel,
+    shut_down_by_its_owner,
+    scancel_term_full,
+    kill_the_server,
+]
+CLEAN = [stop_from_the_hub, scancel, shut_down_by_its_owner, time_limit]
 """Ends that leave the server the time to shut down by itself. With `scancel --full` srun hears the
 signal, too, and has what it started killed."""
 
 
-@pytest.mark.parametrize(
-    "ending", [*CLEAN, scancel_term_full, kill_the_server], ids=lambda ending: ending.__name__
-)
-def test_an_end(
-    sessions: Callable[..., list[Session]],
-    ending: Callable[[Session], None],
-    capsys: pytest.CaptureFixture[str],
+def assert_ended_alike(
+    started: list[Session], ending: Callable[[Session], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """State and exit code of the job are those of the same session without the sandbox."""
-    started = sessions()
+    """Nothing differs but for what srun does."""
+    states = [session.wait_over(150).state for session in started]
     for session in started:
-        assert session.start_kernel().cell("print('up')") == "up\n"
-    for session in started:
-        session.drop_kernels()
-        ending(session)
-    states = [session.wait_over(90).state for session in started]
+        session.wait_forgotten()
+        wait_until(lambda: not session.processes(), 60, f"the end of {session.processes()}")  # noqa: B023
     table = dict(zip(WAYS, zip(states, map(shut_down, started))))
     with capsys.disabled():
         for (kind, srun), (state, clean) in table.items():
@@ -172,24 +198,35 @@ def test_an_end(
             print(f"\n  {row}{'shut down' if clean else 'was killed'}", end="")
     for (_, srun), facts in table.items():
         assert facts == table["plain", srun], [session.log() for session in started]
-    assert ending not in CLEAN or all(clean for _, clean in table.values())
-    started[0].hub.cluster.assert_clean()
+    if ending in CLEAN:
+        assert all(clean for _, clean in table.values())
+        assert all("Kernel shutdown: " in session.log() for session in started)
+
+
+def is_gone(session: Session) -> bool:
+    """Whether nothing of it is left. Slurm signals an application, too, and jupyter-server-proxy
+    starts again what a signal has ended, now and then just before its own end: with the sandbox or
+    without, and not to be told from what a user has put into the background."""
+    left = session.processes()
+    for pid in [pid for pid, words in left.items() if any("notes_app" in word for word in words)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return not left
 
 
 def shut_down(session: Session) -> bool:
-    """Whether the server with its kernel has ended by itself: by its own words, and as the script
-    saw it."""
+    """Whether the server has ended by itself, as the script saw it, which ends with the first
+    command that fails."""
     log = session.log()
-    return "Kernel shutdown: " in log and "Killed" not in log and GRACEFULLY in log
+    return "Killed" not in log and GRACEFULLY in log
 
 
 def test_a_node_that_is_drained_and_then_down(
-    sessions: Callable[..., list[Session]], slurm_hub: SlurmHub
+    sessions: Callable[[Sequence[Way]], list[Session]], slurm_hub: SlurmHub
 ) -> None:
-    both = [("plain", True), ("native", True), ("relay", True)]
     update = ["scontrol", "update", "nodename=node1", "reason=test"]
     try:
-        first = sessions(both)
+        first = sessions(SRUN)
         assert {session.job().node.name for session in first} == {"node1"}
         slurm_hub.cluster.hub.do(*update, "state=drain")
         (later,) = sessions([("native", True)])
@@ -211,18 +248,18 @@ def test_the_hub_is_restarted_while_the_server_runs(pyz: Path) -> None:
     """A cluster of its own: the processes of the hub that all share are not to change."""
     with run_directory() as run, Cluster(run) as cluster:
         hub = SlurmHub(cluster, pyz)
-        both = [hub.session(kind).begin() for kind in ("plain", "native", "relay")]
-        kernels = [session.wait_ready().start_kernel() for session in both]
+        started = start_all([hub.session(kind) for kind, _ in SRUN])
+        kernels = [session.start_kernel() for session in started]
         for kernel in kernels:
             kernel.cell("x = 42")
         hub.stop()
-        assert [session.job().state for session in both] == 3 * ["RUNNING 0:0"]
+        assert {session.job().state for session in started} == {"RUNNING 0:0"}
         hub.start()
-        for session, kernel in zip(both, kernels):
+        for session, kernel in zip(started, kernels):
             assert session.get("api/contents").status == 200
             kernel.reconnect()
             assert kernel.cell("print(x)") == "42\n"
-        assert [session.stop().state for session in both] == 3 * ["CANCELLED 0:0"]
+        assert set(stop_all(started)) == {"CANCELLED 0:0"}
         cluster.assert_clean()
 
 

@@ -120,7 +120,7 @@ def test_sessions_of(
                 port = hub.host_port()
             assert hub.state().startswith("CANCELLED "), hub.log()
             assert "killing what is left" not in hub.log()
-            wait_until(lambda: not hub.processes(), 5, f"the end of {hub.processes()}")
+            wait_until(lambda: not hub.processes(), 10, f"the end of {hub.processes()}")
             assert_free(port)
 
 
