@@ -51,7 +51,7 @@ def main(text: BufferedReader) -> None:
         incoming, outgoing = posix.pipe()
         is_parent = posix.fork() != 0
     except OSError as error:
-        return give_up(text, error)
+        return give_up(marshal.load(text)[0], error)
     if is_parent:
         posix.close(incoming)
         compile_rooms(text, outgoing)
@@ -63,14 +63,16 @@ def main(text: BufferedReader) -> None:
         preparing = rooms.load("preparing")
     except EOFError:
         return  # the launching process is gone
+    except ImportError as error:  # a file of the standard library, and no descriptor left for it
+        rooms.file.close()
+        return give_up(settings, error)
     preparing.main(settings, rooms)
 
 
-def give_up(text: BufferedReader, error: OSError) -> None:
+def give_up(settings: dict[str, Any], error: Exception) -> None:
     """Tell the launching process why there is no keeper."""
     import _socket
 
-    settings, _ = marshal.load(text)
     kind = _socket.SOCK_SEQPACKET
     lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
     try:

@@ -43,7 +43,7 @@ def main(settings: dict[str, Any], rooms: Rooms) -> None:
         prepare(settings, rooms, lifeline)
     except (BrokenPipeError, ConnectionResetError):
         return  # the other end is gone: it has said why
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ImportError) as error:
         try:
             lifeline.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
         except OSError:
@@ -58,7 +58,8 @@ def main(settings: dict[str, Any], rooms: Rooms) -> None:
 
 def prepare(settings: dict[str, Any], rooms: Rooms, lifeline: _socket.socket) -> None:
     """Wait for "go", start the network helper, and be where we have to be: inside the sandbox if
-    all that we do is to relay into it, else outside. Raises OSError and EOFError."""
+    all that we do is to relay into it, else outside. Raises OSError and EOFError, and ImportError
+    where no descriptor is left for a file of the standard library."""
     listeners = [*settings["serving"], *settings["guards"], *dict(settings["published"])]
     close_all_but({0, 1, 2, settings["lifeline"], rooms.file.fileno(), *listeners})
     limit = raise_descriptor_limit()

@@ -956,6 +956,7 @@ def status_of(pid: int | str) -> dict[str, str]:
 
 
 def test_what_the_command_is_told_of_itself(spawner: Spawner) -> None:
+    spawner.spawn("true")  # done, so the command has been executed by now
     inside, outside = status_of(spawner.pid), status_of("self")
     assert int(inside["Seccomp_filters"]) == int(outside["Seccomp_filters"]) + 1
     for name in ("NoNewPrivs", "Speculation_Store_Bypass", "SpeculationIndirectBranch"):

@@ -262,7 +262,9 @@ def texts_said(source: Path) -> list[str]:
     """What this module says when a start or a session ends, with "3" for what is filled in."""
     found = []
     for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in SAYING:
+        function = node.func if isinstance(node, ast.Call) else None
+        name = getattr(function, "attr", getattr(function, "id", ""))  # of a method, of a function
+        if isinstance(node, ast.Call) and name in SAYING:
             for text in node.args[:1]:
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                 values = [part.value if isinstance(part, ast.Constant) else "3" for part in parts]
