@@ -30,10 +30,11 @@ def name_servers(path: str) -> list[str]:
     """The numeric addresses of the name servers, as the C library reads this file: the keyword
     begins the line, and what is no address is passed over."""
     try:
-        with open(path, encoding="latin-1", newline="\n") as file:
-            lines = [line.rstrip("\n").partition("\0")[0] for line in file]
+        with open(path, "rb") as file:
+            texts = [line.rstrip(b"\n").partition(b"\0")[0] for line in file]
     except OSError:
         return []
+    lines = [text.decode("latin-1") for text in texts]  # any byte is a character
     rests = [line[10:] for line in lines if line.startswith(("nameserver ", "nameserver\t"))]
     words = [rest.replace("\t", " ").lstrip(" ").partition(" ")[0] for rest in rests]
     return [address for address in map(numeric, words) if address][:MOST_SERVERS]
