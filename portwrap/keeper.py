@@ -247,9 +247,10 @@ def _spawn(program: str, handed: Sequence[int], text: int) -> int:
 LEAN_START = """# {program}: keeper of process {command}
 import marshal
 text = open(0, "rb", closefd=False)
-try: exec(marshal.load(text))
+loader = {{"__name__": "portwrap.loader"}} # in __main__ Python shows all warnings
+try: exec(marshal.load(text), loader)
 except EOFError: raise SystemExit # the launching process is gone
-main(text)"""
+loader["main"](text)"""
 
 
 def source_of(name: str) -> bytes:
