@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,13 +83,23 @@ def main(argv: Sequence[str]) -> int:
         rig, left_out = prepare(options, account, folder)
         try:
             for part in options.only or PARTS:
-                PARTS[part](rig)
+                _measure(rig, part)
         except KeyboardInterrupt:
             rig.say("interrupted; nothing is written")
             return 130
         rig.say(f"measured in {time.monotonic() - begin:.0f} s")
         write(rig, {**left_out, **rig.failures}, options)
-    return 0
+    return 1 if rig.broken else 0
+
+
+def _measure(rig: Rig, part: str) -> None:
+    """One part; what is wrong with it does not take the others with it."""
+    try:
+        PARTS[part](rig)
+    except Exception as error:
+        traceback.print_exc()
+        rig.broken = True
+        rig.notes.append(f"The part {part} broke off: {type(error).__name__}: {error}")
 
 
 def _own_name() -> str:

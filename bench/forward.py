@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import statistics
 import time
@@ -11,9 +12,9 @@ from . import load
 from .rig import JUPYTER, MEBIBYTE, RAW, gigabytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from .rig import Figure, Rig
+    from .rig import Figure, Rig, Servers
 
     Row = tuple[Sequence[Figure], Callable[[int], Sequence[float]]]
 
@@ -41,19 +42,23 @@ def measure(rig: Rig) -> None:
         _raw(rig, ports)
 
 
-def _take_rows(rig: Rig, ports: Mapping[str, int], rounds: int, rows: Sequence[Row]) -> None:
+def _take_rows(rig: Rig, ports: Servers, rounds: int, rows: Sequence[Row]) -> None:
     """Every row of every way in each round, next to each other."""
     for figures, _ in rows:
         rig.say(f"{figures[0].group}: {figures[0].title}")
     for name in rig.in_turn(rounds, list(ports)):
         for figures, take in rows:
-            rig.sample(figures, name, take, ports[name])
+            failed = name in figures[0].failures
+            if name in ports:
+                rig.sample(figures, name, take, ports[name])
+            if name in figures[0].failures and not failed:
+                ports.renew(name)
 
 
 # -- jupyter_server --------------------------------------------------------------------------------
 
 
-def _requests(rig: Rig, ports: Mapping[str, int]) -> None:
+def _requests(rig: Rig, ports: Servers) -> None:
     if not rig.has("wrk"):
         return
     rows: list[Row] = []
@@ -93,7 +98,7 @@ def _with_share(who: int, take: Callable[[], Iterable[float]]) -> list[float]:
     return [*found, 100 * busy / seconds]
 
 
-def _application(rig: Rig, ports: Mapping[str, int]) -> None:
+def _application(rig: Rig, ports: Servers) -> None:
     paths = [f"{APPLICATION}down/{length}" for length in PAGE]
     page = rig.figure(PROXIED, f"a page of {len(paths)} files, {BROWSER} connections", "ms")
     rows: list[Row] = [([page], lambda port: [load.page(port, paths, rig.token, BROWSER)])]
@@ -103,7 +108,7 @@ def _application(rig: Rig, ports: Mapping[str, int]) -> None:
             *(rig.figure(PROXIED, f"{key}, 16 connections", "ms") for key in ("p50", "p99")),
         ]
         rows.append((figures, lambda port: _wrk(rig, port, APPLICATION, 16)))
-    for name, port in ports.items():  # it starts the application when it is first asked for
+    for name, port in list(ports.items()):  # it starts the application when it is first asked for
         rig.sample([page], name, _started, rig, port)
     _take_rows(rig, ports, rig.size.rounds, rows)
 
@@ -114,7 +119,7 @@ def _started(rig: Rig, port: int) -> list[float]:
     return []  # nothing to keep
 
 
-def _kernels(rig: Rig, ports: Mapping[str, int]) -> None:
+def _kernels(rig: Rig, ports: Servers) -> None:
     if not load.HAS_WEBSOCKET:
         rig.notes.append("No kernel messages were measured: websocket-client is not installed.")
         return
@@ -123,7 +128,7 @@ def _kernels(rig: Rig, ports: Mapping[str, int]) -> None:
     prompt = rig.figure(TRIPS, title, "ms", added=True)
     rig.say(f"{figure.group}: {figure.title}")
     kernels = {}
-    for name, port in ports.items():
+    for name, port in list(ports.items()):
         try:
             kernels[name] = load.Kernel(port, rig.token)
         except (load.LoadError, OSError) as error:
@@ -134,8 +139,9 @@ def _kernels(rig: Rig, ports: Mapping[str, int]) -> None:
         rig.sample([figure, prompt], name, _round_trips, kernels[name], count)
     for name, kernel in kernels.items():
         kernel.socket.close()
-        for entry in load.call(ports[name], "/api/kernels", rig.token):
-            load.call(ports[name], f"/api/kernels/{entry['id']}", rig.token, "DELETE")
+        with contextlib.suppress(load.LoadError):
+            for entry in load.call(ports[name], "/api/kernels", rig.token):
+                load.call(ports[name], f"/api/kernels/{entry['id']}", rig.token, "DELETE")
 
 
 def _round_trips(kernel: load.Kernel, count: int) -> list[float]:
@@ -144,7 +150,7 @@ def _round_trips(kernel: load.Kernel, count: int) -> list[float]:
     return [statistics.median(plain), statistics.median(prompt)]
 
 
-def _files(rig: Rig, ports: Mapping[str, int]) -> None:
+def _files(rig: Rig, ports: Servers) -> None:
     size, token, saved = rig.size.bulk, rig.token, rig.size.upload
     one = rig.figure(STREAMS, f"jupyter_server: download, {gigabytes(size)}", "MB/s", True)
     eight = rig.figure(STREAMS, "jupyter_server: download, 8 streams", "MB/s", True)
@@ -160,7 +166,7 @@ def _files(rig: Rig, ports: Mapping[str, int]) -> None:
 # -- a server that costs next to nothing -----------------------------------------------------------
 
 
-def _raw(rig: Rig, ports: Mapping[str, int]) -> None:
+def _raw(rig: Rig, ports: Servers) -> None:
     size = rig.size.bulk
     down = rig.figure(STREAMS, f"raw server: download, {gigabytes(size)}", "MB/s", True)
     down_eight = rig.figure(STREAMS, "raw server: download, 8 streams", "MB/s", True)

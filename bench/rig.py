@@ -8,9 +8,10 @@ import secrets
 import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Dict, NamedTuple
 
 from . import load
 from .session import Session, end_all
@@ -28,6 +29,8 @@ START_LIMIT = 60.0
 """Seconds that a session may take to do what it was started for."""
 ENOUGH = 3
 """Rounds that are made on the slowest machine, too."""
+FAILURES = (load.LoadError, OSError, subprocess.SubprocessError)
+"""What a way that does not do what is asked of it comes to."""
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 
@@ -149,6 +152,7 @@ class Rig:
         self.figures: list[Figure] = []
         self.failures: dict[str, str] = {}
         self.notes: list[str] = []
+        self.broken = False  # a part of the bench itself
         self.count = 0
         self.began = time.monotonic()
 
@@ -212,22 +216,16 @@ class Rig:
         sessions.append(self.start(way, command)[0])
 
     @contextlib.contextmanager
-    def servers(self, command: Sequence[str], path: str) -> Iterator[dict[str, int]]:
-        """A server for each way: the host's ports, of those that answer."""
-        with contextlib.ExitStack() as stack:
-            ports = {}
+    def servers(self, command: Sequence[str], path: str) -> Iterator[Servers]:
+        """A server for each way, but for those whose forward is another way's."""
+        servers = Servers(self, command, path)
+        try:
             for way in self.ways:
-                if way.waits:
-                    continue  # its forward is slirp4netns's
-                session, port = self.start(way, command)
-                stack.enter_context(session)
-                try:
-                    load.first_answer(port, path, START_LIMIT, session.is_over, 0.01)
-                except load.LoadError as error:
-                    self.failed(way.name, error, session)
-                else:
-                    ports[way.name] = port
-            yield ports
+                if not way.waits:
+                    servers.start(way)
+            yield servers
+        finally:
+            end_all(list(servers.sessions.values()))
 
     def failed(self, name: str, error: object, session: Session | None = None) -> None:
         """Keep why a way could not be measured."""
@@ -257,7 +255,7 @@ class Rig:
         """Anything can fail once on a busy machine."""
         try:
             return take(*arguments)
-        except (load.LoadError, OSError) as error:
+        except FAILURES as error:
             self.say(f"once more: {error}")
             return take(*arguments)
 
@@ -273,13 +271,44 @@ class Rig:
             return
         try:
             found = self._try_twice(take, *arguments)
-        except (load.LoadError, OSError) as error:
+        except FAILURES as error:
             self.say(f"{name}: {figures[0].title}: {error}")
             for figure in figures:
                 figure.failures[name] = str(error)
             return
         for figure, value in zip(figures, found):
             figure.samples.setdefault(name, []).append(value)
+
+
+class Servers(Dict[str, int]):
+    """The host's port of each way whose server answers."""
+
+    def __init__(self, rig: Rig, command: Sequence[str], path: str) -> None:
+        super().__init__()
+        self.rig = rig
+        self.command = command
+        self.path = path
+        self.sessions: dict[str, Session] = {}
+
+    def start(self, way: Way) -> None:
+        """Start this one's, in place of one that there is."""
+        if way.name in self.sessions:
+            self.sessions.pop(way.name).end()
+        session, port = self.rig.start(way, self.command)
+        self.sessions[way.name] = session
+        try:
+            load.first_answer(port, self.path, START_LIMIT, session.is_over, 0.01)
+        except load.LoadError as error:
+            self.pop(way.name, None)
+            self.rig.failed(way.name, error, session)
+        else:
+            self[way.name] = port
+
+    def renew(self, name: str) -> None:
+        """What has failed may be stuck for good."""
+        for way in self.rig.ways:
+            if way.name == name:
+                self.start(way)
 
 
 def await_word(session: Session, pattern: str, limit: float = START_LIMIT) -> str:
