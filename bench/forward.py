@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import load
-from .rig import JUPYTER, MEBIBYTE, RAW, gigabytes
+from .rig import FAILURES, JUPYTER, MEBIBYTE, RAW, gigabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -127,27 +127,29 @@ def _kernels(rig: Rig, ports: Servers) -> None:
     title = "kernel message over WebSocket, acknowledged at once"
     prompt = rig.figure(TRIPS, title, "ms", added=True)
     rig.say(f"{figure.group}: {figure.title}")
-    kernels = {}
-    for name, port in list(ports.items()):
+    kernels: dict[str, tuple[load.Kernel, load.Kernel]] = {}
+    for name, port in ports.items():
         try:
-            kernels[name] = load.Kernel(port, rig.token)
+            kernel = load.Kernel(port, rig.token)
+            kernels[name] = kernel, load.Kernel(port, rig.token, prompt=True, same=kernel.number)
         except (load.LoadError, OSError) as error:
             figure.failures[name] = prompt.failures[name] = str(error)
-    count = max(1, rig.size.trips // 10)
     # Many short rounds: the differences are small.
     for name in rig.in_turn(4 * rig.size.rounds, list(kernels)):
-        rig.sample([figure, prompt], name, _round_trips, kernels[name], count)
-    for name, kernel in kernels.items():
+        rig.sample([figure, prompt], name, _round_trips, kernels[name], rig.size.trips // 10)
+    for name, (kernel, other) in kernels.items():
         kernel.socket.close()
+        other.socket.close()
         with contextlib.suppress(load.LoadError):
-            for entry in load.call(ports[name], "/api/kernels", rig.token):
-                load.call(ports[name], f"/api/kernels/{entry['id']}", rig.token, "DELETE")
+            load.call(ports[name], f"/api/kernels/{kernel.number}", rig.token, "DELETE")
 
 
-def _round_trips(kernel: load.Kernel, count: int) -> list[float]:
-    plain = [kernel.round_trip() for _ in range(max(1, count // 6))]  # each of them takes long
-    prompt = [kernel.round_trip(prompt=True) for _ in range(count)]
-    return [statistics.median(plain), statistics.median(prompt)]
+def _round_trips(both: Sequence[load.Kernel], count: int) -> list[float]:
+    plain, prompt = both
+    return [  # the first of them takes long
+        statistics.median(plain.round_trip() for _ in range(max(1, count // 5))),
+        statistics.median(prompt.round_trip() for _ in range(max(1, count))),
+    ]
 
 
 def _files(rig: Rig, ports: Servers) -> None:
@@ -160,7 +162,11 @@ def _files(rig: Rig, ports: Servers) -> None:
         ([eight], lambda port: [load.download(port, "/files/eighth.bin", token, size // 8, 8)]),
         ([save], lambda port: [load.save_file(port, token, saved)]),
     ]
-    _take_rows(rig, ports, max(1, rig.size.rounds - 2), rows)
+    for port in list(ports.values())[:1]:  # the files come into memory
+        with contextlib.suppress(*FAILURES):
+            for _, take in rows:
+                take(port)
+    _take_rows(rig, ports, min(3, rig.size.rounds), rows)
 
 
 # -- a server that costs next to nothing -----------------------------------------------------------

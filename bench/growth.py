@@ -11,7 +11,7 @@ from . import load
 from .rig import JUPYTER, RAW, START_LIMIT
 from .starts import start_small
 from .staying import SLEEP, settled
-from .ways import CONTROL
+from .ways import BARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 STARTS, LATENCY = "start", "latency"
 CONNECTIONS = "connections"
 """The curves of the chart."""
+GROWING = (BARE, "slirp4netns", "pasta")
+"""Whose growth is measured besides ours."""
 
 
 def measure(rig: Rig) -> None:
     """Both curves, way after way: all at once they would be in each other's way."""
-    ways = [way for way in rig.ways if not way.waits and way.name != CONTROL]
+    ways = [way for way in rig.ways if way.name in GROWING or way.is_ours]
     _sessions(rig, ways)
     _connections(rig, ways)
 

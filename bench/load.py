@@ -349,20 +349,21 @@ def page(port: int, paths: Sequence[str], token: str, connections: int) -> float
 
 
 class Kernel:
-    """A kernel of a Jupyter server, and a WebSocket to it."""
+    """A WebSocket to a kernel of a Jupyter server: to a new one, or to the same as another's.
 
-    def __init__(self, port: int, token: str) -> None:
-        number = call(port, "/api/kernels", token, "POST", b"{}")["id"]
-        url = f"ws://{HOST}:{port}/api/kernels/{number}/channels?token={token}"
+    A reply follows another small message. By Nagle's algorithm it waits for the acknowledgement of
+    that one, which most clients send up to 40 ms later; a prompt one at once.
+    """
+
+    def __init__(self, port: int, token: str, prompt: bool = False, same: str = "") -> None:
+        self.number = same or call(port, "/api/kernels", token, "POST", b"{}")["id"]
+        self.prompt = prompt
+        url = f"ws://{HOST}:{port}/api/kernels/{self.number}/channels?token={token}"
         self.socket = websocket.create_connection(url, timeout=LIMIT, http_no_proxy=["*"])
         self.round_trip()  # it has started when it answers
 
-    def round_trip(self, prompt: bool = False) -> float:
-        """Milliseconds from a kernel_info_request to its reply.
-
-        The reply follows another small message. By Nagle's algorithm it waits for that one's
-        acknowledgement, which a client sends 40 ms later unless it is told to be prompt.
-        """
+    def round_trip(self) -> float:
+        """Milliseconds from a kernel_info_request to its reply."""
         number = uuid.uuid4().hex
         header = {"msg_id": number, "msg_type": "kernel_info_request", "version": "5.3"}
         header.update(username="bench", session=number, date="2020-01-01T00:00:00Z")
@@ -372,7 +373,7 @@ class Kernel:
         begin = time.perf_counter()
         self.socket.send(text)
         while True:
-            if prompt:  # tcp(7): it does not stay so
+            if self.prompt:  # tcp(7): it does not stay so
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             answer = json.loads(self.socket.recv())
             ours = answer["parent_header"].get("msg_id") == number

@@ -143,12 +143,12 @@ def markdown(results: Results, drawn: bool) -> str:
 
 
 def failed_lines(figures: Sequence[Figure]) -> list[str]:
-    """Each figure that a way did not reach, and why."""
-    return [
-        f"* {name}, {figure.title}: {reason}"
-        for figure in figures
-        for name, reason in figure.failures.items()
-    ]
+    """Each figure that a way did not reach, and why; those that failed together on one line."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for figure in figures:
+        for name, reason in figure.failures.items():
+            found.setdefault((name, figure.group, reason), []).append(figure.title)
+    return [f"* {name}, {titles[0]}: {reason}" for (name, _, reason), titles in found.items()]
 
 
 # -- README.md -------------------------------------------------------------------------------------

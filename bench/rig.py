@@ -68,12 +68,12 @@ class Size(NamedTuple):
 
 SIZES = {
     "full": Size(
-        *(5, 30, 30, 5, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
+        *(5, 20, 30, 3, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
         *((1, 10, 100), 60.0, (1, 20, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
     ),
     "quick": Size(
-        *(3, 10, 6, 2, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
-        *((1, 10), 10.0, (1, 20), (1, 500), 300_000, True),
+        *(2, 5, 5, 1, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
+        *((1, 10), 5.0, (1, 20), (1, 500), 300_000, True),
     ),
     "tiny": Size(
         *(1, 1, 1, 1, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
@@ -324,7 +324,8 @@ def await_word(session: Session, pattern: str, limit: float = START_LIMIT) -> st
             if session.is_over():
                 break
         time.sleep(0.005)
-    raise load.LoadError(f"no result; it wrote: {session.said()[-200:].strip()}")
+    said = session.said().strip().splitlines()[-1:]
+    raise load.LoadError(": ".join(["no result", *said]))
 
 
 def free_port() -> int:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
 """The small server, after its first instruction has said when it ran."""
-LEAST, PATIENCE = 10, 4
-"""Rounds on the slowest machine, too, and how long the others may take: see Rig.rounds."""
+LEAST, PATIENCE = 10, 3
+"""Rounds on the slowest machine, too, and how long they may take else: see Rig.rounds."""
 STAMP = r"<(\d{19})>"
 SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"
 SERVICE_PORT = "{service-port}"

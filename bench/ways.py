@@ -204,8 +204,7 @@ def choose_out(newer: Path, path: str, only: Sequence[str]) -> Choice:
     for helper in HELPERS:
         if (newer / helper).exists():
             ways.append(_ours_out(helper, f"{newer}:{path}", " of Debian 13"))
-    rivals = [way for way in RIVALS if way.name in HELPERS]
-    return _available([*ways, *rivals], only)
+    return _available(ways, only)
 
 
 HELPERS = ("slirp4netns", "pasta")
