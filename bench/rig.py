@@ -51,7 +51,7 @@ class Size(NamedTuple):
     rounds: int
     patience: float  # seconds for the rounds of one row, see Rig.rounds
     starts: int
-    few: int  # starts of what takes seconds
+    few: int  # starts of what takes seconds; 0: none of jupyter_server
     load: Sequence[int]  # numbers of connections that ask at once
     seconds: int  # of that; wrk knows whole ones only
     bulk: int  # bytes, into a session
@@ -76,7 +76,7 @@ SIZES = {
         *((1, 10), 5.0, (1, 20), (1, 500), 300_000, True),
     ),
     "tiny": Size(
-        *(1, 1, 1, 1, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
+        *(1, 1, 1, 0, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
         *((1, 2), 0.5, (1, 2), (1, 20), 10_000, False),
     ),
 }

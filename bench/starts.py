@@ -31,7 +31,8 @@ SERVICE_PORT = "{service-port}"
 def measure(rig: Rig) -> None:
     """Every way to start."""
     _small(rig)
-    _jupyter(rig)
+    if rig.size.few:
+        _jupyter(rig)
     _in_process(rig)
 
 
