@@ -76,6 +76,15 @@ def test_bash_completes_an_option(program: str) -> None:
     assert result.stdout == "--forward\n", result.stderr
 
 
+def test_links_between_the_pages_lead_somewhere() -> None:
+    found = []
+    for page in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]:
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        found += [page.parent / link for link in links]
+    assert len(found) > 10
+    assert [path for path in found if not path.exists()] == []
+
+
 def test_the_house_tour_shows_every_room() -> None:
     tour = (PROJECT / "CONTRIBUTING.md").read_text()
     rooms = {path.name for path in (PROJECT / "portwrap").glob("[!_]*.py")}
