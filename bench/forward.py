@@ -102,15 +102,9 @@ def _application(rig: Rig, ports: Servers) -> None:
     paths = [f"{APPLICATION}down/{length}" for length in PAGE]
     page = rig.figure(PROXIED, f"a page of {len(paths)} files, {BROWSER} connections", "ms")
     rows: list[Row] = [([page], lambda port: [load.page(port, paths, rig.token, BROWSER)])]
-    if rig.has("wrk"):
-        figures = [
-            rig.figure(PROXIED, "requests/s, 16 connections", "/s", more_is_better=True),
-            *(rig.figure(PROXIED, f"{key}, 16 connections", "ms") for key in ("p50", "p99")),
-        ]
-        rows.append((figures, lambda port: _wrk(rig, port, APPLICATION, 16)))
     for name, port in list(ports.items()):  # it starts the application when it is first asked for
         rig.sample([page], name, _started, rig, port)
-    _take_rows(rig, ports, rig.size.rounds, rows)
+    _take_rows(rig, ports, 2 * rig.size.rounds, rows)
 
 
 def _started(rig: Rig, port: int) -> list[float]:

@@ -68,7 +68,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "full": Size(
-        *(5, 20, 30, 3, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
+        *(5, 20, 30, 2, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
         *((1, 10, 100), 60.0, (1, 20, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
     ),
     "quick": Size(
@@ -102,6 +102,7 @@ class Figure:
         self.point = point  # a curve's name, and where on it this is
         self.samples: dict[str, list[float]] = {}
         self.failures: dict[str, str] = {}
+        self.retried: set[str] = set()
 
     def median(self, name: str) -> float | None:
         """The middle of what this way reached."""
@@ -153,6 +154,7 @@ class Rig:
         self.failures: dict[str, str] = {}
         self.notes: list[str] = []
         self.broken = False  # a part of the bench itself
+        self.given: set[int] = set()
         self.count = 0
         self.began = time.monotonic()
 
@@ -195,6 +197,16 @@ class Rig:
         environ = {**self.environ, **(variables or {})}
         return Session(words, environ, self.account, log, network)
 
+    def free_port(self) -> int:
+        """A TCP port that nobody holds, and that no other session is about to take."""
+        while True:
+            with socket.socket() as probe:
+                probe.bind((load.HOST, 0))
+                port = int(probe.getsockname()[1])
+            if port not in self.given:
+                self.given.add(port)
+                return port
+
     def filled(self, words: Sequence[str]) -> list[str]:
         """A command that stands for itself, with its places filled in."""
         return [fill_in(word, self.values) for word in words]
@@ -203,7 +215,7 @@ class Rig:
         self, way: Way, command: Sequence[str], network: Network | None = None
     ) -> tuple[Session, int]:
         """Start a command in this way; returns the session and the host's port."""
-        port = free_port()
+        port = self.free_port()
         words = way.words(command, Port(port), self.values)
         return self.run(words, way.variables(Port(port)), network), port
 
@@ -251,12 +263,16 @@ class Rig:
                 return
             yield number
 
-    def _try_twice(self, take: Callable[..., Sequence[float]], *arguments: Any) -> Sequence[float]:
-        """Anything can fail once on a busy machine."""
+    def _try(
+        self, figure: Figure, name: str, take: Callable[..., Sequence[float]], *arguments: Any
+    ) -> Sequence[float]:
         try:
             return take(*arguments)
         except FAILURES as error:
-            self.say(f"once more: {error}")
+            if name in figure.retried:
+                raise
+            figure.retried.add(name)
+            self.say(f"{name}: once more: {error}")
             return take(*arguments)
 
     def sample(
@@ -266,11 +282,14 @@ class Rig:
         take: Callable[..., Sequence[float]],
         *arguments: Any,
     ) -> None:
-        """Take one sample for each of these figures; not again where that has failed twice."""
+        """Take one sample for each of these figures; not again where that has failed twice.
+
+        Anything can fail once on a busy machine.
+        """
         if name in figures[0].failures:
             return
         try:
-            found = self._try_twice(take, *arguments)
+            found = self._try(figures[0], name, take, *arguments)
         except FAILURES as error:
             self.say(f"{name}: {figures[0].title}: {error}")
             for figure in figures:
@@ -326,13 +345,6 @@ def await_word(session: Session, pattern: str, limit: float = START_LIMIT) -> st
         time.sleep(0.005)
     said = session.said().strip().splitlines()[-1:]
     raise load.LoadError(": ".join(["no result", *said]))
-
-
-def free_port() -> int:
-    """A TCP port that nobody holds."""
-    with socket.socket() as probe:
-        probe.bind((load.HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def gigabytes(size: int) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
 """The small server, after its first instruction has said when it ran."""
-LEAST, PATIENCE = 10, 3
+LEAST, PATIENCE = 8, 2
 """Rounds on the slowest machine, too, and how long they may take else: see Rig.rounds."""
 STAMP = r"<(\d{19})>"
 SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"

@@ -82,7 +82,8 @@ def settled(sessions: Sequence[Session], command: Sequence[str]) -> list[list[Pr
                 return staying
         before = now
         time.sleep(0.3)
-    raise load.LoadError("the sessions do not settle")
+    over = [session.said().strip().splitlines()[-1:] for session in sessions if session.is_over()]
+    raise load.LoadError(f"the sessions do not settle; {len(over)} have ended: {over[:1]}")
 
 
 def _memory(sessions: Sequence[Sequence[Process]]) -> tuple[float, float, int]:
