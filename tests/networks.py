@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Iterator
 
@@ -39,6 +40,20 @@ def enter(descriptor: int) -> None:
     _checked(libc.setns(descriptor, CLONE_NEWNET))
 
 
+@contextmanager
+def entered(descriptor: int) -> Iterator[None]:
+    """Within it this thread is in that network namespace."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        enter(descriptor)
+        try:
+            yield
+        finally:
+            enter(before)
+    finally:
+        os.close(before)
+
+
 def ip(*commands: str) -> None:
     """Commands of ip(8), in the namespace that this thread is in."""
     text = "\n".join(commands)
@@ -50,6 +65,18 @@ def has_usable_addresses() -> bool:
     tentative = subprocess.check_output(["ip", "-6", "addr", "show", "tentative"])
     links = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "up"]))
     return not tentative and all(each["operstate"] in ("UP", "UNKNOWN") for each in links)
+
+
+class HubApi(BaseHTTPRequestHandler):
+    """Answers as the hub's API does when it is asked for its version."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/hub/api" else 404)
+        self.send_header("X-JupyterHub-Version", "5.2.1")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Host:
@@ -99,16 +126,7 @@ class Host:
             with self.entered(each):
                 wait_until(has_usable_addresses, what="cables and addresses ready for use")
 
-    @contextmanager
-    def entered(self, descriptor: int) -> Iterator[None]:
-        """Within it this thread is in that namespace."""
-        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        enter(descriptor)
-        try:
-            yield
-        finally:
-            enter(before)
-            os.close(before)
+    entered = staticmethod(entered)
 
     def describe(self) -> str:
         """Links, addresses and routes of the three namespaces."""

@@ -7,7 +7,6 @@ PORTWRAP_TEST_ROOT, and a link where the programs look for their libraries.
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from e2e import slurm
@@ -149,11 +148,6 @@ class GridEngine(Cluster):
         return told.count("all.q@") == len(self.nodes) and "-NA-" not in told
 
     # -- jobs -------------------------------------------------------------------------------
-
-    def queued(self) -> set[int]:
-        """The numbers of all jobs that wait or run."""
-        found = ET.fromstring(self.do("qstat", "-xml", "-u", "*")).iter("JB_job_number")
-        return {int(element.text or "") for element in found}
 
     def accounted(self, number: int) -> dict[str, str]:
         """What qacct knows of a job that is over; nothing before that."""

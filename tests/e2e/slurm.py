@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-from portwrap.libc import setns
+from networks import entered
 
 from helpers import (
     NEIGHBOUR,
@@ -139,18 +139,9 @@ class Host:
         self.daemons.append(process)
         return process
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> contextlib.AbstractContextManager[None]:
         """Sockets that this thread makes meanwhile are sockets of this host."""
-        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(self.namespace)
-            try:
-                yield
-            finally:
-                setns(before)
-        finally:
-            os.close(before)
+        return entered(self.namespace)
 
     def connect(self, address: str, port: int, seconds: float = 10) -> socket.socket:
         """A TCP connection from this host."""

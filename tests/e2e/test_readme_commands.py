@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Iterator
 
 import pytest
-from networks import SERVER, Host
+from networks import SERVER, Host, HubApi
 
 from conftest import why_namespaces_fail
 from helpers import OWNER, PROJECT, SYSTEM_PATH, as_user, cannot, end, run_as
@@ -31,18 +31,6 @@ SUBSTITUTED = {
 }
 HUB_NAME, HUB_PORT = "hub.cluster.example", 8081
 """The hub of the README; it stands on the server of the test's network."""
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub's API does when it is asked for its version."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/hub/api" else 404)
-        self.send_header("X-JupyterHub-Version", "5.2.1")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 MACHINE = """
@@ -124,7 +112,7 @@ def network() -> Iterator[Host]:
     """A network with the README's hub in it."""
     host = Host()
     with host.entered(host.server):
-        hub = HTTPServer((SERVER, HUB_PORT), Hub)
+        hub = HTTPServer((SERVER, HUB_PORT), HubApi)
     thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
     thread.start()
     try:

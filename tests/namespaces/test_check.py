@@ -11,14 +11,14 @@ import signal
 import socket
 import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator, Sequence
 
 import pytest
 from launches import batchspawner_portwrap, ours_alive
-from networks import FAR, SERVER, Host
+from networks import FAR, SERVER, Host, HubApi
 
 from portwrap import check, views
 
@@ -32,20 +32,14 @@ CHECKS = ["kernel", "account", "user namespaces", "tun device", "descriptors", "
 CHECKS += ["security modules", "session", "forward", "isolation", "names", "ssh"]
 DEBIAN_13 = TEST_ROOT / "newer-helpers"
 OWN_DEVICES = "mount -t tmpfs -o dev,mode=0755 tmpfs /dev/net"
+SSH_FOLDER = "/etc/ssh/ssh_config.d"
+INCLUDED_BY_SSH = (
+    "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
+    f"mkdir {SSH_FOLDER}",
+    f"echo 'Include {SSH_FOLDER}/*.conf' > /etc/ssh/ssh_config",
+)
 HIDE = "for each in /usr/bin /usr/local/bin /usr/sbin; do [ ! -e $each/{0} ] ||"
 HIDE += " mount --bind /dev/null $each/{0}; done"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub's API does when it is asked for its version."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/hub/api" else 404)
-        self.send_header("X-JupyterHub-Version", "5.2.1")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 class Node:
@@ -57,7 +51,7 @@ class Node:
         with self.network.entered(self.network.server):
             self.resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.resolver.bind((SERVER, 53))
-            self.hub = HTTPServer((SERVER, 0), Hub)
+            self.hub = HTTPServer((SERVER, 0), HubApi)
         self.hub_url = f"http://{SERVER}:{self.hub.server_address[1]}/hub/api"
         self.threads = [threading.Thread(target=self.hub.serve_forever, args=(0.05,))]
         self.threads.append(threading.Thread(target=self.resolve))
@@ -209,7 +203,7 @@ def test_the_hub_of_the_environment(node: Node) -> None:
 
 def test_the_hub_on_the_loopback_of_the_node(node: Node) -> None:
     with node.network.entered(node.network.host):
-        hub = HTTPServer(("127.0.0.1", 0), Hub)
+        hub = HTTPServer(("127.0.0.1", 0), HubApi)
     thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -425,13 +419,8 @@ def test_a_configuration_that_ssh_does_not_read(make_node: Any) -> None:
 
 def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
     needs("ssh")
-    folder = "/etc/ssh/ssh_config.d"
-    node = make_node(
-        "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
-        f"mkdir {folder}",
-        f"echo 'Include {folder}/*.conf' > /etc/ssh/ssh_config",
-        f"echo 'ServerAliveInterval 60' > {folder}/site.conf",
-    )
+    folder = SSH_FOLDER
+    node = make_node(*INCLUDED_BY_SSH, f"echo 'ServerAliveInterval 60' > {folder}/site.conf")
     status, answer = node.check()
     assert (status, named(answer)["ssh"]["status"]) == (0, "ok"), answer
     assert f"private views {folder}" in named(answer)["session"]["fact"]
@@ -443,12 +432,9 @@ def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
 def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
     """What ssh refuses then, and the way around it, which is for the user."""
     needs("ssh")
-    folder = "/etc/ssh/ssh_config.d"
+    folder = SSH_FOLDER
     node = make_node(
-        "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
-        f"mkdir {folder}",
-        f"echo 'Include {folder}/*.conf' > /etc/ssh/ssh_config",
-        f"for n in $(seq {views.MOST_ENTRIES + 1}); do : > {folder}/$n.conf; done",
+        *INCLUDED_BY_SSH, f"for n in $(seq {views.MOST_ENTRIES + 1}); do : > {folder}/$n.conf; done"
     )
     status, answer = node.check()
     found = named(answer)["ssh"]
