@@ -125,14 +125,15 @@ def prepare(
     for file in ("__init__.py", "load.py"):
         shutil.copy(HERE / file, folder / "bench")
     archive = shutil.copy(options.archive, folder / "batchspawner-portwrap.pyz")
-    home = folder / "home"
+    home, temporary = folder / "home", folder / "tmp"
     home.mkdir()
+    temporary.mkdir()
     size = SIZES[options.size]
     for file, length in (("whole.bin", size.bulk), ("eighth.bin", size.bulk // 8)):
         with (home / file).open("wb") as empty:
             empty.truncate(length)
     if os.geteuid() == 0:
-        for path in (home, *home.iterdir()):
+        for path in (temporary, home, *home.iterdir()):
             os.chown(path, account.uid, account.gid)
     values = {
         "python": "/usr/bin/python3",
@@ -149,7 +150,8 @@ def prepare(
         "USER": account.name,
         "LOGNAME": account.name,
         "LC_ALL": "C.UTF-8",
-        "TMPDIR": "/tmp",
+        # What a rival leaves when it is ended goes with the folder.
+        "TMPDIR": str(temporary),
     }
     os.chdir("/")
     only = [name for name in options.ways.split(",") if name]
