@@ -31,6 +31,18 @@ def import_from(archive):
     # type: (str) -> None
     # zipimport takes a directory inside an archive as an entry of sys.path, and never writes
     # byte code.
+    from zipimport import zipimporter
+
+    class Importer(zipimporter):
+        def get_filename(self, fullname):
+            # type: (str) -> str
+            # Asked for each module, and zipimport itself compiles the module to answer: twice the
+            # work, a fifth of a start.
+            module = self.prefix + fullname.rpartition(".")[2]
+            end = "/__init__.py" if self.is_package(fullname) else ".py"
+            return self.archive + "/" + module + end
+
+    sys.path_hooks.insert(0, Importer)
     sys.path.insert(0, archive + "/site-packages")
 
 
