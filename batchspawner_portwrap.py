@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 
-from portwrap import PortwrapError, Sandbox, __version__, launch, launching, services
+from portwrap import PortwrapError, Sandbox, __version__, keeper, launch, launching, services
 from portwrap.__main__ import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
 from portwrap.errors import USAGE, hint_for
 from portwrap.options import Option, Parser, run
@@ -237,6 +237,7 @@ def _hand_over(path: str, request: Request) -> NoReturn:
     ports = ["-p", str(request.host_port), "-P", str(request.guest_port)]
     # Its forward may lead to another address than 127.0.0.1 inside.
     environ = request.inner_environ(EVERY_IPV4)
+    keeper.abandon()
     launching.become(program, [path, *ports, *command], environ)
 
 

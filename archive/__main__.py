@@ -7,6 +7,8 @@ Python since 2.7, so that an old one gets a sentence and not a SyntaxError.
 import os
 import sys
 
+WITHOUT_A_SESSION = frozenset(("-h", "--help", "--version", "--check"))
+
 
 def refuse_old_python():
     # type: () -> None
@@ -61,6 +63,10 @@ def run(archive):
     # another version stands there meanwhile, it finds nonsense, of whatever kind.
     before = identity(archive)
     try:
+        if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
+            from portwrap import keeper
+
+            keeper.begin("batchspawner-portwrap")
         from batchspawner_portwrap import main
 
         return main()

@@ -50,8 +50,10 @@ READY, NATIVE, NOT_NATIVE = "ready", "native", "not native: "
 """Answers of the keeper, the last one with its reason behind it; any other is a failure."""
 ROOMS = ("libc", "preparing", "notify", "relay", "worker", "datagrams", "handover", "watch")
 """The modules that the keeper may run, in the order of their imports."""
-NATIVE_ROOMS = ("notify", "handover")
-"""Those among them that it needs for the hand-over only."""
+PART = 32768
+"""Bytes of a message of ours at most: it must find room in a socket's buffer."""
+MOST_DESCRIPTORS = 253
+"""Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
 
@@ -77,27 +79,62 @@ class Lifeline:
             why = self._take(_socket.MSG_DONTWAIT)
             raise (_overloaded(why) if why else _keeper_died()) from error
 
-    def send_go(self, helper: Helper | None, services: Sequence[_socket.socket]) -> None:
-        """Tell the keeper to go, with descriptors of this process and its namespaces, and with the
-        listening sockets in there that are host services."""
+    def send_go(
+        self,
+        sandbox: Sandbox,
+        port: HostPort,
+        published: Sequence[tuple[HostPort, int]],
+        helper: Helper | None,
+        services: Sequence[_socket.socket],
+    ) -> None:
+        """Tell the keeper to go: what to do, with which sockets of the host and of the sandbox, and
+        where this process is. Raises PortwrapError.
+
+        `published` are more ports of the host, each with the port that it leads to inside;
+        `services` listen in there for host services.
+        """
         from . import namespaces  # while the keeper starts
 
         process, has_pidfd = namespaces.open_process(os.getpid())
-        descriptors = [process]
-        descriptors += [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
-        go = {
+        places = [process]
+        places += [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
+        doors = [(socket, guest) for other, guest in published for socket in other.serving]
+        guards = [socket for each in (port, *dict(published)) for socket in each.guards]
+        go: dict[str, Any] = {
+            "program": sandbox.program,
+            "verbose": sandbox.verbose,
+            "forward": sandbox.forward,
+            "guest_port": sandbox.guest_port,
+            "published_to": [guest for _, guest in doors],
+            "allowed": list(sandbox.allowed),
+            "command": os.getpid(),
             "has_pidfd": has_pidfd,
+            "their_lifeline": self.socket.fileno(),
             "helper": 0,
             "helper_name": helper.name if helper else "",
             "helper_command": helper.command(os.getpid()) if helper else [],
             "helper_ready": helper.ready if helper else 0,
+            "ready_limit": READY_LIMIT,
+            "serving": len(port.serving),
+            "guards": len(guards),
+            "services": len(services),
         }
+        sockets = [*port.serving, *(socket for socket, _ in doors), *guards, *services]
         try:
-            numbers = [*descriptors, *(socket.fileno() for socket in services)]
-            self.send(marshal.dumps(go), numbers)
+            self.send_long(marshal.dumps(go), [*places, *(socket.fileno() for socket in sockets)])
         finally:
-            for descriptor in descriptors:
+            for descriptor in places:
                 os.close(descriptor)
+
+    def send_long(self, data: bytes, descriptors: Sequence[int]) -> None:
+        """Send what may be too much for one message, in parts that say whether another one comes.
+        Raises PortwrapError."""
+        more = True
+        while more:
+            part, data = data[:PART], data[PART:]
+            given, descriptors = descriptors[:MOST_DESCRIPTORS], descriptors[MOST_DESCRIPTORS:]
+            more = bool(data or descriptors)
+            self.send((b"+" if more else b".") + part, given)
 
     def offer_native(self) -> str:
         """Agree with the keeper on the hand-over; return why there is none, or nothing."""
@@ -143,9 +180,9 @@ class Lifeline:
         answer = self.receive()
         if answer != READY:
             raise PortwrapError(answer, hint_for(answer))
-        self._reap()
+        self.reap()
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
         """Leave the command no child that it does not know."""
         try:
             os.waitpid(self.child, 0)
@@ -174,57 +211,68 @@ def _overloaded(message: str) -> PortwrapError:
     return PortwrapError(message, hint_for(message))
 
 
-def start(sandbox: Sandbox, port: HostPort, published: Sequence[tuple[HostPort, int]]) -> Lifeline:
-    """Start the keeper and return this process's end of the lifeline. Raises PortwrapError.
+_begun: list[Lifeline] = []
+"""The keeper that `begin` has started, until it is taken."""
 
-    `published` are more ports of the host, each with the port that it leads to inside.
+
+def begin(program: str) -> None:
+    """Start the keeper's interpreter while this process still loads its own code.
+
+    For who goes on to `start`, or to `abandon` before it becomes another program.
     """
-    # Messages with boundaries; end of file when the last descriptor of the other end is closed.
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
-    settings: dict[str, Any] = {
-        "program": sandbox.program,
-        "verbose": sandbox.verbose,
-        "forward": sandbox.forward,
-        "guest_port": sandbox.guest_port,
-        "allowed": list(sandbox.allowed),
-        "command": os.getpid(),
-        "serving": [socket.fileno() for socket in port.serving],
-        "published": [
-            (socket.fileno(), guest) for other, guest in published for socket in other.serving
-        ],
-        "guards": [
-            socket.fileno()
-            for each in (port, *(other for other, _ in published))
-            for socket in each.guards
-        ],
-        "lifeline": theirs.fileno(),
-        "their_lifeline": ours.fileno(),
-        "ready_limit": READY_LIMIT,
-    }
-    rooms = [name for name in ROOMS if sandbox.forward != "relay" or name not in NATIVE_ROOMS]
-    sources = [(name, source_of(name)) for name in rooms]
-    handed = [theirs.fileno(), *settings["serving"], *settings["guards"]]
-    handed += [descriptor for descriptor, _ in settings["published"]]
-    text, text_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
     try:
-        child = _spawn(sandbox.program, handed, text_end.fileno())
+        _begun.append(_start(program))
+    except PortwrapError:
+        pass  # the next try tells
+
+
+def start(program: str) -> Lifeline:
+    """Start the keeper, unless it has begun; return this process's end of the lifeline. Raises
+    PortwrapError."""
+    return _begun.pop() if _begun else _start(program)
+
+
+def abandon() -> None:
+    """End a keeper that has begun, and leave no child."""
+    while _begun:
+        lifeline = _begun.pop()
+        lifeline.socket.close()
+        lifeline.reap()
+
+
+def _start(program: str) -> Lifeline:
+    reserve_standard_descriptors()
+    try:
+        # Messages with boundaries; end of file when the last descriptor of the other end is closed.
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+        text, text_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
+        child = _spawn(program, theirs.fileno(), text_end.fileno())
+        theirs.close()
         text_end.close()
         text.sendall(marshal.dumps(source_of("loader")), _socket.MSG_NOSIGNAL)
-        text.sendall(marshal.dumps((settings, sources)), _socket.MSG_NOSIGNAL)
+        rooms = [(name, source_of(name)) for name in ROOMS]
+        text.sendall(marshal.dumps(rooms), _socket.MSG_NOSIGNAL)
+        text.close()
     except OSError as error:
         raise _overloaded(f"starting the keeper: {error.strerror}") from error
-    text.close()
-    theirs.close()
     return Lifeline(ours, child)
 
 
-def _spawn(program: str, handed: Sequence[int], text: int) -> int:
-    """Start the keeper's interpreter, with these descriptors and no more of the job's input and
-    output than its standard error: a reader of it waits for its end. Raises OSError."""
-    beginning = LEAN_START.format(program=program, command=os.getpid())
+def reserve_standard_descriptors() -> None:
+    """Fill closed places among 0-2 until exec, so that no socket of ours lands there."""
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+
+
+def _spawn(program: str, lifeline: int, text: int) -> int:
+    """Start the keeper's interpreter, with its end of the lifeline and no more of the job's input
+    and output than its standard error: a reader of it waits for its end. Raises OSError."""
+    beginning = LEAN_START.format(program=program, command=os.getpid(), lifeline=lifeline)
     errors = os.dup(2)
-    for descriptor in handed:
-        os.set_inheritable(descriptor, True)
+    os.set_inheritable(lifeline, True)
     try:
         # Not fork: this process may have much memory, of which the kernel would copy the tables.
         return os.posix_spawn(
@@ -250,7 +298,7 @@ text = open(0, "rb", closefd=False)
 loader = {{"__name__": "portwrap.loader"}} # in __main__ Python shows all warnings
 try: exec(marshal.load(text), loader)
 except EOFError: raise SystemExit # the launching process is gone
-loader["main"](text)"""
+loader["main"](text, {lifeline})"""
 
 
 def source_of(name: str) -> bytes:

@@ -3,10 +3,10 @@
     P  the process that the batch system started; it ends up being the command itself
     K  the keeper (keeper.py, relay.py), the one helper that stays, with the network helper as child
 
-     1  P binds and listens on the host port, and on those to be published
-     2  P starts K, a lean interpreter that has these sockets, in the host's namespaces for now
-     3  P moves into new user and network namespaces, listens in there for the host services, opens
-        what K needs of it and tells K to go
+     1  P starts K, a lean interpreter; the archive does so while it loads the rest of this
+     2  P binds and listens on the host port, and on those to be published
+     3  P moves into new user and network namespaces, listens in there for the host services, and
+        tells K to go, with all these sockets and what K needs of P
      4  K starts the network helper on them and follows P inside as the relay; where it has to stay
         outside, for host services or for the hand-over, a worker of it relays inside
      5  K says that it is ready: from here on the forward and the way out work
@@ -27,7 +27,7 @@ import time
 
 import _signal as signals  # the C half of `signal`: the other half costs 4 ms of every start
 
-from . import keeper, ports, services
+from . import BEGAN, keeper, ports, services
 from .errors import CANNOT_RUN, NOT_FOUND, PortwrapError
 from .options import say
 
@@ -36,11 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
-    from .network import Helper
+    from _socket import socket
+
     from .services import Service
 
-BEGAN = time.monotonic()
-"""When this program began, or a millisecond later: seconds of the monotonic clock."""
 GUEST_PORT = 8888
 """The port that the server listens on inside, unless another one is asked for."""
 LIFELINE_FROM = 960
@@ -86,20 +85,17 @@ class Sandbox:
 
 def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Make the sandbox and become the command. Returns only by raising PortwrapError."""
-    _reserve_standard_descriptors()
     _die_natively()
     path = find_command(command[0], environ)
     sandbox.step(f"the command is {path}")
+    lifeline = keeper.start(sandbox.program)
+    sandbox.step("the keeper is starting")
     port = ports.bind(sandbox.host, sandbox.host_port)
     sandbox.step(f"listening on {address_of(sandbox)}")
     published = [
         (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
         for number, guest in sandbox.published
     ]
-    lifeline = keeper.start(sandbox, port, published)
-    for bound in (port, *(other for other, _ in published)):
-        bound.close()
-    sandbox.step("the keeper is starting")
     # Imported here, and further below: while the keeper's interpreter and the helper start.
     from . import dns, namespaces, network, views
 
@@ -109,7 +105,9 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     offered = services.distinct([*sandbox.host_services, *resolvers])
     services.check(offered, sandbox.guest_port, sandbox.published)
     namespaces.enter_new(0)
-    _offer(offered, helper, lifeline)
+    listeners = services.listen(offered)
+    lifeline.send_go(sandbox, port, published, helper, listeners)
+    _close(port, *dict(published), *listeners)
     viewed = _give_views(sandbox, covered)
     sandbox.step("in user and network namespaces of our own")
     forward = _choose_forward(sandbox, lifeline)
@@ -121,6 +119,11 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     become(path, command, environ)
+
+
+def _close(*handed_on: ports.HostPort | socket) -> None:
+    for each in handed_on:
+        each.close()
 
 
 def _what_was_made(
@@ -170,16 +173,6 @@ def address_of(sandbox: Sandbox) -> str:
     return f"{host}:{sandbox.host_port}"
 
 
-def _offer(
-    host_services: Sequence[Service], helper: Helper | None, lifeline: keeper.Lifeline
-) -> None:
-    """Listen inside for the services of the host, and have the keeper go on."""
-    listeners = services.listen(host_services)
-    lifeline.send_go(helper, listeners)
-    for listener in listeners:
-        listener.close()
-
-
 def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
     """Hand the host's socket over to the server where that works, else leave it to the relay.
 
@@ -213,6 +206,7 @@ def start_afresh(entry: str, argv: Sequence[str]) -> NoReturn:
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
     command = keeper.interpreter_command("-c", text, *argv)
+    keeper.abandon()
     _flush_output()
     os.execv(keeper.INTERPRETER, command)
 
@@ -254,15 +248,6 @@ def _check_interpreter(path: str) -> None:
             "Install it, or mend the first line of the script.",
             CANNOT_RUN,
         )
-
-
-def _reserve_standard_descriptors() -> None:
-    """Fill closed places among 0-2 until exec, so that no socket of ours lands there."""
-    while True:
-        descriptor = os.open(os.devnull, os.O_RDWR)
-        if descriptor > 2:
-            os.close(descriptor)
-            return
 
 
 def _die_natively() -> None:

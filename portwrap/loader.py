@@ -45,36 +45,35 @@ class Rooms:
                 return module
 
 
-def main(text: BufferedReader) -> None:
-    """Be the keeper of which this stream tells: its settings, and the text of its rooms."""
+def main(text: BufferedReader, lifeline: int) -> None:
+    """Be the keeper that has this lifeline, and its rooms in this stream, as text."""
     try:
         incoming, outgoing = posix.pipe()
         is_parent = posix.fork() != 0
     except OSError as error:
-        return give_up(marshal.load(text)[0], error)
+        return give_up(lifeline, error)
     if is_parent:
         posix.close(incoming)
+        posix.close(lifeline)  # its closing tells that the keeper has ended
         compile_rooms(text, outgoing)
     posix.close(outgoing)
     posix.dup2(1, 0)  # /dev/null
     rooms = Rooms(open(incoming, "rb"))
     try:
-        settings = rooms.take()
         preparing = rooms.load("preparing")
     except EOFError:
         return  # the launching process is gone
     except ImportError as error:  # a file of the standard library, and no descriptor left for it
         rooms.file.close()
-        return give_up(settings, error)
-    preparing.main(settings, rooms)
+        return give_up(lifeline, error)
+    preparing.main(lifeline, rooms)
 
 
-def give_up(settings: dict[str, Any], error: Exception) -> None:
+def give_up(number: int, error: Exception) -> None:
     """Tell the launching process why there is no keeper."""
     import _socket
 
-    kind = _socket.SOCK_SEQPACKET
-    lifeline = _socket.socket(_socket.AF_UNIX, kind, 0, settings["lifeline"])
+    lifeline = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, number)
     try:
         lifeline.send(f"the keeper failed: {error}".encode("utf-8", "replace"))
     except OSError:
@@ -82,12 +81,10 @@ def give_up(settings: dict[str, Any], error: Exception) -> None:
 
 
 def compile_rooms(text: BufferedReader, outgoing: int) -> NoReturn:
-    """In the parent: pass on what the stream tells, and of the rooms what machines read."""
+    """In the parent: pass on what machines read of each room."""
     try:
-        settings, sources = marshal.load(text)
-        posix.close(settings["lifeline"])  # its closing tells that the keeper has ended
+        sources = marshal.load(text)
         with open(outgoing, "wb") as file:
-            pass_on(file, settings)
             for name, source in sources:
                 path = f"portwrap/{name}.py"
                 code = compile(source, path, "exec", dont_inherit=True, optimize=2)

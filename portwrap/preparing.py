@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .loader import Rooms
 
 NATIVE, NOT_NATIVE = "native", "not native: "
-NATIVE_ROOMS = ("handover",)
+NATIVE_ROOMS = ("notify", "handover")
 SERVICE_ROOMS = ("datagrams",)
 """What is needed for the hand-over, or for host services, only."""
 MOST_DESCRIPTORS = 253
@@ -32,15 +32,16 @@ OWN_DESCRIPTORS = 32
 """Descriptors that the keeper needs besides those of the connections it relays."""
 
 
-def main(settings: dict[str, Any], rooms: Rooms) -> None:
-    """Prepare all, or tell the launching process why not; then serve."""
+def main(number: int, rooms: Rooms) -> None:
+    """Prepare all, or tell the launching process why not; then serve. The lifeline has this
+    number."""
     posix.chdir("/")
     # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
     with open("/proc/self/comm", "w") as comm:
         comm.write("portwrap-keeper")
-    lifeline = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, settings["lifeline"])
+    lifeline = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, number)
     try:
-        prepare(settings, rooms, lifeline)
+        settings = prepare(rooms, lifeline)
     except (BrokenPipeError, ConnectionResetError):
         return  # the other end is gone: it has said why
     except (OSError, EOFError, ImportError) as error:
@@ -56,15 +57,15 @@ def main(settings: dict[str, Any], rooms: Rooms) -> None:
     watch.main(settings)
 
 
-def prepare(settings: dict[str, Any], rooms: Rooms, lifeline: _socket.socket) -> None:
+def prepare(rooms: Rooms, lifeline: _socket.socket) -> dict[str, Any]:
     """Wait for "go", start the network helper, and be where we have to be: inside the sandbox if
     all that we do is to relay into it, else outside. Raises OSError and EOFError, and ImportError
     where no descriptor is left for a file of the standard library."""
-    listeners = [*settings["serving"], *settings["guards"], *dict(settings["published"])]
-    close_all_but({0, 1, 2, settings["lifeline"], rooms.file.fileno(), *listeners})
+    close_all_but({0, 1, 2, lifeline.fileno(), rooms.file.fileno()})
     limit = raise_descriptor_limit()
-    settings.update(receive_go(lifeline))
-    held = len(listeners) + len(settings["services"]) + OWN_DESCRIPTORS
+    settings = receive_go(lifeline)
+    listeners = [settings[kind] for kind in ("serving", "guards", "published", "services")]
+    held = sum(map(len, listeners)) + OWN_DESCRIPTORS
     settings["most_connections"] = max(1, (limit - held) // 2)  # two descriptors each
     if settings["helper_command"]:
         settings.update(start_helper(settings))
@@ -78,16 +79,34 @@ def prepare(settings: dict[str, Any], rooms: Rooms, lifeline: _socket.socket) ->
         from .worker import enter
 
         enter(settings.pop("namespaces"))
+    return settings
 
 
 def receive_go(lifeline: _socket.socket) -> dict[str, Any]:
-    """What the launching process has made meanwhile."""
-    message, descriptors = receive(lifeline)
-    if not message:
-        raise ConnectionResetError
-    more: dict[str, Any] = marshal.loads(message)
-    process, user, network, *services = descriptors
-    return {**more, "process": process, "namespaces": [user, network], "services": services}
+    """What the launching process has made, and wants."""
+    data, descriptors = b"", []
+    mark = b"+"
+    while mark == b"+":
+        message, given = receive(lifeline)
+        if not message:
+            raise ConnectionResetError
+        mark, data = message[:1], data + message[1:]
+        descriptors += given
+    settings: dict[str, Any] = marshal.loads(data)
+    process, *namespaces = take(descriptors, 3)
+    settings.update(process=process, namespaces=namespaces, lifeline=lifeline.fileno())
+    settings["serving"] = take(descriptors, settings["serving"])
+    guests = settings["published_to"]
+    settings["published"] = list(zip(take(descriptors, len(guests)), guests))
+    settings["guards"] = take(descriptors, settings["guards"])
+    settings["services"] = take(descriptors, settings["services"])
+    return settings
+
+
+def take(descriptors: list[int], count: int) -> list[int]:
+    """The first ones, which are no longer in the list then."""
+    taken, descriptors[:count] = descriptors[:count], []
+    return taken
 
 
 def receive(lifeline: _socket.socket) -> tuple[bytes, list[int]]:

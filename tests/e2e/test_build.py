@@ -513,6 +513,38 @@ def test_it_starts_without_a_home(pyz: Path, account: str) -> None:
     assert_starts(run_as(account, [pyz, "--version"], env=variables))
 
 
+EVENTS = """
+import runpy, sys
+events = []
+def watch(event, arguments):
+    if event == "compile" and sys.argv[0] in str(arguments[1]):
+        events.append(arguments[1][len(sys.argv[0]) :])
+    elif event == "os.posix_spawn":
+        events.append("the keeper begins")
+    elif event == "os.exec":
+        print(*events, sep="\\n", flush=True)
+sys.argv = sys.argv[1:]
+sys.addaudithook(watch)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.namespaces
+def test_each_module_is_compiled_once_and_the_keeper_begins_meanwhile(
+    pyz: Path, account: str, python: str
+) -> None:
+    words = [python, "-c", EVENTS, pyz, "--port", str(free_port()), "true"]
+    result = run_as(account, list(map(str, words)))
+    assert result.returncode == 0, result
+    events = result.stdout.splitlines()
+    modules = [event for event in events if event.startswith("/site-packages/")]
+    assert len(modules) > 10
+    assert len(set(modules)) == len(modules), modules
+    before = events[: events.index("the keeper begins")]
+    assert "/site-packages/portwrap/keeper.py" in before
+    assert "/site-packages/portwrap/launching.py" not in before
+
+
 # ---- Python too old, and Ctrl-C ---------------------------------------------------------------
 
 

@@ -130,6 +130,20 @@ def test_at_a_socket_for_ipv4_only(portwrap: Portwrap, hosts: Host, networks: st
         assert not node.is_served(hosts.host, "127.0.0.1")
 
 
+def test_more_networks_than_one_message_carries(portwrap: Portwrap, hosts: Host) -> None:
+    others = [f"10.{number >> 8}.{number & 255}.0/24" for number in range(6000)]
+    environ = {"PORTWRAP_ALLOW_FROM": ",".join([*others, SERVER])}
+    with ExitStack() as stack:
+        with hosts.entered(hosts.host):
+            session = stack.enter_context(
+                Inside(portwrap, host="::", forward="auto", extra_env=environ)
+            )
+        listener = stack.enter_context(session.serve())
+        node = Node(hosts, session, listener)
+        assert node.is_served(hosts.server, HOST)
+        assert not node.is_served(hosts.second, HOST_ON_SECOND)
+
+
 def test_a_published_port_is_for_everyone(portwrap: Portwrap, hosts: Host) -> None:
     port, inner = unused_port(), unused_port()
     environ = {"PORTWRAP_ALLOW_FROM": SERVER, "PORTWRAP_PUBLISH": f"{port}:{inner}"}

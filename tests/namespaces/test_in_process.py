@@ -44,12 +44,30 @@ def test_run_path(portwrap: Portwrap, pyz: Path, settings: str) -> None:
         wait_until_asleep(process.pid)
         assert set(descriptors_of(process.pid)) & {0, 1, 2} == {0, 1, 2}
         assert len(descriptors_of(process.pid)) == 4
+        assert children_of(process.pid) == []
         keeper = keeper_among(ours_alive() - before)
         for pid in ours_alive() - before:
             assert int(status_of(pid)["VmRSS"].split()[0]) < MEMORY_LIMIT
         assert int(status_of(keeper)["VmHWM"].split()[0]) < MEMORY_LIMIT
     finally:
         end(process)
+
+
+def children_of(pid: int) -> list[int]:
+    """Ended ones that nobody has waited for, too."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_another_portwrap_gets_no_child_that_it_does_not_know(
+    portwrap: Portwrap, pyz: Path, world_dir: Path
+) -> None:
+    """The keeper has begun before the options are read."""
+    other = world_dir / "other"
+    other.write_text('#!/bin/sh\nread -r line </proc/$$/task/$$/children\necho "[$line]"\n')
+    other.chmod(0o755)
+    words = ["--portwrap-path", str(other), "true"]
+    result = run_as(OWNER, [portwrap.python, str(pyz), *words], env=at_url(unused_port()))
+    assert (result.returncode, result.stdout) == (0, "[]\n"), result
 
 
 def test_memory_of_the_caller_would_be_seen(portwrap: Portwrap, world_dir: Path) -> None:

@@ -102,6 +102,15 @@ def test_published_ports_lead_to_their_ports_inside(stage: Stage) -> None:
     assert len(session.others()) == (2 if stage.forward == "relay" else 3)
 
 
+def test_more_of_them_than_one_message_carries(stage: Stage) -> None:
+    """253 descriptors (SCM_MAX_FD, unix(7)); each port has two here."""
+    ports = unused_ports(300)
+    session = stage.session(publish=",".join(map(str, ports)))
+    for port in (ports[0], ports[150], ports[-1]):
+        listener = stage.listen(session, port)
+        assert_connected(connect(port), listener)
+
+
 @pytest.mark.parametrize("listens", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_where_a_server_listens_behind_a_published_port(stage: Stage, listens: str) -> None:
     port = unused_port()
