@@ -127,6 +127,8 @@ def hub(pyz: Path) -> Iterator[Hub]:
             path = home(made) / name
             path.write_text(text)
             shutil.chown(path, OWNER)
+        temporary(made).mkdir()
+        shutil.chown(temporary(made), OWNER)
         yield made
 
 
@@ -134,15 +136,22 @@ def home(hub: Hub) -> Path:
     return hub.run / "home" / OWNER
 
 
+def temporary(hub: Hub) -> Path:
+    """Where applications leave what they do not remove: sockets of code-server, TensorBoard's list
+    of those that run."""
+    return home(hub) / "tmp"
+
+
 @contextlib.contextmanager
 def running(hub: Hub, application: Application, sandbox: bool) -> Iterator[None]:
     """The application runs in place of the owner's server."""
     words = hub.command() if sandbox else ["batchspawner-singleuser"]
     words += [*shlex.split(application.proxy), *shlex.split(application.command)]
-    path = f"PATH={PROGRAMS}:{TEST_ROOT}/hub-venv/bin:{SYSTEM_PATH}"
+    settings = [f"PATH={PROGRAMS}:{TEST_ROOT}/hub-venv/bin:{SYSTEM_PATH}"]
+    settings.append(f"TMPDIR={temporary(hub)}")
     try:
         try:
-            hub.client.spawn({"sandbox": sandbox, "cmd": shlex.join(["env", path, *words])})
+            hub.client.spawn({"sandbox": sandbox, "cmd": shlex.join(["env", *settings, *words])})
         except HubError as error:
             error.args = (f"{error}\n{hub.log()}",)
             raise
