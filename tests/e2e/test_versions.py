@@ -59,7 +59,9 @@ class Pair:
 
     @property
     def servers(self) -> list[str]:
-        return [name for name in SERVERS if self.hub in HUBS_WITH[name]]
+        known = [name for name in SERVERS if self.hub in HUBS_WITH[name]]
+        # jupyverse serves plain HTTP only, with the sandbox or without.
+        return [name for name in known if not (self.ssl and name == "jupyverse")]
 
     @property
     def port_is_a_word(self) -> bool:
