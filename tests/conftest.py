@@ -33,6 +33,8 @@ from helpers import (
 )
 
 measure.begin()
+# Under nohup(1), or in some shells' background, what we start would be deaf to it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
 

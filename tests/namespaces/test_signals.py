@@ -99,16 +99,16 @@ def test_a_request_in_flight_is_answered_though_all_are_told_to_end(
 # ---- while the sandbox is being made ---------------------------------------------------------
 
 MOMENTS = [
+    ("socketpair", 1),
     ("bind", 1),
     ("listen", 1),
-    ("socketpair", 1),
-    ("wait4", 1),
-    ("prctl", 1),
     ("unshare", 1),
     ("sendmsg", 1),
     ("poll", 1),
     ("recvfrom", 1),
+    ("prctl", 1),
     ("recvfrom", 2),
+    ("wait4", 1),
 ]
 """System calls of the launching process, in their order, and which one of that name."""
 
