@@ -178,7 +178,7 @@ def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> No
     )
     folder = options.output or HERE
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = chart.draw(results, folder / "results.svg")
+    drawn = chart.draw(results, folder)
     text = report.markdown(results, drawn)
     (folder / "results.md").write_text(text)
     if not options.output:

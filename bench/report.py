@@ -74,7 +74,8 @@ def compared(figure: Figure, name: str, with_spread: bool = True) -> str:
     found = figure.compared(name)
     if name == BARE or found is None:
         return ""
-    text = f"{found:+.2f}" if figure.added else f"{TIMES} {found:.2f}"
+    digits = 3 if abs(found) < 0.1 else 2
+    text = f"{found:+.{digits}f}" if figure.added else f"{TIMES} {found:.{digits}f}"
     if abs(found) >= 100:
         text = f"{found:+,.0f}" if figure.added else f"{TIMES} {found:,.0f}"
     spread = figure.spread(name)

@@ -2,8 +2,8 @@
 # Measure batchspawner-portwrap beside what a site could use instead: bench/run.sh [--quick]
 #
 # Installs what it needs first: as root with apt-get or dnf, else it names what is missing. The
-# measured programs run as the account pw-owner then, else as the caller. Writes bench/results.md and
-# bench/results.svg. --help tells of more options; BENCH_SET_UP=no skips the installing.
+# measured programs run as the account pw-owner then, else as the caller. Writes bench/results.md, two
+# charts and the table of README.md. --help tells of more options; BENCH_SET_UP=no skips the installing.
 set -euo pipefail
 
 bench=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

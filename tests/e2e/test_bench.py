@@ -81,10 +81,10 @@ def test_the_way_in(tmp_path: Path) -> None:
     assert "kernel message over WebSocket [ms]" in found["Round trips"]
     assert len(found["Streams"]) == 8
     assert set(found["Streams"].popitem()[1]) == {"bare", "portwrap native"}
-    chart = ElementTree.parse(tmp_path / "results.svg").getroot()
-    shown = " ".join(chart.itertext())
-    assert "bench/run.sh --size tiny --only start --only forward" in shown
-    assert "Requests/s, ratio to bare" in shown and "portwrap native" in shown
+    for name in ("results.svg", "summary.svg"):
+        shown = " ".join(ElementTree.parse(tmp_path / name).getroot().itertext())
+        assert "bench/run.sh --size tiny --only start --only forward" in shown
+        assert "Requests/s, ratio to bare" in shown and "portwrap native" in shown
 
 
 def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
