@@ -165,7 +165,7 @@ def prepare(
 
 
 def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> None:
-    """Write results.md and results.svg, and print the table."""
+    """Write results.md and the charts, and print the table."""
     results = report.Results(
         figures=rig.figures,
         ways=rig.ways,
@@ -179,10 +179,10 @@ def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> No
     folder = options.output or HERE
     folder.mkdir(parents=True, exist_ok=True)
     drawn = chart.draw(results, folder)
-    text = report.markdown(results, drawn)
+    text = report.markdown(results, bool(drawn))
     (folder / "results.md").write_text(text)
     if not options.output:
-        report.update_readme(HERE.parent / "README.md", results)
+        report.update_readme(HERE.parent / "README.md", results, "summary.svg" in drawn)
     print(text)
 
 

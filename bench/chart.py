@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .report import Results
     from .rig import Figure
 
-OUR_COLOURS = ("#d9480f", "#f08c00", "#e8590c", "#fab005")
-RIVAL_COLOURS = ("#364fc7", "#1098ad", "#5c940d", "#ae3ec9", "#495057", "#e64980")
+# Those of Okabe and Ito, which the colour-blind can tell apart, and some between.
+OUR_COLOURS = ("#d55e00", "#e69f00", "#8c3b00", "#f5c55a")
+RIVAL_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#495057", "#882255")
 BARE_COLOUR = "#adb5bd"
-BAR_HEIGHT, PANEL_HEIGHT, CURVE_HEIGHT, FOOT = 0.13, 0.9, 2.7, 0.6  # inches
+MARKERS = "os^Dv*"
+BAR_HEIGHT, PANEL_HEIGHT, CURVE_HEIGHT, FOOT = 0.13, 1.1, 2.7, 0.6  # inches
 LEAST_BARS = 8
 
 
@@ -35,22 +37,19 @@ class Panel(NamedTuple):
 
 
 PANELS = (
+    Panel("Added to the start, to the first answer [ms]", "Start", "small s", "added", True, True),
+    Panel("Requests/s (connections)", "Requests", "requests/s", "ratio", in_summary=True),
+    Panel("Slowest 1 % of requests (connections)", "Requests", "p99,", "ratio"),
+    Panel("200 connections at once", "Requests", "200 new", "ratio"),
+    Panel("A page of a proxied application", "An appl", "a page", "ratio", True),
+    Panel("Added to a kernel's message and reply [ms]", "Round", "kernel", "added"),
+    Panel("Download", "Streams", "download, [^8]", "ratio", in_summary=True),
+    Panel("Upload", "Streams", "upload|saving", "ratio"),
+    Panel("The way out", "The way out", "load", "ratio"),
+    Panel("Programs of system calls", "Programs", "^(dd|find|git)", "ratio"),
     Panel(
-        "Added to the start, to the first answer [ms]", "Start", "small server", "added", True, True
-    ),
-    Panel("Requests/s, ratio to bare", "Requests", r"requests/s", "ratio", in_summary=True),
-    Panel("Slowest 1 % of requests (p99), ratio to bare", "Requests", r"p99,", "ratio"),
-    Panel("200 connections at once, ratio to bare", "Requests", r"200 new", "ratio"),
-    Panel("A page of a proxied application, ratio to bare", "An appl", r"a page", "ratio", True),
-    Panel("Added to a kernel's message and reply [ms]", "Round", r"kernel", "added"),
-    Panel("Download, ratio to bare", "Streams", r"download, [^8]", "ratio", in_summary=True),
-    Panel("Upload, ratio to bare", "Streams", r"upload|saving", "ratio"),
-    Panel("The way out, ratio to bare", "The way out", r"load", "ratio"),
-    Panel(
-        "Memory of each session, PSS [MB]",
-        "What stays",
-        r"^PSS, (each|1 session$)",
-        "value",
+        *("Memory of each session, PSS [MB] (sessions)", "What stays"),
+        *("^PSS, (each|1 session$)", "value"),
         in_summary=True,
     ),
 )
@@ -62,6 +61,9 @@ SHORTER = (
     ("raw server: upload, 8", "raw, 8 streams"),
     ("raw server: ", "raw"),
     ("PSS, 1 session", "1"),
+    ("^dd", "dd of single bytes"),
+    ("^find", "find"),
+    ("^git", "git status"),
 )
 """What tells the bars of a panel from each other."""
 CURVES = (
@@ -71,20 +73,24 @@ CURVES = (
 )
 
 
-def draw(results: Results, folder: Path) -> bool:
-    """Draw results.svg, and summary.svg for README.md. False: there is no plotting library."""
+def draw(results: Results, folder: Path) -> list[str]:
+    """Draw results.svg, and summary.svg for README.md; returns which of them there are. None:
+    there is no figure for it, or no plotting library."""
     try:
         import matplotlib  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        return False
+        return []
     matplotlib.use("svg")
     panels = [(panel, _figures_of(panel, results)) for panel in PANELS]
     panels = [(panel, figures) for panel, figures in panels if figures]
-    curves = [each for each in CURVES if any(_points(results, each[0]).values())]
-    _draw(results, panels, curves, folder / "results.svg")
     first = [(panel, figures) for panel, figures in panels if panel.in_summary]
-    _draw(results, first, [], folder / "summary.svg")
-    return True
+    curves = [each for each in CURVES if any(_points(results, each[0]).values())]
+    drawn = []
+    for name, bars, lines in (("results.svg", panels, curves), ("summary.svg", first, [])):
+        if bars or lines:
+            _draw(results, bars, lines, folder / name)
+            drawn.append(name)
+    return drawn
 
 
 def _draw(
@@ -98,8 +104,6 @@ def _draw(
     plt.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     plt.rcParams.update({"figure.facecolor": "white", "legend.frameon": False})
-    if not panels and not curves:
-        return
     heights = [_height(panel, figures, results.names) for panel, figures in panels]
     heights += [CURVE_HEIGHT] * len(curves)
     rows = [max(heights[index : index + 2]) for index in range(0, len(heights), 2)]
@@ -132,14 +136,18 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _shown(panel: Panel, figures: Sequence[Figure], names: Sequence[str]) -> list[str]:
-    """The ways that have a bar."""
+    """The ways that have a bar, or have failed to."""
     return [
         name
         for name in names
-        if any(_value(figure, name, panel.kind) is not None for figure in figures)
+        if any(name in figure.failures or _has(panel, figure, name) for figure in figures)
         # nothing to see of the noise next to milliseconds
         and not (panel.kind == "added" and name == CONTROL)
     ]
+
+
+def _has(panel: Panel, figure: Figure, name: str) -> bool:
+    return _value(figure, name, panel.kind) is not None
 
 
 def _height(panel: Panel, figures: Sequence[Figure], names: Sequence[str]) -> float:
@@ -154,7 +162,7 @@ def _figures_of(panel: Panel, results: Results) -> list[Figure]:
         if each.group.startswith(panel.group)
         and "singleuser" not in each.group
         and re.search(panel.title, each.title)
-        and any(_value(each, name, panel.kind) is not None for name in results.names)
+        and any(_has(panel, each, name) for name in results.names)
     ]
 
 
@@ -166,26 +174,35 @@ def _value(figure: Figure, name: str, kind: str) -> float | None:
 
 def _bars(axis: Any, panel: Panel, figures: Sequence[Figure], names: Sequence[str]) -> None:
     """A line for each way, a bar for each figure."""
-    names = _shown(panel, figures, names)
     colours = _colours(names)
+    names = _shown(panel, figures, names)
     height = 0.8 / len(figures)
+    # No line through the labels.
+    style = {"va": "center", "fontsize": 6.5}
+    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
     for place, name in enumerate(reversed(names)):
         for index, figure in enumerate(figures):
-            value = _value(figure, name, panel.kind)
-            if value is None:
-                continue
-            y = place + 0.4 - height * (index + 0.5)
-            axis.barh(y, value, height * 0.9, color=colours[name], alpha=1 - 0.22 * index)
-            label = f" {number(value)}" + (f"  ({_short(figure)})" if len(figures) > 1 else "")
-            axis.text(max(value, 0), y, label, va="center", fontsize=6.5)
+            value, y = _value(figure, name, panel.kind), place + 0.4 - height * (index + 0.5)
+            which = f"  ({_short(figure)})" if len(figures) > 1 else ""
+            if value is not None:
+                fade = 1 - 0.66 * index / max(3, len(figures) - 1)
+                axis.barh(y, value, height * 0.9, color=colours[name], alpha=fade)
+                axis.text(max(value, 0), y, f" {number(value)}{which}", **style)
+            elif name in figure.failures:
+                transform = axis.get_yaxis_transform()  # at the axis, wherever that begins
+                axis.text(0, y, f" failed{which}", transform=transform, color="#c92a2a", **style)
     if panel.logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
     if panel.kind == "ratio":
-        axis.axvline(1, color="#212529", linewidth=0.8)
+        axis.axvline(1, color="#212529", linewidth=0.8, zorder=2)
     axis.margins(x=0.3)
-    axis.set_yticks(range(len(names)), list(reversed(names)))
+    labels = [name.replace(" of Debian", "\nof Debian") for name in reversed(names)]
+    axis.set_yticks(range(len(names)), labels)
+    ratio = "ratio to bare; " if panel.kind == "ratio" else ""
+    better = "more" if figures[0].more_is_better else "less"
+    axis.set_xlabel(f"{ratio}{better} is better", fontsize=8)
     axis.set_title(panel.heading, loc="left", fontsize=10)
 
 
@@ -212,15 +229,14 @@ def _lines(
     names: Sequence[str],
 ) -> None:
     colours = _colours(names)
-    for name in names:
-        if not points[name]:
-            continue
-        style = {"marker": "o", "markersize": 3, "linewidth": 1.2}
+    shown = [name for name in names if points[name]]
+    for index, name in enumerate(shown):
+        style = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.2}
         axis.plot(*zip(*points[name]), color=colours[name], label=name, **style)
     axis.set_xscale("symlog")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylim(bottom=0)
-    axis.set_xlabel(along, fontsize=8)
+    axis.set_xlabel(f"{along}; less is better", fontsize=8)
     axis.set_title(heading, loc="left", fontsize=10)
     axis.legend(fontsize=6.5, ncols=2)
 

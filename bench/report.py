@@ -155,6 +155,7 @@ def failed_lines(figures: Sequence[Figure]) -> list[str]:
 # -- README.md -------------------------------------------------------------------------------------
 
 BEGIN, END = "<!-- speed: made by bench/run.sh -->\n", "<!-- end of speed -->\n"
+PICTURE = ("![Start, requests, download and memory beside other ways](bench/summary.svg)", "")
 # Group, title (its beginning) and how README.md calls it.
 SHORT = (
     ("Start", "first answer of a small server", "start, to the first answer"),
@@ -202,14 +203,14 @@ def short_cell(figure: Figure, name: str) -> str:
     return (comparison or number(median)) + unit
 
 
-def update_readme(path: Path, results: Results) -> None:
-    """Put the short table between its two comments."""
+def update_readme(path: Path, results: Results, drawn: bool) -> None:
+    """Put the picture and the short table between its two comments."""
     text = path.read_text()
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if end:
         below = f"`{results.command}` on {results.versions}"
-        lines = [*short_table(results), "", below]
+        lines = [*(PICTURE if drawn else ()), *short_table(results), "", below]
         path.write_text("".join([before, BEGIN, "\n".join(lines), "\n", END, after]))
 
 

@@ -152,7 +152,10 @@ def test_the_table_goes_between_its_comments(tmp_path: Path) -> None:
     found = Figure("Requests", "requests/s, 1 connection", "/s", more_is_better=True)
     found.samples = {BARE: [1000.0], OURS: [900.0]}
     for _ in range(2):
-        report.update_readme(path, results(found))
+        report.update_readme(path, results(found), drawn=False)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith(f"{report.END}after\n")
     assert block(text)[-1] == "| requests/s, 1 connection ↑ | 1,000/s | × 0.90 |"
+    assert "svg" not in text
+    report.update_readme(path, results(found), drawn=True)
+    assert path.read_text().count("](bench/summary.svg)\n\n|") == 1
