@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -143,6 +144,7 @@ def prepare(
         "programs": str(folder / "programs"),
         "hub-venv": str(options.root / "hub-venv"),
         "content": str(home),
+        "temporary": str(temporary),
     }
     environ = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -159,9 +161,19 @@ def prepare(
     rig = Rig(choice.ways, values, environ, account, folder, size)
     newer = options.root / "newer-helpers" / "usr" / "bin"
     rig.ways_out, left_out = ways.choose_out(newer, environ["PATH"], only)
+    choice.left_out.update(_prepare_calls(rig, options.only))
     for chosen in (rig.ways, rig.ways_out):
         chosen[:] = [way for way in chosen if size.control or way.name != ways.CONTROL]
     return rig, {**left_out, **choice.left_out}
+
+
+def _prepare_calls(rig: Rig, only: Sequence[str] | None) -> dict[str, str]:
+    """What is left out of that part, if it is wanted."""
+    if only and "calls" not in only:
+        return {}
+    calls_choice = ways.choose_calls(platform.machine())
+    rig.ways_calls = calls_choice.ways
+    return calls_choice.left_out
 
 
 def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> None:
@@ -169,7 +181,7 @@ def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> No
     results = report.Results(
         figures=rig.figures,
         ways=rig.ways,
-        ways_out=rig.ways_out,
+        special=[*rig.ways_out, *rig.ways_calls],
         left_out=left_out,
         notes=rig.notes,
         command=command_line(options),

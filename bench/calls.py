@@ -1,35 +1,93 @@
-"""Programs inside that do little else than system calls."""
+"""Programs inside that make many system calls: little else, or as programs of users do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
 
+from .load import LoadError
 from .rig import await_word
+from .ways import LEAN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from .rig import Rig
+    from .rig import Figure, Rig
     from .ways import Way
 
-GROUP = "A program inside that does little else than system calls"
-COPY = ("dd", "if=/dev/zero", "of=/dev/null", "bs=1")
-COPIED = r"copied, (\S+) s"
-LISTEN = ("{python}", "-I", "-S", "{programs}/listen.py")
+GROUP = "Programs inside of many system calls"
+COPY = ("dd", "if=/dev/zero", "of=/dev/null", "bs=1", "status=none")
+ASK = (*LEAN, "{programs}/getppid.py")
+ASKED = r"nanoseconds: (\S+)"
+LISTEN = (*LEAN, "{programs}/listen.py")
 LISTENED = r"microseconds: (\S+)"
+TREE = "{temporary}/tree"
+MAKE = (*LEAN, "{programs}/make_tree.py", TREE)
+TIMES = 3
+BEST = (*LEAN, "{programs}/best_of.py", str(TIMES))
+TOOK = r"seconds: (\S+)"
+PATIENCE = 6.0
+"""Many rows: longer than what has a few."""
+
+
+class Row(NamedTuple):
+    """What is run, and what it says about itself."""
+
+    figure: Figure
+    command: Sequence[str]
+    pattern: str
 
 
 def measure(rig: Rig) -> None:
-    """read and write, which no filter looks at for long; listen, which ours passes on."""
+    """The least that a call can do; listen, which our filter passes on; and what users run.
+
+    Processor time, for a filter costs nothing else: it says the same on a busy machine.
+    """
     rig.say("system calls")
-    count = rig.size.calls
-    copy = rig.figure(GROUP, f"dd of {count:,} single bytes", "s")
+    rows = [*_hardly_else(rig), *_real(rig)]
+    ways = {way.name: way for way in (*rig.ways, *rig.ways_calls) if not way.waits}
+    for name in rig.in_turn(rig.size.rounds, list(ways), PATIENCE):
+        for figure, command, pattern in rows:
+            rig.sample([figure], name, _said, rig, ways[name], command, pattern)
+
+
+def _hardly_else(rig: Rig) -> Iterator[Row]:
+    """Programs that do hardly anything else."""
+    ask = rig.figure(GROUP, "getppid(), in Python", "ns", added=True)
+    yield Row(ask, ASK, ASKED)
     listen = rig.figure(GROUP, "listen() on another port than the server's", "µs", added=True)
-    ways = {way.name: way for way in rig.ways if not way.waits}
-    for name in rig.in_turn(rig.size.rounds, list(ways)):
-        way = ways[name]
-        rig.sample([copy], name, _said, rig, way, (*COPY, f"count={count}"), COPIED)
-        rig.sample([listen], name, _said, rig, way, LISTEN, LISTENED)
+    yield Row(listen, LISTEN, LISTENED)
+    count = rig.size.calls
+    yield _best(rig, f"dd of {count:,} single bytes", *COPY, f"count={count}")
+
+
+def _real(rig: Rig) -> Iterator[Row]:
+    """Each the best of some times, in a tree that is in memory by the second."""
+    count = rig.size.files
+    try:
+        with rig.run(rig.filled((*MAKE, str(count)))) as session:
+            await_word(session, "(made)")
+    except LoadError as error:
+        rig.notes.append(f"No programs of users were measured, for lack of files: {error}.")
+        return
+    tree = f"of {count:,} files"
+    yield _best(rig, f"find, names and sizes {tree}", "find", TREE, "-printf", "%p %s\\n")
+    yield _best(rig, f"tar {tree}", "tar", "-cf", "-", TREE)
+    if rig.has("git"):
+        # It would write its index at times.
+        status = ("env", "GIT_OPTIONAL_LOCKS=0", "git", "-C", TREE, "status")
+        yield _best(rig, f"git status {tree}", *status)
+    python = rig.filled(["{hub-venv}/bin/python"])[0]
+    if shutil.which(python):
+        title = "Python's import of jupyter_client"
+        yield _best(rig, title, python, "-c", "import jupyter_client")
+    programs = count // 100
+    script = f"for i in $(seq {programs}); do env true; done"
+    yield _best(rig, f"a shell script that starts {programs} programs", "sh", "-c", script)
+
+
+def _best(rig: Rig, title: str, *command: str) -> Row:
+    return Row(rig.figure(GROUP, f"{title}, best of {TIMES}", "s"), (*BEST, *command), TOOK)
 
 
 def _said(rig: Rig, way: Way, command: Sequence[str], pattern: str) -> list[float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .growth import CONNECTIONS, LATENCY, STARTS, curve
 from .report import number
-from .ways import BARE, CONTROL, OURS
+from .ways import ANY_FILTER, BARE, CONTROL, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Those of Okabe and Ito, which the colour-blind can tell apart, and some between.
 OUR_COLOURS = ("#d55e00", "#e69f00", "#8c3b00", "#f5c55a")
 RIVAL_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#495057", "#882255")
-BARE_COLOUR = "#adb5bd"
+BARE_COLOUR, FILTER_COLOUR = "#adb5bd", "#868e96"
 MARKERS = "os^Dv*"
 BAR_HEIGHT, PANEL_HEIGHT, CURVE_HEIGHT, FOOT = 0.13, 1.1, 2.7, 0.6  # inches
 LEAST_BARS = 8
@@ -243,8 +243,8 @@ def _lines(
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
     ours = [name for name in names if name.startswith(OURS)]
-    rivals = [name for name in names if name not in (BARE, CONTROL) and name not in ours]
-    colours = dict.fromkeys((BARE, CONTROL), BARE_COLOUR)
+    colours = {BARE: BARE_COLOUR, CONTROL: BARE_COLOUR, ANY_FILTER: FILTER_COLOUR}
+    rivals = [name for name in names if name not in colours and name not in ours]
     colours.update(zip(ours, OUR_COLOURS * len(ours)))
     colours.update(zip(rivals, RIVAL_COLOURS * len(rivals)))
     return colours

@@ -30,7 +30,7 @@ class Results(NamedTuple):
 
     figures: Sequence[Figure]
     ways: Sequence[Way]
-    ways_out: Sequence[Way]
+    special: Sequence[Way]  # of one part only
     left_out: Mapping[str, str]
     notes: Sequence[str]
     command: str
@@ -39,9 +39,9 @@ class Results(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Every way's name, once: bare, then ours, then the rivals."""
-        every = {way.name: way for way in (*self.ways, *self.ways_out)}
-        return sorted(every, key=lambda name: (not every[name].is_bare, not every[name].is_ours))
+        """Every way's name, once: bare, then ours, the reference of some, then the rivals."""
+        every = {way.name: way for way in (*self.ways, *self.special)}
+        return sorted(every, key=lambda name: every[name].rank)
 
 
 VERSIONS: Sequence[tuple[str, Sequence[str], str]] = (
@@ -130,17 +130,34 @@ def markdown(results: Results, drawn: bool) -> str:
     if reached:
         lines += ["## Goals, and the worst figure for each", "", *reached, ""]
     for group in dict.fromkeys(figure.group for figure in results.figures):
-        lines += [f"## {group}", ""]
+        lines += [f"## {group}", "", *words_about(group)]
         lines += table([each for each in results.figures if each.group == group], results.names)
         lines.append("")
     lines += ["## The ways", ""]
-    about = {way.name: way.about for way in (*results.ways_out, *results.ways)}
+    about = {way.name: way.about for way in (*results.special, *results.ways)}
     lines += [f"* **{name}**: {about[name]}" for name in results.names]
     lines += [f"* **{name}** was left out: {why}" for name, why in results.left_out.items()]
     failures = [*(f"* {note}" for note in results.notes), *failed_lines(results.figures)]
     if failures:
         lines += ["", "## What is missing", "", *failures]
     return "\n".join(lines) + "\n"
+
+
+NOTES = {
+    "Programs": (
+        "Processor time. With any seccomp filter the kernel leaves its shortest path at each",
+        "system call: what *any filter* adds, one that allows everything, containers add, too.",
+        "Ours has to be compared with that. Since Linux 5.11 the kernel remembers which calls a",
+        "filter always allows, and does not run it for these; ours asks the keeper at bind and",
+        "listen only. Relayed sessions have no filter.",
+    )
+}
+"""What a group's table does not tell by itself, by the group's beginning."""
+
+
+def words_about(group: str) -> list[str]:
+    """What stands above its table."""
+    return [line for start in NOTES if group.startswith(start) for line in (*NOTES[start], "")]
 
 
 def failed_lines(figures: Sequence[Figure]) -> list[str]:

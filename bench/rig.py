@@ -63,21 +63,22 @@ class Size(NamedTuple):
     node: Sequence[int]  # numbers of sessions on the node
     connections: Sequence[int]  # numbers of open connections of a session
     calls: int
+    files: int  # of a tree
     control: bool  # measure bare twice
 
 
 SIZES = {
     "full": Size(
         *(5, 20, 30, 2, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
-        *((1, 10, 100), 60.0, (1, 20, 100, 200), (1, 100, 1000, 5000), 1_000_000, True),
+        *((1, 10, 100), 60.0, (1, 20, 100, 200), (1, 100, 1000, 5000), 500_000, 20_000, True),
     ),
     "quick": Size(
         *(2, 5, 5, 1, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
-        *((1, 10), 5.0, (1, 20), (1, 500), 300_000, True),
+        *((1, 10), 5.0, (1, 20), (1, 500), 300_000, 20_000, True),
     ),
     "tiny": Size(
         *(1, 1, 1, 0, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
-        *((1, 2), 0.5, (1, 2), (1, 20), 10_000, False),
+        *((1, 2), 0.5, (1, 2), (1, 20), 10_000, 200, False),
     ),
 }
 
@@ -109,16 +110,16 @@ class Figure:
         samples = self.samples.get(name)
         return statistics.median(samples) if samples else None
 
-    def comparisons(self, name: str) -> list[float]:
+    def comparisons(self, name: str, other: str = BARE) -> list[float]:
         """Each round's ratio to bare, or difference: what slows both in a round cancels out."""
-        pairs = zip(self.samples.get(name, []), self.samples.get(BARE, []))
+        pairs = zip(self.samples.get(name, []), self.samples.get(other, []))
         if self.added:
-            return [ours - bare for ours, bare in pairs]
-        return [ours / bare for ours, bare in pairs if bare]
+            return [ours - theirs for ours, theirs in pairs]
+        return [ours / theirs for ours, theirs in pairs if theirs]
 
-    def compared(self, name: str) -> float | None:
-        """The middle of the rounds' comparisons with bare."""
-        found = self.comparisons(name)
+    def compared(self, name: str, other: str = BARE) -> float | None:
+        """The middle of the rounds' comparisons with bare, or with another way."""
+        found = self.comparisons(name, other)
         return statistics.median(found) if found else None
 
     def spread(self, name: str) -> float | None:
@@ -144,6 +145,7 @@ class Rig:
     ) -> None:
         self.ways = list(ways)
         self.ways_out: list[Way] = []
+        self.ways_calls: list[Way] = []
         self.token = secrets.token_hex(16)
         self.values = {**values, "token": self.token}
         self.environ = environ
@@ -245,10 +247,10 @@ class Rig:
         self.failures[name] = ": ".join([str(error), *words])
         self.say(f"{name}: {self.failures[name]}")
 
-    def in_turn(self, rounds: int, names: Sequence[str]) -> Iterator[str]:
+    def in_turn(self, rounds: int, names: Sequence[str], patience: float = 1.0) -> Iterator[str]:
         """Each name once in every round, and another one first each time."""
         names = list(names)
-        for number in self.rounds(rounds):
+        for number in self.rounds(rounds, patience=patience):
             shift = number % max(1, len(names))
             yield from names[shift:] + names[:shift]
 

@@ -97,7 +97,10 @@ def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
     ways = {"bare", "portwrap slirp4netns", "portwrap pasta"}
     assert set(out.popitem()[1]) - newer == ways
     (calls,) = (rows for heading, rows in found.items() if heading.startswith("A program"))
-    assert set(calls.popitem()[1]) == {"bare", *OURS, *RIVALS}
+    assert set(calls.popitem()[1]) == {"bare", "any filter", *OURS, *RIVALS}
+    assert [row for row in calls if row.startswith("git status of 200 files")]
+    (goal,) = (row for row in found["Goals, and the worst figure for each"] if "seccomp" in row)
+    assert goal.startswith("dd")
 
 
 @pytest.mark.matrix

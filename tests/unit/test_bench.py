@@ -12,7 +12,7 @@ from bench import goals, load, report
 from bench.growth import STARTS
 from bench.rig import SIZES, Figure, Rig
 from bench.session import Account
-from bench.ways import BARE, CONTROL, Port, Way, ours
+from bench.ways import ANY_FILTER, BARE, CONTROL, Port, Way, choose_calls, ours
 
 from helpers import PROJECT
 
@@ -29,7 +29,7 @@ def figure(samples: Mapping[str, Sequence[float]], **kw: Any) -> Figure:
 def results(*figures: Figure) -> report.Results:
     names = dict.fromkeys(name for each in figures for name in each.samples)
     ways = [Way(name, () if name in (BARE, CONTROL) else ("x",), "") for name in names]
-    return report.Results(figures=figures, ways=ways, ways_out=[], **ABOUT)
+    return report.Results(figures=figures, ways=ways, special=[], **ABOUT)
 
 
 def test_a_round_is_compared_with_itself() -> None:
@@ -109,6 +109,26 @@ def test_a_goal_that_failed_is_not_reached() -> None:
     found = figure({BARE: [1], OURS: [1]})
     found.failures[OURS] = "timeout"
     assert goals.lines(results(found))[-1].endswith("| failed |")
+
+
+def test_a_goal_may_compare_with_another_way() -> None:
+    """In the same round: bare has no say in it."""
+    found = Figure("Programs", "dd of 5 single bytes", "s")
+    found.samples = {BARE: [1, 1, 1], ANY_FILTER: [2, 20, 4], OURS: [2, 20, 8]}
+    lines = goals.lines(results(found))
+    assert lines[-1] == "| dd of single bytes, of what any seccomp filter costs: at most 1.03 | 1 |"
+
+
+def test_the_reference_stands_between_ours_and_the_rivals() -> None:
+    found = figure({"pasta": [1], OURS: [1], BARE: [1]})
+    special = choose_calls("x86_64").ways
+    assert results(found)._replace(special=special).names == [BARE, OURS, ANY_FILTER, "pasta"]
+
+
+def test_what_is_left_out_is_said() -> None:
+    ways, left_out = choose_calls("riscv64")
+    assert not ways
+    assert left_out == {ANY_FILTER: "seccomp's number on riscv64 is not known here"}
 
 
 def test_growth_is_judged_from_the_first_to_the_last() -> None:
