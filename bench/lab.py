@@ -12,6 +12,8 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING
 
+from .session import fork
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,7 +57,7 @@ class Lab:
     def __init__(self, account: Account) -> None:
         told, tell = os.pipe()
         going, go = os.pipe()
-        child = os.fork()
+        child = fork()
         if child == 0:
             os.close(told)
             os.close(go)

@@ -141,6 +141,15 @@ def below(ancestor: int, children: Mapping[int, Sequence[Process]] | None = None
     return found
 
 
+def fork() -> int:
+    """os.fork, which runs hooks in Python: an interrupt that came there would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        return os.fork()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Session:
     """A command that runs, with everything around it. Use as a context manager."""
 
@@ -156,7 +165,7 @@ class Session:
         with log.open("wb") as output:
             os.chmod(log, 0o644)
             read, write = os.pipe()
-            self.holder = os.fork()
+            self.holder = fork()
             if self.holder == 0:
                 os.close(read)
                 _hold(words, environ, account, output.fileno(), write, network)
