@@ -84,7 +84,7 @@ def test_the_way_in(tmp_path: Path) -> None:
     for name in ("results.svg", "summary.svg"):
         shown = " ".join(ElementTree.parse(tmp_path / name).getroot().itertext())
         assert "bench/run.sh --size tiny --only start --only forward" in shown
-        assert "Requests/s, ratio to bare" in shown and "portwrap native" in shown
+        assert "Requests/s (connections)" in shown and "portwrap native" in shown
 
 
 def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
     newer = {"portwrap slirp4netns of Debian 13", "portwrap pasta of Debian 13"}
     ways = {"bare", "portwrap slirp4netns", "portwrap pasta"}
     assert set(out.popitem()[1]) - newer == ways
-    (calls,) = (rows for heading, rows in found.items() if heading.startswith("A program"))
+    (calls,) = (rows for heading, rows in found.items() if heading.startswith("Programs"))
     assert set(calls.popitem()[1]) == {"bare", "any filter", *OURS, *RIVALS}
     assert [row for row in calls if row.startswith("git status of 200 files")]
     (goal,) = (row for row in found["Goals, and the worst figure for each"] if "seccomp" in row)
