@@ -30,6 +30,7 @@ def measure(rig: Rig) -> None:
     one = rig.figure(GROUP, "PSS, 1 session", "MB")
     shared = rig.figure(GROUP, "PSS, 1 session of a server in the same interpreter", "MB")
     rss = rig.figure(GROUP, "RSS, 1 session", "MB")
+    own = rig.figure(GROUP, "memory that no file backs, 1 session", "MB")
     crowds = {
         number: rig.figure(GROUP, f"PSS, each of {number} sessions", "MB")
         for number in rig.size.crowd
@@ -44,10 +45,11 @@ def measure(rig: Rig) -> None:
                 _note(shared, way, _memory(sessions)[0])
             for number in sorted({1, *crowds}):
                 with _sessions(rig, way, SLEEP, number) as sessions:
-                    pss, resident, count = _memory(sessions)
+                    pss, resident, written, count = _memory(sessions)
                 _note(crowds.get(number, one), way, pss / number)
                 if number == 1:
                     _note(rss, way, resident)
+                    _note(own, way, written)
                     _note(processes, way, count)
         except (load.LoadError, OSError) as error:
             rig.say(f"{way.name}: {error}")
@@ -86,19 +88,27 @@ def settled(sessions: Sequence[Session], command: Sequence[str]) -> list[list[Pr
     raise load.LoadError(f"the sessions do not settle; {len(over)} have ended: {over[:1]}")
 
 
-def _memory(sessions: Sequence[Sequence[Process]]) -> tuple[float, float, int]:
-    """(PSS, RSS, processes) of all that stays, in MB."""
+def _memory(sessions: Sequence[Sequence[Process]]) -> tuple[float, float, float, int]:
+    """(PSS, RSS, PSS of what no file backs, processes) of all that stays, in MB."""
     staying = [process for found in sessions for process in found]
-    memory = [kilobytes(process) for process in staying]
-    pss, rss = (sum(entry[index] for entry in memory) for index in (0, 1))
-    return pss / KILOBYTES_PER_MEGABYTE, rss / KILOBYTES_PER_MEGABYTE, len(staying)
+    sums = map(sum, zip(*map(kilobytes, staying)))
+    pss, rss, own = (kilobyte / KILOBYTES_PER_MEGABYTE for kilobyte in sums)
+    return pss, rss, own, len(staying)
 
 
-def kilobytes(process: Process) -> tuple[int, int]:
-    """(PSS, RSS) of a process. Raises OSError where the kernel does not tell us."""
+def kilobytes(process: Process) -> tuple[int, int, int]:
+    """(PSS, RSS, PSS of what no file backs) of a process. Raises OSError where the kernel does
+    not tell us.
+
+    PSS divides each page among all that have mapped it: that of a lone session depends on what
+    else runs in the same interpreter. Pages that were written to are the session's own.
+    """
     lines = (process.folder / "smaps_rollup").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines[1:])
-    return int(found["Pss"].split()[0]), int(found["Rss"].split()[0])
+    # Linux 5.4; before, what is shared across fork is counted more than once.
+    anonymous = found.get("Pss_Anon", found["Anonymous"])
+    pss, rss, own = (int(value.split()[0]) for value in (found["Pss"], found["Rss"], anonymous))
+    return pss, rss, own
 
 
 def _idle(rig: Rig) -> None:
