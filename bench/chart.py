@@ -46,7 +46,7 @@ PANELS = (
     Panel("Download", "Streams", "download, [^8]", "ratio", in_summary=True),
     Panel("Upload", "Streams", "upload|saving", "ratio"),
     Panel("The way out", "The way out", "load", "ratio"),
-    Panel("Programs of system calls", "Programs", "^(dd|find|git)", "ratio"),
+    Panel("Programs of system calls, processor time", "Programs", "^(dd|find|git)", "ratio"),
     Panel(
         *("Memory of each session, PSS [MB] (sessions)", "What stays"),
         *("^PSS, (each|1 session$)", "value"),
