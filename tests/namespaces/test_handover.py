@@ -245,6 +245,19 @@ def test_a_server_of_every_kind_is_served(
         assert "portwrap: forward: native" in said and "forward: relay" not in said
 
 
+@pytest.mark.parametrize("way", ["plain", "thread"])
+def test_a_kernel_before_pidfds_of_threads(portwrap: Portwrap, way: str) -> None:
+    """EINVAL for PIDFD_THREAD, and without it only the first thread's number is a process's."""
+    before = portwrap.program("without.py", "thread-pidfds")
+    look = "import os; from portwrap import libc; libc.pidfd_open(os.getpid(), os.O_EXCL)"
+    control = run_as(OWNER, [*before, portwrap.python, "-c", look], cwd=portwrap.folder)
+    assert "Invalid argument" in control.stderr
+    with Spawner(portwrap, before=before) as session:
+        server = session.served(way)
+        assert ask(session)["pid"] == server.pid
+        assert way_of(session) == "native"
+
+
 FAMILIES = [  # listens inside on, host address, asked through, way
     ("127.0.0.1", "0.0.0.0", "127.0.0.1", "native"),
     ("0.0.0.0", "0.0.0.0", "127.0.0.1", "native"),

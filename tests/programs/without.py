@@ -1,10 +1,10 @@
 """Run a command on a kernel that lacks something, as far as it can tell.
 
-    without.py pidfds|unshare|ipv6 COMMAND [ARG ...]
+    without.py pidfds|thread-pidfds|unshare|ipv6 COMMAND [ARG ...]
 
 A seccomp filter refuses the system calls, for good and for all that the command starts: those of
-pidfds as a kernel as old as 4.18 does, unshare as containers do, and IPv6 sockets as a kernel that
-was started with ipv6.disable=1.
+pidfds as a kernel as old as 4.18 does, pidfds of threads as one before 6.9 does, unshare as
+containers do, and IPv6 sockets as a kernel that was started with ipv6.disable=1.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ import sys
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_NO_NEW_PRIVS = 38
 PIDFDS = (424, 434, 438)  # pidfd_send_signal, _open, _getfd: the same on all but Alpha
+PIDFD_THREAD = os.O_EXCL
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 SOCKET = {"x86_64": 41, "aarch64": 198}
-LOAD_NUMBER, LOAD_FIRST_ARGUMENT = (0x20, 0, 0, 0), (0x20, 0, 0, 16)
+LOAD_NUMBER = (0x20, 0, 0, 0)
+FIRST, SECOND = (0x20, 0, 0, 16), (0x20, 0, 0, 24)  # load this argument
 RET_ALLOW = (0x06, 0, 0, 0x7FFF0000)
 RET_ERRNO = 0x00050000
 
 machine = os.uname().machine
-CALLS = {  # the numbers of the calls, their first argument if it matters, and the answer
-    "pidfds": (PIDFDS, None, errno.ENOSYS),
-    "unshare": ([UNSHARE[machine]], None, errno.EPERM),
-    "ipv6": ([SOCKET[machine]], socket.AF_INET6, errno.EAFNOSUPPORT),
+CALLS = {  # the numbers of the calls, the argument that matters and its value, and the answer
+    "pidfds": (PIDFDS, None, 0, errno.ENOSYS),
+    "thread-pidfds": ([434], SECOND, PIDFD_THREAD, errno.EINVAL),
+    "unshare": ([UNSHARE[machine]], None, 0, errno.EPERM),
+    "ipv6": ([SOCKET[machine]], FIRST, socket.AF_INET6, errno.EAFNOSUPPORT),
 }
-numbers, argument, answer = CALLS[sys.argv[1]]
-test = [] if argument is None else [LOAD_FIRST_ARGUMENT, (0x15, 0, 1, argument)]
+numbers, load_argument, value, answer = CALLS[sys.argv[1]]
+test = [] if load_argument is None else [load_argument, (0x15, 0, 1, value)]
 words = []
 for number in numbers:
     refusal = (0x06, 0, 0, RET_ERRNO | answer)
