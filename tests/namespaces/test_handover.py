@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -18,7 +19,7 @@ import requests
 from launches import as_owner_in
 
 from conftest import TEST_ROOT
-from helpers import NEIGHBOUR, OWNER, cannot, needs, run_as, state_of, wait_until
+from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, state_of, wait_until
 from sessions import Inside, Outside, Portwrap, Session, channel_pair, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -857,6 +858,7 @@ def stopped(spawner: Spawner) -> Iterator[Callable[[], None]]:
 LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
 BIND_CALL = {"x86_64": "49", "aarch64": "200"}.get(os.uname().machine, "")
 POLL_CALL = {"x86_64": "7", "aarch64": "73"}.get(os.uname().machine, "")
+PIDFD_OPEN_CALL = "434"  # the same on all
 EPOLL_CALL = {"x86_64": "232", "aarch64": "22"}.get(os.uname().machine, "")
 BOUND_BEFORE = """
 import os, signal, socket
@@ -906,24 +908,100 @@ def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
     assert way_of(spawner) == "native"
 
 
-def test_a_caller_that_dies_while_the_keeper_turns_to_it(spawner: Spawner) -> None:
-    """Between the event and the look at the question: it is gone, and others will ask."""
+@contextmanager
+def held(keeper: int, calls: str) -> Iterator[None]:
+    """Within it the keeper gets no further than to its next one of these system calls. Afterwards
+    it is asleep again."""
     needs("strace")
-    server = spawner.spawn(spawner.portwrap.python, "-c", BOUND_BEFORE)
-    server.says("bound")
-    keeper = Path(f"/proc/{spawner.keeper}/syscall")
-    inject = "inject=?poll,?ppoll:delay_enter=1000000"  # microseconds
-    words = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", keeper.parent.name]
+    proc = Path(f"/proc/{keeper}")
+    inject = f"inject={calls}:delay_enter={60 * 1_000_000}"  # until strace lets go of it
+    words = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(keeper)]
     with subprocess.Popen(words) as strace:
         wait_until(
-            lambda: f"TracerPid:\t{strace.pid}\n" in (keeper.parent / "status").read_text(),
+            lambda: f"TracerPid:\t{strace.pid}\n" in (proc / "status").read_text(),
             what="strace at work",
         )
+        try:
+            yield
+        finally:
+            strace.terminate()
+    wait_until(lambda: call_of(keeper) == EPOLL_CALL, what="the keeper asleep")
+
+
+def call_of(pid: int) -> str:
+    """The number of the system call that a process is in."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0]
+
+
+def test_a_caller_that_dies_while_the_keeper_turns_to_it(spawner: Spawner) -> None:
+    """Between the event and the look at the question: it is gone, and others will ask."""
+    server = spawner.spawn(spawner.portwrap.python, "-c", BOUND_BEFORE)
+    server.says("bound")
+    keeper = spawner.keeper
+    with held(keeper, "?poll,?ppoll"):
         server.channel.send(b"\n")
-        wait_until(lambda: keeper.read_text().split()[0] == POLL_CALL, what="the keeper's poll")
+        wait_until(lambda: call_of(keeper) == POLL_CALL, what="the keeper's poll")
         server.kill()
-        wait_until(lambda: keeper.read_text().split()[0] == EPOLL_CALL, what="the keeper asleep")
-        strace.terminate()
+    server = spawner.served()
+    assert ask(spawner)["pid"] == server.pid
+    assert way_of(spawner) == "native"
+
+
+IMPOSTOR = """
+import os, socket, sys
+number = int(sys.argv[1])
+made = socket.socket()
+made.bind(("127.0.0.1", 8888))
+if made.fileno() != number:
+    os.dup2(made.fileno(), number)
+    made.close()
+    made = socket.socket(fileno=number)
+print("bound", flush=True)
+input()
+print("listens:", made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+"""
+TAKE = """
+import socket, sys
+from portwrap import notify
+taken = socket.socket(fileno=notify.take_descriptor(int(sys.argv[1]), int(sys.argv[2])))
+print(taken.getsockname()[1])
+"""
+
+
+def test_a_caller_whose_number_is_anothers_now(spawner: Spawner) -> None:
+    """It died before the keeper looked, and a process in there has got its number: one whose
+    socket of this number is on the guest port, too, but which has not called listen."""
+    needs("nsenter", "setpriv")
+    portwrap, keeper = spawner.portwrap, spawner.keeper
+    server = spawner.spawn(portwrap.python, "-c", BOUND_BEFORE)
+    server.says("bound")
+    there = ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--init-groups"]
+    there += ["nsenter", "-t", str(spawner.pid), "-U", "-n", "--preserve-credentials"]
+    with held(keeper, "pidfd_open"):
+        server.channel.send(b"\n")
+        wait_until(lambda: call_of(keeper) == PIDFD_OPEN_CALL, what="the keeper's look")
+        words = Path(f"/proc/{server.pid}/syscall").read_text().split()
+        assert words[0] == LISTEN_CALL
+        number = str(int(words[1], 16))
+        server.kill()
+        wait_until(lambda: not state_of(server.pid), what="the number free")
+        impostor = [*there, portwrap.python, "-c", IMPOSTOR, number]
+        process = as_user(
+            "root",
+            [*portwrap.program("numbered.py", str(server.pid)), *impostor],
+            stdin=subprocess.PIPE,
+        )
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == "bound\n"
+    try:
+        take = [portwrap.python, "-c", TAKE, str(server.pid), number]
+        control = run_as(OWNER, take, cwd=portwrap.folder)
+        assert control.stdout == f"{GUEST}\n", control
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.read() == "listens: 0\n"
+    finally:
+        end(process)
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
     assert way_of(spawner) == "native"
