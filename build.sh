@@ -44,6 +44,8 @@ staged=
 trap 'rm -rf -- "$work" ${staged:+"$staged"}' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+# The pip that Python 3.8 brings along leaves its list of authorities there.
+export TMPDIR=$work
 
 quietly "$python" -m venv "$work/venv"
 venv=$work/venv/bin/python

@@ -353,6 +353,12 @@ fi
 mkdir -p -- "$PORTWRAP_TEST_ROOT"
 exec {lock}>"$PORTWRAP_TEST_ROOT/.lock"
 flock "$lock"
+# The pip that Python 3.8 brings along leaves its list of authorities there, and so does one that is
+# killed; apt-get writes there as another account.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf -- "$TMPDIR"' EXIT
+chmod 1777 "$TMPDIR"
 if ! "$system_python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 9))'; then
     say "no virtual environment for the tests: $system_python is older than 3.9 or has no venv"
     exit 0

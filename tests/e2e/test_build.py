@@ -83,12 +83,11 @@ def copy_of_the_sources(target: Path) -> Path:
 
 
 def another_python() -> str | None:
-    """A Python of another version than the one that `build.sh` takes by itself."""
+    """The oldest Python of another version than the one that `build.sh` takes by itself."""
     root = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
-    for path in sorted(root.glob("venv-3.*/bin/python")):
-        if path.exists():
-            return str(path.resolve())
-    return None
+    found = [path for path in root.glob("venv-3.*/bin/python") if path.exists()]
+    found.sort(key=lambda path: int(path.parts[-3].rpartition(".")[2]))
+    return str(found[0].resolve()) if found else None
 
 
 def build(project: Path, output: Path, **extra_env: str) -> str:
@@ -113,11 +112,19 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
         path.chmod(path.stat().st_mode | 0o070)
         os.utime(path, (1e9, 1e9))
     other = another_python()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    different = {
+        "TZ": "Asia/Tokyo",
+        "TMPDIR": str(temporary),
+        **({"PYTHON": other} if other else {}),
+    }
     old_umask = os.umask(0o077)
     try:
-        build(sources, second, TZ="Asia/Tokyo", **({"PYTHON": other} if other else {}))
+        build(sources, second, **different)
     finally:
         os.umask(old_umask)
+    assert list(temporary.iterdir()) == [], "the build left something behind"
     assert first.read_bytes() == second.read_bytes()
     assert second.stat().st_mode & 0o7777 == 0o755
     assert sorted(path.name for path in sources.iterdir()) == sorted([*SOURCES, *TEXTS])
@@ -246,7 +253,9 @@ def test_the_archive_is_as_old_as_every_other_build(pyz: Path) -> None:
 
 def make_venv(folder: Path, python: str = sys.executable) -> Path:
     """A new virtual environment; its Python."""
-    subprocess.run([python, "-m", "venv", folder], check=True)
+    # Python 3.8 leaves its pip's list of authorities there.
+    env = {**os.environ, "TMPDIR": str(folder.parent)}
+    subprocess.run([python, "-m", "venv", folder], check=True, env=env)
     return folder / "bin" / "python"
 
 
