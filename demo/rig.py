@@ -37,6 +37,7 @@ GECOS = "batchspawner-portwrap demonstration"
 PR_SET_CHILD_SUBREAPER = 36
 HUB_START_SECONDS = 60.0
 HUB_STOP_SECONDS = 30.0
+PORT_TRIES = 20
 
 
 class RigError(Exception):
@@ -95,7 +96,9 @@ class Rig:
 
     def _start(self) -> None:
         enter = self._stack.enter_context
-        enter(lock(self.plan.name))
+        # Only one of a name: it owns the interface and the accounts.
+        if not claim(self._stack, f"{self.plan.name}-{os.geteuid()}"):
+            raise RigError("another demonstration is running on this machine")
         become_subreaper()
         node = enter(own_address(self.plan.name)) if self.root_account else machine_address()
         run = enter(run_directory(self.root_account))
@@ -105,8 +108,8 @@ class Rig:
             stranger = enter(account(self.plan.stranger, run))
         self._stack.callback(end_all_children)
         self.facts = Facts(
-            url=f"http://127.0.0.1:{free_port('127.0.0.1', 8000)}",
-            hub_url=f"http://{node}:{free_port(node, 8081)}",
+            url=f"http://127.0.0.1:{own_port(self._stack, '127.0.0.1', 8000)}",
+            hub_url=f"http://{node}:{own_port(self._stack, node, 8081)}",
             node=node,
             owner=owner,
             stranger=stranger,
@@ -155,7 +158,7 @@ class Rig:
         settings = {
             **asdict(self.facts),
             "users": [self.facts.owner],
-            "proxy_api_url": f"http://127.0.0.1:{free_port('127.0.0.1')}",
+            "proxy_api_url": f"http://127.0.0.1:{own_port(self._stack, '127.0.0.1')}",
             "archive": f"{self.facts.run}/bin/{self.plan.archive.name}",
             "default_url": "/lab" if has_lab else "",
             "http_timeout": self.plan.http_timeout,
@@ -237,18 +240,19 @@ class Rig:
 # ---- the parts, each with its own way back ---------------------------------------------------
 
 
-@contextlib.contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Only one set-up of a name at a time on this machine: it owns the interface and the accounts.
+def claim(stack: contextlib.ExitStack, what: str) -> bool:
+    """Whether this is ours alone among all set-ups of this machine, from now until the stack ends.
 
     An abstract socket (unix(7)) is there as long as its process, and leaves no file.
     """
-    with socket.socket(socket.AF_UNIX) as holder:
-        try:
-            holder.bind(f"\0batchspawner-portwrap-{name}-{os.geteuid()}")
-        except OSError:
-            raise RigError("another demonstration is running on this machine") from None
-        yield
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0batchspawner-portwrap-{what}")
+    except OSError:
+        holder.close()
+        return False
+    stack.enter_context(holder)
+    return True
 
 
 def become_subreaper() -> None:
@@ -283,15 +287,28 @@ def own_address(name: str) -> Iterator[str]:
     """
     link = f"pw-{name}"
     subprocess.run(["ip", "link", "delete", link], stderr=subprocess.DEVNULL, check=False)
-    taken = run_quietly("ip", "-o", "address", "show")
-    candidates = (f"198.18.{n}.1" for n in range(1, 255))
-    address = next(one for one in candidates if f" {one}/" not in taken)
+    with contextlib.ExitStack() as claims:
+        candidates = (f"198.18.{n}.1" for n in range(1, 255))
+        # Another set-up may be about to add the one that it has chosen.
+        address = next(one for one in candidates if claim(claims, one) and not is_here(one))
+        with link_with(link, address):
+            yield address
+
+
+def is_here(address: str) -> bool:
+    """Whether an interface has it."""
+    return f" {address}/" in run_quietly("ip", "-o", "address", "show")
+
+
+@contextlib.contextmanager
+def link_with(link: str, address: str) -> Iterator[None]:
+    """An interface with this one address."""
     try:
         run_quietly("ip", "link", "add", link, "type", "veth", "peer", "name", f"{link}-far")
         try:
             run_quietly("ip", "address", "add", f"{address}/32", "dev", link)
             run_quietly("ip", "link", "set", link, "up")
-            yield address
+            yield
         finally:
             subprocess.run(["ip", "link", "delete", link], check=False)
     except subprocess.CalledProcessError as error:
@@ -338,6 +355,16 @@ def account(name: str, run: Path) -> Iterator[str]:
     finally:
         if ours:
             subprocess.run(["userdel", name], check=False)
+
+
+def own_port(stack: contextlib.ExitStack, host: str, wanted: int = 0) -> int:
+    """The wanted TCP port, or another one, that nobody holds and no other set-up has chosen: it
+    takes seconds until the hub and its proxy hold theirs."""
+    for asked in (wanted, *PORT_TRIES * (0,)):
+        port = free_port(host, asked)
+        if claim(stack, f"{host}-{port}"):
+            return port
+    raise RigError(f"no port on {host} that is not another one's")
 
 
 def free_port(host: str, wanted: int = 0) -> int:

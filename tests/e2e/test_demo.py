@@ -14,8 +14,10 @@ from typing import Iterator, Sequence
 
 import pytest
 
+from demo.rig import claim, own_address, own_port
+
 from conftest import TEST_ROOT, why_namespaces_fail
-from helpers import PROJECT, cannot, descendants, end, wait_until
+from helpers import PROJECT, cannot, descendants, end, free_port, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -176,6 +178,26 @@ def test_a_session_that_fails_shows_the_log_of_its_job(world_dir: Path) -> None:
     assert "these words stand in the log of the job only" in shown
     assert "Traceback" not in shown
     assert_nothing_left()
+
+
+def test_no_two_choose_the_same_port() -> None:
+    """Both before either holds it."""
+    wanted = free_port()
+    with contextlib.ExitStack() as second:
+        with contextlib.ExitStack() as first:
+            assert own_port(first, "127.0.0.1", wanted) == wanted
+            assert own_port(second, "127.0.0.1", wanted) != wanted
+        assert own_port(second, "127.0.0.1", wanted) == wanted
+
+
+def test_no_two_choose_the_same_address() -> None:
+    """Nor does the second where the first has not added it yet."""
+    with own_address("test-one") as chosen:
+        pass
+    with contextlib.ExitStack() as first:
+        assert claim(first, chosen)
+        with own_address("test-two") as other:
+            assert other != chosen
 
 
 def test_an_unknown_argument_is_refused() -> None:
