@@ -87,7 +87,17 @@ def test_sessions_and_how_they_end(
     with subtests.test(time_limit.__name__):
         for session in limited:
             session.drop_kernels()
-        assert_ended_alike(limited, time_limit, capsys)
+        try:
+            assert_ended_alike(limited, time_limit, capsys)
+        except AssertionError:
+            # srun hears of the limit, too, and passes SIGTERM on: a second one, which on a busy
+            # machine now and then meets a server that has shut down and handles signals no more.
+            start_all(limited)
+            for session in limited:
+                open_notebook(session)
+                time_limit(session)
+                session.drop_kernels()
+            assert_ended_alike(limited, time_limit, capsys)
 
 
 def open_notebook(session: Session) -> None:
