@@ -38,6 +38,10 @@ LATE_RETRY = 1.0
 GUESTS = ((_socket.AF_INET, "127.0.0.1"), (_socket.AF_INET6, "::1"))
 """Family and address of where a server may listen inside; tried in this order."""
 
+SMALL = 16 * 1024
+"""A read of less may be a message that the kernel has not acknowledged yet."""
+PROMPT = 16
+"""Messages that are acknowledged at once after one that followed another of the same sender."""
 MAPPED = 10 * b"\0" + b"\xff\xff"
 """What the address of an IPv4 client begins with at an IPv6 socket (RFC 4291, 2.5.5.2)."""
 
@@ -54,12 +58,14 @@ class Side:
 
     __slots__ = (
         "chunk",
+        "continues",
         "descriptor",
         "dialling",
         "ended",
         "hung_up",
         "inward",
         "peer",
+        "prompt",
         "readable",
         "socket",
         "unsent",
@@ -77,6 +83,8 @@ class Side:
         self.inward = False  # the end in the sandbox
         self.unsent: memoryview | None = None  # read from the peer, not yet taken by this socket
         self.chunk = FIRST_CHUNK
+        self.continues = False  # it has spoken, and nothing was said to it since
+        self.prompt = 0  # messages from it that are still to be acknowledged at once
 
 
 class Place:
@@ -412,7 +420,9 @@ class Relay:
                 return
             if not self.send(peer, view[:count]):
                 return
+            peer.continues = False
             if count < wanted:
+                acknowledge(side, count)
                 # A stream that gave less than was asked for is empty (epoll(7)), but an end that
                 # was announced together with it is announced only once.
                 if not side.hung_up:
@@ -509,6 +519,21 @@ class Relay:
         return bool(self.turned_off) or any(
             side.unsent or (side.inward and not side.ended) for side in self.sides.values()
         )
+
+
+def acknowledge(side: Side, count: int) -> None:
+    """Spare who sends messages in a row the wait between them: by Nagle's algorithm (RFC 1122,
+    4.2.3.4) the second waits for the acknowledgement of the first, which Linux delays by 40 ms.
+
+    Where each is answered, the answer acknowledges it: a segment of its own costs requests a fifth.
+    """
+    if side.continues:
+        side.prompt = PROMPT
+    side.continues = True
+    if side.prompt and count < SMALL:
+        side.prompt -= 1
+        # Sends what is due; it does not stay set (tcp(7)).
+        side.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_QUICKACK, 1)
 
 
 def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:

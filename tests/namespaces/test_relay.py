@@ -261,6 +261,32 @@ def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+ROUNDS = 40
+
+
+def delayed_acknowledgements(pid: int, client: socket.socket, server: socket.socket) -> int:
+    """How many the namespace of this process sees while a server gives answers of two messages."""
+    before = tcp_counters(pid)
+    for _ in range(ROUNDS):
+        client.sendall(b"question")
+        assert server.recv(9) == b"question"
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # never its own
+        server.sendall(b"first ")
+        server.sendall(b"second")
+        answer = b""
+        while answer != b"first second":
+            answer += client.recv(12) or pytest.fail("the connection was closed")
+    return tcp_counters(pid)["DelayedACKs"] - before["DelayedACKs"]
+
+
+def test_no_message_waits_for_an_acknowledgement(inside: Inside, listener: socket.socket) -> None:
+    """By Nagle's algorithm the second message waits for that of the first, which Linux delays."""
+    assert delayed_acknowledgements(inside.pid, *inside.pair(listener)) < ROUNDS // 4
+    client = inside.connect("127.0.0.1", inside.guest_port)
+    with client, listener.accept()[0] as server:  # without the relay
+        assert delayed_acknowledgements(inside.pid, client, server) > ROUNDS // 2
+
+
 def test_many_at_once_and_a_short_backlog(inside: Inside) -> None:
     """Linux drops what a full backlog cannot take, and the client sends again a second later."""
     with inside.serve(backlog=5) as listener:
