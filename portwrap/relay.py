@@ -10,10 +10,13 @@ event says that something has changed since it was last read or written until EA
 from __future__ import annotations
 
 import errno
+import posix
 import select
 import time
 
 import _socket
+
+from . import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ CHUNK = 256 * 1024
 """Bytes moved by one read at most; one buffer of this size serves every connection."""
 FIRST_CHUNK = 64 * 1024
 SMALLEST_CHUNK = 8 * 1024
+PIPE_SIZE = 1024 * 1024
+"""Bytes moved by one splice at most: what an account may give a pipe (pipe(7), pipe-max-size)."""
+MOST_PIPES = 8
+"""Of the 64 of this size that all sessions of an account have (pipe(7), pipe-user-pages-soft)."""
 TURN = 16
 """Reads in a row for one connection before the others have their turn."""
 ACCEPTS = 64
@@ -45,6 +52,10 @@ PROMPT = 16
 MAPPED = 10 * b"\0" + b"\xff\xff"
 """What the address of an IPv4 client begins with at an IPv6 socket (RFC 4291, 2.5.5.2)."""
 
+splice: Any = getattr(posix, "splice", None)  # Python 3.10
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
+SPLICE_F_NONBLOCK = 2  # linux/splice.h
+
 MSG_DONTWAIT = _socket.MSG_DONTWAIT
 IN_OR_END = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 END = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -53,10 +64,34 @@ RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+class Pipe:
+    """What bytes go through from one socket to the other without being copied (splice(2)).
+
+    It is kept for others when it is empty, and closed if what it holds can be sent no more.
+    """
+
+    __slots__ = ("held", "reader", "writer")
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self.held = 0  # bytes
+        self.reader, self.writer = posix.pipe()
+        try:
+            libc.call("fcntl", self.writer, F_SETPIPE_SZ, PIPE_SIZE)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        posix.close(self.reader)
+        posix.close(self.writer)
+
+
 class Side:
     """One of the two sockets of a relayed connection, and what flows out of it."""
 
     __slots__ = (
+        "bulk",
         "chunk",
         "continues",
         "descriptor",
@@ -81,8 +116,10 @@ class Side:
         self.ended = False  # its end of file was read
         self.dialling = False  # connect(2) is under way
         self.inward = False  # the end in the sandbox
-        self.unsent: memoryview | None = None  # read from the peer, not yet taken by this socket
+        # read from the peer, not yet taken by this socket
+        self.unsent: memoryview | Pipe | None = None
         self.chunk = FIRST_CHUNK
+        self.bulk = False  # it fills the largest chunks: its bytes are better not copied
         self.continues = False  # it has spoken, and nothing was said to it since
         self.prompt = 0  # messages from it that are still to be acknowledged at once
 
@@ -131,7 +168,10 @@ class Relay:
     """Accepts on listening sockets and connects each client to the place of its listener."""
 
     def __init__(self, most_connections: int) -> None:
-        self.most_connections = most_connections
+        self.pipes: list[Pipe] = []  # empty ones
+        # Two descriptors each, as a connection has.
+        self.pipes_to_make = min(MOST_PIPES, most_connections // 16) if splice else 0
+        self.most_connections = most_connections - self.pipes_to_make
         self.epoll = select.epoll()
         self.watched: dict[int, Callable[[], None]] = {}
         self.listeners: dict[int, _socket.socket] = {}
@@ -403,6 +443,8 @@ class Relay:
         for _ in range(TURN):
             if not side.readable or peer.unsent is not None:
                 return
+            if side.bulk and self.pipe_through(side):
+                continue
             wanted = side.chunk
             try:
                 count = side.socket.recv_into(view[:wanted], 0, MSG_DONTWAIT)
@@ -429,8 +471,43 @@ class Relay:
                     side.readable = False
             elif wanted < CHUNK:
                 side.chunk = 2 * wanted
+            elif not side.bulk:
+                side.bulk = True
+                # SPLICE_F_NONBLOCK is about the pipe; of the sockets it is their own (splice(2)).
+                side.socket.setblocking(False)
+                peer.socket.setblocking(False)
         if side.readable:
             self.turned_off.append(side)
+
+    def pipe_through(self, side: Side) -> bool:
+        """Do the same through a pipe. False: only recv(2) can tell what comes next."""
+        pipe = self.empty_pipe()
+        if pipe is None:
+            return False
+        try:
+            pipe.held = splice(side.descriptor, pipe.writer, PIPE_SIZE, flags=SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            return False  # nothing is there, or urgent data, which splice does not pass
+        except OSError:
+            self.abort(side)
+            return True
+        if pipe.held < FIRST_CHUNK:
+            side.bulk = False
+        if pipe.held == 0:
+            return False  # the end, or urgent data before it
+        side.peer.unsent = self.pipes.pop()
+        self.flush(side.peer)
+        return True
+
+    def empty_pipe(self) -> Pipe | None:
+        """The pipe to use next. None: all are full, or the account may have no more."""
+        if not self.pipes and self.pipes_to_make:
+            self.pipes_to_make -= 1
+            try:
+                self.pipes.append(Pipe())
+            except OSError:
+                self.pipes_to_make = 0
+        return self.pipes[-1] if self.pipes else None
 
     def send(self, side: Side, data: memoryview) -> bool:
         """Send what this side takes and keep the rest for it. False: its peer must wait."""
@@ -451,8 +528,11 @@ class Relay:
 
     def flush(self, side: Side) -> None:
         """Send what was kept for this side."""
-        assert side.unsent is not None
         try:
+            if isinstance(side.unsent, Pipe):
+                self.empty(side.unsent, side)
+                return
+            assert side.unsent is not None
             sent = side.socket.send(side.unsent, MSG_DONTWAIT)
         except BlockingIOError:
             return
@@ -462,6 +542,13 @@ class Relay:
             return
         rest = side.unsent[sent:]
         side.unsent = rest if len(rest) else None
+
+    def empty(self, pipe: Pipe, side: Side) -> None:
+        """Send what this pipe holds, and have it back. Raises OSError as send(2) does."""
+        while pipe.held:
+            pipe.held -= splice(pipe.reader, side.descriptor, pipe.held, flags=SPLICE_F_NONBLOCK)
+        side.unsent = None
+        self.pipes.append(pipe)
 
     def end(self, side: Side) -> None:
         """Pass an end of file on to this side, which has all that came before: while something is
@@ -498,6 +585,9 @@ class Relay:
         if self.sides.pop(side.descriptor, None) is None:
             return
         side.readable = False
+        if isinstance(side.unsent, Pipe):
+            side.unsent.close()
+            self.pipes_to_make += 1
         if with_reset:
             reset(side.socket)
         else:

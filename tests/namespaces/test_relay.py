@@ -8,12 +8,13 @@ import resource
 import select
 import socket
 import struct
+import subprocess
 import threading
 import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import _socket
 
@@ -21,6 +22,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from portwrap import relay as module
 from portwrap.relay import GUESTS, Place, Relay
 
 from fuzzing import TIMES, examples
@@ -43,6 +45,28 @@ def reset(connection: socket.socket) -> None:
     """Close so that the other end sees a reset (socket(7), SO_LINGER with 0 seconds)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
     connection.close()
+
+
+COPYING = ("prlimit", "--nofile=64:64")
+"""With so few descriptors the relay has none for pipes, and copies everything."""
+
+
+def pipes_of(pid: int) -> int:
+    """How many pipe ends a process has open."""
+    folder = Path(f"/proc/{pid}/fd")
+    found = 0
+    for name in os.listdir(folder):
+        try:
+            found += os.readlink(folder / name).startswith("pipe:")
+        except FileNotFoundError:
+            pass  # of the listing itself
+    return found
+
+
+def splices(portwrap: Portwrap) -> bool:
+    """Whether the Python that is tested knows splice(2)."""
+    text = "import posix; raise SystemExit(not hasattr(posix, 'splice'))"
+    return subprocess.run([portwrap.python, "-c", text]).returncode == 0
 
 
 @pytest.fixture
@@ -128,7 +152,11 @@ class Stream:
     indirect=["forward"],
 )
 def test_large_bodies_both_ways_at_once(inside: Inside, listener: socket.socket, size: int) -> None:
-    client, server = inside.pair(listener)
+    exchange(*inside.pair(listener), size)
+
+
+def exchange(client: socket.socket, server: socket.socket, size: int) -> None:
+    """So many bytes both ways at once, with their ends, arrive as they were sent."""
     with client, server:
         streams = [Stream(client, server, size), Stream(server, client, size)]
         threads = [thread for stream in streams for thread in stream.threads]
@@ -138,6 +166,19 @@ def test_large_bodies_both_ways_at_once(inside: Inside, listener: socket.socket,
             thread.join()
         for stream in streams:
             assert (stream.is_exact, stream.received) == (True, size)
+
+
+@pytest.mark.parametrize("before", [(), COPYING], ids=["pipes", "copying"])
+def test_large_bodies_are_not_copied(portwrap: Portwrap, before: Sequence[str]) -> None:
+    with Inside(portwrap, before=before) as session, session.serve() as listener:
+        keeper = session.keeper
+        small = pipes_of(keeper)
+        client, server = session.pair(listener)
+        client.sendall(b"question")
+        assert server.recv(9) == b"question"
+        assert pipes_of(keeper) == small
+        exchange(client, server, 256 * MIB)
+        assert (pipes_of(keeper) > small) == (splices(portwrap) and not before)
 
 
 @both_ways
@@ -155,6 +196,21 @@ def test_half_close(inside: Inside, listener: socket.socket, first: str) -> None
         answering.sendall(answer[1000:])
         answering.shutdown(socket.SHUT_WR)
         assert got + receive(asking) == answer
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_half_close_of_a_large_body(inside: Inside, listener: socket.socket, first: str) -> None:
+    """The other direction stays open, and is as fast."""
+    client, server = inside.pair(listener)
+    asking, answering = (client, server) if first == "client" else (server, client)
+    with client, server:
+        for sender, receiver in ((asking, answering), (answering, asking)):
+            stream = Stream(sender, receiver, 32 * MIB)
+            for thread in stream.threads:
+                thread.start()
+            for thread in stream.threads:
+                thread.join()
+            assert (stream.is_exact, stream.received) == (True, stream.size)
 
 
 @both_ways
@@ -640,8 +696,10 @@ class Bench:
 
     def __exit__(self, *error: object) -> None:
         self.relay.stop_listening()
-        for side in self.relay.sides.values():
-            side.socket.close()
+        for side in list(self.relay.sides.values()):
+            self.relay.drop(side)
+        for pipe in self.relay.pipes:
+            pipe.close()
         self.relay.epoll.close()
         self.stack.close()
 
@@ -654,7 +712,7 @@ class Bench:
     def pair(self) -> tuple[socket.socket, socket.socket]:
         """A client and the server's end of its connection, with nothing left to do."""
         client = self.client()
-        while not self.relay.sides or self.relay.dials:
+        while not select.select([self.guest], [], [], 0)[0] or self.relay.dials:
             self.relay.turn(5)
         return client, self.keep(self.guest.accept()[0])
 
@@ -702,3 +760,127 @@ def test_an_event_of_the_past_meets_no_new_socket() -> None:
             late.sendall(b"hello")
             relay.turn(5)
             assert second.recv(9) == b"hello"
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first bytes are taken for the beginning of a large body."""
+    for name in ("SMALLEST_CHUNK", "FIRST_CHUNK", "CHUNK"):
+        monkeypatch.setattr(module, name, 256)
+
+
+def turn_until_idle(relay: Relay) -> None:
+    while relay.turned_off or select.select([relay.epoll.fileno()], [], [], 0.1)[0]:
+        relay.turn(0)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_urgent_data_in_a_large_body(soon: None, ended: bool) -> None:
+    """splice(2) stops at it for good; recv(2) skips it."""
+    with Bench() as bench:
+        client, server = bench.pair()
+        client.sendall(bytes(1000))
+        turn_until_idle(bench.relay)
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"tail")
+        if ended:
+            client.shutdown(socket.SHUT_WR)
+        turn_until_idle(bench.relay)
+        server.settimeout(5)
+        got = b""
+        while len(got) < 1004:
+            got += server.recv(9999) or pytest.fail("an end that nobody sent")
+        assert got == bytes(1000) + b"tail"
+
+
+def narrow(connection: socket.socket) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, 32_768)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 6])
+def test_more_slow_readers_than_pipes(
+    soon: None, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Those without one have their bytes copied, and everybody gets all, and the pipes back."""
+    body = random.randbytes(500_000)
+    monkeypatch.setattr(module, "MOST_PIPES", most)
+    with Bench() as bench:
+        narrow(bench.guest)
+        narrow(bench.host)
+        pairs = [bench.pair() for _ in range(4)]
+        for side in bench.relay.sides.values():
+            narrow(side.socket)
+        rests = {client: memoryview(body) for client, _ in pairs}
+        got = {server: bytearray() for _, server in pairs}
+        for connection in (*rests, *got):
+            connection.setblocking(False)
+        send_more(bench.relay, rests)
+        stuck = [side.unsent for side in bench.relay.sides.values() if side.unsent is not None]
+        assert len(stuck) == len(pairs), "some reader was not slow"
+        made = min(most, len(pairs)) if module.splice else 0
+        assert sum(isinstance(unsent, module.Pipe) for unsent in stuck) == made
+        while any(len(some) < len(body) for some in got.values()):
+            send_more(bench.relay, rests)
+            for server, some in got.items():
+                try:
+                    some += server.recv(5000)
+                except BlockingIOError:
+                    pass
+        assert all(some == body for some in got.values())
+        assert len(bench.relay.pipes) == made
+
+
+def test_a_reset_while_a_pipe_is_full(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds gets into no other connection, and the next one has a pipe again."""
+    monkeypatch.setattr(module, "MOST_PIPES", 1)
+    with Bench() as bench:
+        narrow(bench.guest)
+        before = pipes_of(os.getpid())
+        for body in (b"x" * 1000, b"y" * 1000):
+            client, server = bench.pair()
+            for side in bench.relay.sides.values():
+                narrow(side.socket)
+            client.sendall(body)
+            turn_until_idle(bench.relay)
+            assert server.recv(1000) == body
+            assert pipes_of(os.getpid()) == before + 2 * bool(module.splice)
+            client.setblocking(False)
+            send_more(bench.relay, {client: memoryview(body * 10_000)})
+            assert any(side.unsent for side in bench.relay.sides.values())
+            reset(server)
+            turn_until_idle(bench.relay)
+            with pytest.raises(ConnectionResetError):
+                client.send(b"x")
+            assert not bench.relay.sides
+            assert pipes_of(os.getpid()) == before
+
+
+def send_more(relay: Relay, rests: dict[socket.socket, memoryview]) -> None:
+    """Send what is taken."""
+    taken = 1
+    while taken:
+        taken = 0
+        for client, rest in rests.items():
+            try:
+                count = client.send(rest) if len(rest) else 0
+            except BlockingIOError:
+                count = 0
+            rests[client] = rest[count:]
+            taken += count
+        for _ in range(10):
+            relay.turn(0)
+
+
+def test_an_account_that_may_have_no_larger_pipe(
+    soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIPE_SIZE", 1 << 31)  # more than the kernel gives anybody
+    with Bench() as bench:
+        before = pipes_of(os.getpid())
+        client, server = bench.pair()
+        client.sendall(bytes(1000))
+        client.shutdown(socket.SHUT_WR)
+        turn_until_idle(bench.relay)
+        assert receive(server) == bytes(1000)
+        assert pipes_of(os.getpid()) == before

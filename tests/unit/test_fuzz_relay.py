@@ -33,8 +33,11 @@ pytestmark = pytest.mark.fuzz
 
 LINGER_RESET = struct.pack("ii", 1, 0)
 PATTERN = bytes(range(251)) * 160
-CHUNKS = st.sampled_from([(2, 8, 16), (64, 64, 64), (8, 64, 4096), (8192, 65536, 262144)])
-"""SMALLEST_CHUNK, FIRST_CHUNK and CHUNK of the relay; it doubles the first up to the last."""
+CHUNKS = st.sampled_from(
+    [(2, 8, 16, 4096), (64, 64, 64, 65536), (8, 64, 4096, 4096), (8192, 65536, 262144, 1048576)]
+)
+"""SMALLEST_CHUNK, FIRST_CHUNK, CHUNK and PIPE_SIZE of the relay: it doubles the first up to the
+third, and goes on with pipes."""
 LIMIT = 20.0
 """Seconds after which what has not arrived never will."""
 BUFFER = 4096
@@ -117,15 +120,13 @@ class Wire(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.descriptors = len(os.listdir("/proc/self/fd"))
-        self.constants = {name: getattr(module, name) for name in ("CHUNK", "TURN")}
-        self.constants.update(FIRST_CHUNK=module.FIRST_CHUNK, SMALLEST_CHUNK=module.SMALLEST_CHUNK)
+        names = ("SMALLEST_CHUNK", "FIRST_CHUNK", "CHUNK", "PIPE_SIZE", "TURN")
+        self.constants = {name: getattr(module, name) for name in names}
         self.ends: list[End] = []
 
     @initialize(chunks=CHUNKS, turn=st.sampled_from([1, 2, 16]), most=st.sampled_from([2, 100]))
-    def begin(self, chunks: tuple[int, int, int], turn: int, most: int) -> None:
-        smallest, first, largest = chunks
-        small: Any = {"SMALLEST_CHUNK": smallest, "FIRST_CHUNK": first, "CHUNK": largest}
-        for name, value in {**small, "TURN": turn}.items():
+    def begin(self, chunks: tuple[int, int, int, int], turn: int, most: int) -> None:
+        for name, value in zip(self.constants, (*chunks, turn)):
             setattr(module, name, value)
         self.host = socket.create_server(("127.0.0.1", 0))
         self.port = 0
@@ -246,11 +247,15 @@ class Wire(RuleBasedStateMachine):
             self.relay.turn(0)
             left = (self.relay.dials, self.relay.turned_off, self.relay.paused)
             assert left == ({}, [], False)
+            given = len(self.relay.pipes) + self.relay.pipes_to_make
+            assert self.relay.most_connections + given == self.most, "pipes that are lost"
         finally:
             for end in self.ends:
                 end.leave("closed")
             for side in list(self.relay.sides.values()):
                 side.socket.close()
+            for pipe in self.relay.pipes:
+                pipe.close()
             self.relay.stop_listening()
             self.relay.epoll.close()
             self.host.close()
