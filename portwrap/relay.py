@@ -464,7 +464,9 @@ class Relay:
                 return
             peer.continues = False
             if count < wanted:
-                acknowledge(side, count)
+                if side.continues or side.prompt:
+                    acknowledge(side, count)
+                side.continues = True
                 # A stream that gave less than was asked for is empty (epoll(7)), but an end that
                 # was announced together with it is announced only once.
                 if not side.hung_up:
@@ -619,8 +621,7 @@ def acknowledge(side: Side, count: int) -> None:
     """
     if side.continues:
         side.prompt = PROMPT
-    side.continues = True
-    if side.prompt and count < SMALL:
+    if count < SMALL:
         side.prompt -= 1
         # Sends what is due; it does not stay set (tcp(7)).
         side.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_QUICKACK, 1)

@@ -793,7 +793,7 @@ def test_urgent_data_in_a_large_body(soon: None, ended: bool) -> None:
         assert got == bytes(1000) + b"tail"
 
 
-def narrow(connection: socket.socket) -> None:
+def narrow(connection: _socket.socket) -> None:
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         connection.setsockopt(socket.SOL_SOCKET, option, 32_768)
 
