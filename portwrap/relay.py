@@ -61,6 +61,8 @@ IN_OR_END = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLE
 END = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
+NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
+"""A kernel, or an outer sandbox, without splice(2) for these sockets."""
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -490,9 +492,13 @@ class Relay:
             pipe.held = splice(side.descriptor, pipe.writer, PIPE_SIZE, flags=SPLICE_F_NONBLOCK)
         except BlockingIOError:
             return False  # nothing is there, or urgent data, which splice does not pass
-        except OSError:
-            self.abort(side)
-            return True
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                self.abort(side)
+                return True
+            self.pipes_to_make = 0
+            self.pipes.pop().close()
+            return False
         if pipe.held < FIRST_CHUNK:
             side.bulk = False
         if pipe.held == 0:

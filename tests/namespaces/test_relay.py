@@ -181,6 +181,14 @@ def test_large_bodies_are_not_copied(portwrap: Portwrap, before: Sequence[str]) 
         assert (pipes_of(keeper) > small) == (splices(portwrap) and not before)
 
 
+def test_where_splice_is_refused(portwrap: Portwrap) -> None:
+    before = portwrap.program("without.py", "splice")
+    with Inside(portwrap, before=before) as session, session.serve() as listener:
+        small = pipes_of(session.keeper)
+        exchange(*session.pair(listener), 64 * MIB)
+        assert pipes_of(session.keeper) == small
+
+
 @both_ways
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_half_close(inside: Inside, listener: socket.socket, first: str) -> None:

@@ -1,10 +1,11 @@
 """Run a command on a kernel that lacks something, as far as it can tell.
 
-    without.py pidfds|thread-pidfds|unshare|ipv6 COMMAND [ARG ...]
+    without.py pidfds|thread-pidfds|unshare|ipv6|splice COMMAND [ARG ...]
 
 A seccomp filter refuses the system calls, for good and for all that the command starts: those of
 pidfds as a kernel as old as 4.18 does, pidfds of threads as one before 6.9 does, unshare as
-containers do, and IPv6 sockets as a kernel that was started with ipv6.disable=1.
+containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, and splice as an
+outer sandbox may.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PIDFDS = (424, 434, 438)  # pidfd_send_signal, _open, _getfd: the same on all bu
 PIDFD_THREAD = os.O_EXCL
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 SOCKET = {"x86_64": 41, "aarch64": 198}
+SPLICE = {"x86_64": 275, "aarch64": 76}
 LOAD_NUMBER = (0x20, 0, 0, 0)
 FIRST, SECOND = (0x20, 0, 0, 16), (0x20, 0, 0, 24)  # load this argument
 RET_ALLOW = (0x06, 0, 0, 0x7FFF0000)
@@ -33,6 +35,7 @@ CALLS = {  # the numbers of the calls, the argument that matters and its value, 
     "thread-pidfds": ([434], SECOND, PIDFD_THREAD, errno.EINVAL),
     "unshare": ([UNSHARE[machine]], None, 0, errno.EPERM),
     "ipv6": ([SOCKET[machine]], FIRST, socket.AF_INET6, errno.EAFNOSUPPORT),
+    "splice": ([SPLICE[machine]], None, 0, errno.ENOSYS),
 }
 numbers, load_argument, value, answer = CALLS[sys.argv[1]]
 test = [] if load_argument is None else [load_argument, (0x15, 0, 1, value)]
