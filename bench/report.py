@@ -176,7 +176,7 @@ PICTURE = ("![Start, requests, download and memory beside other ways](bench/summ
 # Group, title (its beginning) and how README.md calls it.
 SHORT = (
     ("Start", "first answer of a small server", "start, to the first answer"),
-    ("Start under", "first answer", "the same under batchspawner-singleuser"),
+    ("Start under", "first answer", "the same under batchspawner-singleuser, from its hand-over"),
     ("Requests", "requests/s, 1 ", "requests/s, 1 connection"),
     ("Requests", "requests/s, 16 ", "requests/s, 16 connections"),
     ("Requests", "requests/s, 128 ", "requests/s, 128 connections"),

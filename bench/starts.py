@@ -24,6 +24,7 @@ STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
 LEAST, PATIENCE = 8, 2
 """Rounds on the slowest machine, too, and how long they may take else: see Rig.rounds."""
 STAMP = r"<(\d{19})>"
+HANDED_OVER = r"\[(\d{19})\]"
 SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"
 SERVICE_PORT = "{service-port}"
 
@@ -42,6 +43,8 @@ def _small(rig: Rig) -> None:
         rig.figure("Start", "the command's first instruction", "ms", added=True),
         rig.figure("Start", "first answer of a small server", "ms", added=True),
     ]
+    for way in rig.ways:  # what is read for the first time comes from the disk
+        rig.sample(figures, way.name, lambda way: start_small(rig, way)[:0], way)
     for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
         for way in _of_round(rig, number, rig.ways):
             rig.sample(figures, way.name, start_small, rig, way)
@@ -131,7 +134,7 @@ def own_address() -> str:
 
 
 def _in_process(rig: Rig) -> None:
-    group = "Start under batchspawner-singleuser, in process"
+    group = "Start under batchspawner-singleuser, in process, from where it hands over"
     rig.say("start: under batchspawner-singleuser")
     figures = [
         rig.figure(group, "the command's first instruction", "ms", added=True),
@@ -140,6 +143,8 @@ def _in_process(rig: Rig) -> None:
     ways = [way for way in rig.ways if way.name == BARE or way.is_ours or way.waits]
     with Hub() as hub:
         try:
+            for way in ways:
+                rig.sample(figures, way.name, lambda way: _singleuser(rig, way, hub)[:0], way)
             for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
                 for way in _of_round(rig, number, ways):
                     rig.sample(figures, way.name, _singleuser, rig, way, hub)
@@ -148,19 +153,23 @@ def _in_process(rig: Rig) -> None:
 
 
 def _singleuser(rig: Rig, way: Way, hub: Hub) -> list[float]:
-    """The same two moments, counted from the exec of batchspawner-singleuser."""
+    """The same two moments, counted from when batchspawner-singleuser runs the program that it was
+    given: before that it takes most of a second, now longer and now shorter."""
     port = Port(SERVICE_PORT)  # not known yet
     words = way.words(STAMPED, port, rig.values)
     # It runs a Python program in its own interpreter: ours, or one that becomes the words after it.
-    program = words[1:] if way.is_ours else [rig.values["programs"] + "/become.py", *words]
+    programs = rig.values["programs"]
+    program = words[1:] if way.is_ours else [programs + "/become.py", *words]
     variables = {
         "JUPYTERHUB_API_URL": hub.url,
         "JUPYTERHUB_API_TOKEN": rig.token,
         "JUPYTERHUB_SERVICE_URL": f"http://{load.HOST}:0/user/bench/",
         "JUPYTERHUB_SERVICE_PREFIX": "/user/bench/",
     }
-    with rig.run([*rig.filled([SINGLEUSER]), *program], variables) as session:
+    words = [*rig.filled([SINGLEUSER]), programs + "/handed_over.py", *program]
+    with rig.run(words, variables) as session:
         chosen = hub.next_port()
         answered = load.first_answer(chosen, "/", START_LIMIT, session.is_over)
         first = int(await_word(session, STAMP))
-        return [(moment - session.started) / 1e6 for moment in (first, answered)]
+        begin = int(await_word(session, HANDED_OVER))
+        return [(moment - begin) / 1e6 for moment in (first, answered)]
