@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 NATIVE, NOT_NATIVE = "native", "not native: "
 NATIVE_ROOMS = ("notify", "handover")
-SERVICE_ROOMS = ("datagrams",)
-"""What is needed for the hand-over, or for host services, only."""
+"""What is needed for the hand-over only."""
 MOST_DESCRIPTORS = 253
 """Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 OWN_DESCRIPTORS = 32
@@ -71,9 +70,12 @@ def prepare(rooms: Rooms, lifeline: _socket.socket) -> dict[str, Any]:
         settings.update(start_helper(settings))
     native = settings["forward"] != "relay" and agree(settings, rooms, lifeline)
     outside = native or settings["services"]
-    rooms.unwanted = frozenset(NATIVE_ROOMS if not native else ())
-    rooms.unwanted |= frozenset(SERVICE_ROOMS if not settings["services"] else ())
+    rooms.unwanted = frozenset(() if native else NATIVE_ROOMS)
     rooms.load("watch")
+    if native:
+        rooms.load("handover")
+    if settings["services"]:
+        rooms.load("datagrams")
     rooms.file.close()
     if not outside:
         from .worker import enter
