@@ -187,7 +187,7 @@ def _main(words: list[str], afresh: bool) -> int:
     request = Request(values, command, os.environ)
     if "portwrap-path" in values:
         _hand_over(values["portwrap-path"], request)
-    if launching.is_threaded() and not afresh:
+    if keeper.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
     settings = common_settings(PARSER, values, request.host_port)
     settings["host_services"] += hub_services(os.environ)
@@ -209,7 +209,7 @@ def _check(
     if "apparmor" in values:
         sys.stdout.write(check.profiles(os.environ))
         return 0
-    if launching.is_threaded() and not afresh:
+    if keeper.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
     hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")
     settings = common_settings(PARSER, values, 0)

@@ -152,7 +152,7 @@ def _main(words: list[str], afresh: bool) -> int:
         program=PROGRAM,
         **common_settings(PARSER, values, host_port),
     )
-    if launching.is_threaded() and not afresh:
+    if keeper.is_threaded() and not afresh:
         launching.start_afresh("portwrap.__main__:main", words)
     launching.launch(sandbox, fill_in(command, sandbox.guest_port), os.environ)
 

@@ -36,6 +36,6 @@ def hint_for(message: str) -> str:
     """What this message means and what mends it: the table in `messages.py` knows."""
     try:
         from . import messages  # read only once something has failed
-    except ImportError:
-        return ""  # the archive was replaced a moment ago: the message has to do
+    except (ImportError, OSError):
+        return ""  # the archive was replaced a moment ago, or there is no descriptor to read it
     return messages.hint_for(message)

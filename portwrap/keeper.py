@@ -77,6 +77,8 @@ class Lifeline:
             self.socket.sendmsg([word], ancillary)
         except OSError as error:
             why = self._take(_socket.MSG_DONTWAIT)
+            if not why and error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                why = f"telling the keeper: {error.strerror}"
             raise (_overloaded(why) if why else _keeper_died()) from error
 
     def send_go(
@@ -184,10 +186,7 @@ class Lifeline:
 
     def reap(self) -> None:
         """Leave the command no child that it does not know."""
-        try:
-            os.waitpid(self.child, 0)
-        except ChildProcessError:
-            pass  # an inherited "ignore SIGCHLD" has the kernel reap for us (wait(2))
+        _wait_for(self.child)
         # Set anew, it discards the signal of that child, which waits where the caller has it
         # blocked.
         signals.signal(signals.SIGCHLD, signals.getsignal(signals.SIGCHLD) or signals.SIG_DFL)
@@ -201,6 +200,13 @@ class Lifeline:
         except OSError:
             pass
         raise _keeper_died()
+
+
+def _wait_for(child: int) -> None:
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        pass  # an inherited "ignore SIGCHLD" has the kernel reap for us (wait(2))
 
 
 def _keeper_died() -> PortwrapError:
@@ -218,12 +224,19 @@ _begun: list[Lifeline] = []
 def begin(program: str) -> None:
     """Start the keeper's interpreter while this process still loads its own code.
 
-    For who goes on to `start`, or to `abandon` before it becomes another program.
+    For who goes on to `start`, or to `abandon` before it becomes another program. Not beside other
+    threads, which may fork meanwhile and keep what the keeper waits for the end of.
     """
     try:
-        _begun.append(_start(program))
-    except PortwrapError:
+        if not is_threaded():
+            _begun.append(_start(program))
+    except (PortwrapError, OSError):
         pass  # the next try tells
+
+
+def is_threaded() -> bool:
+    """Whether this process runs more than one thread: unshare(CLONE_NEWUSER) is EINVAL then."""
+    return len(os.listdir("/proc/self/task")) > 1
 
 
 def start(program: str) -> Lifeline:
@@ -241,11 +254,14 @@ def abandon() -> None:
 
 
 def _start(program: str) -> Lifeline:
-    reserve_standard_descriptors()
+    sockets: list[_socket.socket] = []
+    child = 0
     try:
+        reserve_standard_descriptors()
         # Messages with boundaries; end of file when the last descriptor of the other end is closed.
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
-        text, text_end = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
+        sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+        sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
+        ours, theirs, text, text_end = sockets
         child = _spawn(program, theirs.fileno(), text_end.fileno())
         theirs.close()
         text_end.close()
@@ -254,6 +270,10 @@ def _start(program: str) -> Lifeline:
         text.sendall(marshal.dumps(rooms), _socket.MSG_NOSIGNAL)
         text.close()
     except OSError as error:
+        for socket in sockets:
+            socket.close()
+        if child:
+            _wait_for(child)
         raise _overloaded(f"starting the keeper: {error.strerror}") from error
     return Lifeline(ours, child)
 

@@ -192,11 +192,6 @@ def _choose_forward(sandbox: Sandbox, lifeline: keeper.Lifeline) -> str:
     return f"relay ({why})" if why else "native"
 
 
-def is_threaded() -> bool:
-    """Whether this process runs more than one thread: unshare(CLONE_NEWUSER) is EINVAL then."""
-    return len(os.listdir("/proc/self/task")) > 1
-
-
 def start_afresh(entry: str, argv: Sequence[str]) -> NoReturn:
     """Exec this interpreter anew with the same program: `entry` is "module:function"."""
     module, _, function = entry.partition(":")
@@ -206,7 +201,6 @@ def start_afresh(entry: str, argv: Sequence[str]) -> NoReturn:
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
     command = keeper.interpreter_command("-c", text, *argv)
-    keeper.abandon()
     _flush_output()
     os.execv(keeper.INTERPRETER, command)
 

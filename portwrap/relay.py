@@ -552,11 +552,15 @@ class Relay:
         side.unsent = rest if len(rest) else None
 
     def empty(self, pipe: Pipe, side: Side) -> None:
-        """Send what this pipe holds, and have it back. Raises OSError as send(2) does."""
+        """Send what this pipe holds, and have one back. Raises OSError as send(2) does."""
         while pipe.held:
             pipe.held -= splice(pipe.reader, side.descriptor, pipe.held, flags=SPLICE_F_NONBLOCK)
         side.unsent = None
-        self.pipes.append(pipe)
+        if self.pipes:  # one is enough most of the time, and the account's programs want some, too
+            pipe.close()
+            self.pipes_to_make += 1
+        else:
+            self.pipes.append(pipe)
 
     def end(self, side: Side) -> None:
         """Pass an end of file on to this side, which has all that came before: while something is
@@ -629,8 +633,11 @@ def acknowledge(side: Side, count: int) -> None:
         side.prompt = PROMPT
     if count < SMALL:
         side.prompt -= 1
-        # Sends what is due; it does not stay set (tcp(7)).
-        side.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_QUICKACK, 1)
+        try:
+            # Sends what is due; it does not stay set (tcp(7)).
+            side.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_QUICKACK, 1)
+        except OSError:
+            pass  # a connection over MPTCP does not have it
 
 
 def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:

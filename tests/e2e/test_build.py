@@ -553,6 +553,31 @@ def test_each_module_is_compiled_once_and_the_keeper_begins_meanwhile(
     assert "/site-packages/portwrap/launching.py" not in before
 
 
+ANOTHER_ARCHIVE = """
+import py_compile, runpy, sys, zipfile
+folder = sys.argv[2]
+with open(folder + "/legacy.py", "w") as file:
+    file.write("value = 7")
+py_compile.compile(folder + "/legacy.py", folder + "/legacy.pyc")
+with zipfile.ZipFile(folder + "/other.zip", "w") as archive:
+    archive.write(folder + "/legacy.pyc", "legacy.pyc")
+runpy.run_path(sys.argv[1], run_name="ours")["import_from"](sys.argv[1])
+sys.path.append(folder + "/other.zip")
+import legacy, portwrap.keeper
+print(legacy.value, legacy.__file__, portwrap.keeper.__file__, sep="\\n")
+"""
+
+
+def test_modules_of_other_archives_tell_their_own_file(
+    pyz: Path, tmp_path: Path, python: str
+) -> None:
+    words = [python, "-c", ANOTHER_ARCHIVE, pyz, tmp_path]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    ours = f"{pyz}/site-packages/portwrap/keeper.py"
+    assert result.stdout.splitlines() == ["7", f"{tmp_path}/other.zip/legacy.pyc", ours]
+
+
 # ---- Python too old, and Ctrl-C ---------------------------------------------------------------
 
 

@@ -70,6 +70,25 @@ def test_another_portwrap_gets_no_child_that_it_does_not_know(
     assert (result.returncode, result.stdout) == (0, "[]\n"), result
 
 
+def test_a_beginning_that_fails_half_way_leaves_no_child(portwrap: Portwrap, pyz: Path) -> None:
+    needs("strace")
+    once = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=sendto:error=EIO:when=1"]
+    look = ["sh", "-c", "read -r line </proc/$$/task/$$/children; echo [$line]"]
+    words = [*once, portwrap.python, str(pyz), *look]
+    result = run_as(OWNER, words, env=at_url(unused_port()))
+    assert (result.returncode, result.stdout) == (0, "[]\n"), result
+
+
+@pytest.mark.parametrize("most", [16, *range(5, 11)])
+def test_hardly_any_descriptor(portwrap: Portwrap, pyz: Path, most: int) -> None:
+    words = ["prlimit", f"--nofile={most}", portwrap.python, str(pyz), "true"]
+    result = run_as(OWNER, words, env=at_url(unused_port()))
+    if result.returncode:
+        assert result.returncode == 125, result
+        assert len(result.stderr.splitlines()) <= 2
+        assert "Too many open files" in result.stderr
+
+
 def test_memory_of_the_caller_would_be_seen(portwrap: Portwrap, world_dir: Path) -> None:
     """The limit above is one that the test's own program breaks."""
     script = world_dir / "look.py"

@@ -273,6 +273,16 @@ def test_hardly_any_descriptor(portwrap: Portwrap, port: int, most: int) -> None
     wait_until_nothing_is_left(before, port)
 
 
+def test_more_descriptors_under_way_than_the_account_may_have(
+    portwrap: Portwrap, port: int
+) -> None:
+    needs("strace")
+    error = "inject=sendmsg:error=ETOOMANYREFS:when=1"
+    watch = ["strace", "-qq", "-o", "/dev/null", "-e", error]
+    result = run_in_sandbox(portwrap, "true", port=port, before=watch)
+    refusal_of(result, 125, "telling the keeper: Too many references")
+
+
 @pytest.mark.parametrize("most", range(9, 17))
 def test_hardly_any_descriptor_for_more_than_one_port(
     portwrap: Portwrap, port: int, most: int

@@ -26,7 +26,7 @@ from portwrap import relay as module
 from portwrap.relay import GUESTS, Place, Relay
 
 from fuzzing import TIMES, examples
-from helpers import OWNER, run_as, wait_until
+from helpers import OWNER, cannot, run_as, wait_until
 from sessions import Inside, Portwrap, assert_quiet, settle
 
 pytestmark = pytest.mark.namespaces
@@ -691,9 +691,12 @@ def test_any_schedule(inside: Inside, listener: socket.socket) -> None:
 class Bench:
     """A relay that turns only when it is told to, and sockets on both of its sides."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = 0) -> None:
         self.stack = ExitStack()
-        self.host = self.keep(socket.create_server(("127.0.0.1", 0)))
+        self.protocol = protocol
+        self.host = self.keep(socket.socket(proto=protocol))
+        self.host.bind(("127.0.0.1", 0))
+        self.host.listen()
         self.guest = self.keep(socket.create_server(("127.0.0.1", 0)))
         self.relay = Relay(100)
         self.place = Place(self.guest.getsockname()[1], GUESTS)
@@ -715,7 +718,10 @@ class Bench:
         return self.stack.enter_context(made)
 
     def client(self) -> socket.socket:
-        return self.keep(socket.create_connection(self.host.getsockname(), timeout=5))
+        made = self.keep(socket.socket(proto=self.protocol))
+        made.settimeout(5)
+        made.connect(self.host.getsockname())
+        return made
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         """A client and the server's end of its connection, with nothing left to do."""
@@ -723,6 +729,21 @@ class Bench:
         while not select.select([self.guest], [], [], 0)[0] or self.relay.dials:
             self.relay.turn(5)
         return client, self.keep(self.guest.accept()[0])
+
+
+def test_messages_in_a_row_over_mptcp() -> None:
+    """A connection of which cannot be told to acknowledge at once."""
+    try:
+        socket.socket(proto=socket.IPPROTO_MPTCP).close()
+    except OSError as error:
+        cannot(f"no MPTCP: {error.strerror}")
+    with Bench(socket.IPPROTO_MPTCP) as bench:
+        client, server = bench.pair()
+        for word in (b"one", b"two", b"three"):
+            client.sendall(word)
+            while not select.select([server], [], [], 0)[0]:
+                bench.relay.turn(5)
+            assert server.recv(9) == word
 
 
 def test_an_answer_before_the_reset_that_a_send_meets() -> None:
@@ -811,6 +832,7 @@ def test_more_slow_readers_than_pipes(
     soon: None, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """Those without one have their bytes copied, and everybody gets all, and the pipes back."""
+    before = pipes_of(os.getpid())
     body = random.randbytes(500_000)
     monkeypatch.setattr(module, "MOST_PIPES", most)
     with Bench() as bench:
@@ -836,7 +858,10 @@ def test_more_slow_readers_than_pipes(
                 except BlockingIOError:
                     pass
         assert all(some == body for some in got.values())
-        assert len(bench.relay.pipes) == made
+        # One is kept, the others make room for the account's programs.
+        assert len(bench.relay.pipes) == min(made, 1)
+        assert pipes_of(os.getpid()) == before + 2 * min(made, 1)
+        assert len(bench.relay.pipes) + bench.relay.pipes_to_make == most * bool(module.splice)
 
 
 def test_a_reset_while_a_pipe_is_full(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
