@@ -610,7 +610,10 @@ class Relay:
         self.stop_listening()
         until = time.monotonic() + limit
         for side in list(self.sides.values()):
-            side.readable = True
+            # What is told once only may have been told together with the end of the command.
+            side.readable = side.hung_up = True
+            if side.unsent is not None and side.descriptor in self.sides:
+                self.flush(side)
             self.pump(side)
         while time.monotonic() < until and self.undelivered():
             self.turn(until - time.monotonic())

@@ -571,7 +571,7 @@ print(legacy.value, legacy.__file__, portwrap.keeper.__file__, sep="\\n")
 def test_modules_of_other_archives_tell_their_own_file(
     pyz: Path, tmp_path: Path, python: str
 ) -> None:
-    words = [python, "-c", ANOTHER_ARCHIVE, pyz, tmp_path]
+    words: list[str | Path] = [python, "-c", ANOTHER_ARCHIVE, pyz, tmp_path]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     ours = f"{pyz}/site-packages/portwrap/keeper.py"

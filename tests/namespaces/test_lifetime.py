@@ -361,7 +361,9 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, size: int, for
         sent = int(session.process.stdout.readline())
         assert session.process.wait(timeout=5) == 0
         got = b"".join(iter(lambda: client.recv(1 << 20), b""))
-        assert got == (bytes(range(256)) * (size // 256 + 1))[:sent]
+        want = (bytes(range(256)) * (size // 256 + 1))[:sent]
+        assert len(got) == len(want), (len(got), len(want))
+        assert got == want
         session.wait_until_gone(LIMIT)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -756,6 +757,57 @@ def test_an_answer_before_the_reset_that_a_send_meets() -> None:
         server.close()  # with unread data: a reset follows the answer
         bench.relay.turn(5)
         assert client.recv(100) == b"too large"
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_the_end_is_told_together_with_room_for_more(
+    soon: None, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Of the events of one turn those behind the end of the command are never looked at, and an
+    edge is not told again."""
+    monkeypatch.setattr(module, "MOST_PIPES", most)
+    with Bench() as bench:
+        narrow(bench.guest)
+        narrow(bench.host)
+        client, server = bench.pair()
+        for side in bench.relay.sides.values():
+            narrow(side.socket)
+        client.setblocking(False)
+        server.setblocking(False)
+        while not unsent(bench.relay):
+            with contextlib.suppress(BlockingIOError):
+                server.send(bytes(100_000))
+            bench.relay.turn(1)
+        before = unsent(bench.relay)
+        reader, writer = os.pipe()
+
+        def on_end() -> None:
+            bench.relay.finish(0)
+            raise EOFError  # as the keeper, which ends
+
+        try:
+            bench.relay.watch(reader, on_end)
+            os.write(writer, b"x")
+            drain(client)
+            with pytest.raises(EOFError):
+                bench.relay.turn(5)
+            bench.relay.unwatch(reader)
+            assert unsent(bench.relay) != before
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+
+def unsent(relay: Relay) -> int:
+    """Bytes that wait for the room that an event will tell of."""
+    waiting = [side.unsent for side in relay.sides.values() if side.unsent is not None]
+    return sum(each.held if isinstance(each, module.Pipe) else len(each) for each in waiting)
+
+
+def drain(connection: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while connection.recv(MIB):
+            pass
 
 
 def test_an_event_of_the_past_meets_no_new_socket() -> None:
