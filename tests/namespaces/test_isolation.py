@@ -166,11 +166,23 @@ def test_nobody_slips_in_between_bind_and_listen(portwrap: Portwrap) -> None:
     """Nor does a rival who has SO_REUSEADDR, by which two may bind as long as none listens."""
     needs("strace")
     slow = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=listen:delay_enter=10000000"]
-    with Inside(portwrap, before=slow) as session:
+    with Inside(portwrap, before=slow, port=port_without_a_past()) as session:
         call = Path(f"/proc/{session.pid}/syscall")
         wait_until(lambda: call.read_text().split()[0] == LISTEN_CALL, what="the call of listen")
         ways = squat(portwrap, session.port)
         assert [way for way in ways if isinstance(way, list) and ":" not in way[0]] == []
+
+
+def port_without_a_past() -> int:
+    """One that needs no SO_REUSEADDR: no connection of an earlier test is in TIME_WAIT on it."""
+    while True:
+        port = unused_port()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        return port
 
 
 def remember_connections(port: int, address: str) -> None:
