@@ -14,9 +14,9 @@ from .rig import JUPYTER, RAW, START_LIMIT, await_word
 from .ways import BARE, Port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from .rig import Rig
+    from .rig import Figure, Rig
     from .ways import Way
 
 STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
@@ -43,11 +43,19 @@ def _small(rig: Rig) -> None:
         rig.figure("Start", "the command's first instruction", "ms", added=True),
         rig.figure("Start", "first answer of a small server", "ms", added=True),
     ]
-    for way in rig.ways:  # what is read for the first time comes from the disk
-        rig.sample(figures, way.name, lambda way: start_small(rig, way)[:0], way)
+    _in_rounds(rig, figures, rig.ways, lambda way: start_small(rig, way))
+
+
+def _in_rounds(
+    rig: Rig, figures: Sequence[Figure], ways: Sequence[Way], take: Callable[[Way], list[float]]
+) -> None:
+    """Take them in turn, after one of each that does not count: what is read for the first time
+    comes from the disk."""
+    for way in ways:
+        rig.sample(figures, way.name, lambda way: take(way)[:0], way)
     for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
-        for way in _of_round(rig, number, rig.ways):
-            rig.sample(figures, way.name, start_small, rig, way)
+        for way in _of_round(rig, number, ways):
+            rig.sample(figures, way.name, take, way)
 
 
 def _of_round(rig: Rig, number: int, ways: Sequence[Way]) -> list[Way]:
@@ -143,11 +151,7 @@ def _in_process(rig: Rig) -> None:
     ways = [way for way in rig.ways if way.name == BARE or way.is_ours or way.waits]
     with Hub() as hub:
         try:
-            for way in ways:
-                rig.sample(figures, way.name, lambda way: _singleuser(rig, way, hub)[:0], way)
-            for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
-                for way in _of_round(rig, number, ways):
-                    rig.sample(figures, way.name, _singleuser, rig, way, hub)
+            _in_rounds(rig, figures, ways, lambda way: _singleuser(rig, way, hub))
         finally:
             hub.shutdown()
 

@@ -257,7 +257,7 @@ def _start(program: str) -> Lifeline:
     sockets: list[_socket.socket] = []
     child = 0
     try:
-        reserve_standard_descriptors()
+        _reserve_standard_descriptors()
         # Messages with boundaries; end of file when the last descriptor of the other end is closed.
         sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
         sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
@@ -278,7 +278,7 @@ def _start(program: str) -> Lifeline:
     return Lifeline(ours, child)
 
 
-def reserve_standard_descriptors() -> None:
+def _reserve_standard_descriptors() -> None:
     """Fill closed places among 0-2 until exec, so that no socket of ours lands there."""
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
