@@ -28,6 +28,7 @@ from helpers import (
     descendants,
     describe,
     find_tool,
+    lives,
     run_as,
     state_of,
 )
@@ -153,7 +154,7 @@ def _reap_orphans() -> None:
 
 
 def _live_descendants() -> set[int]:
-    return {pid for pid in descendants(os.getpid()) if state_of(pid) not in ("Z", "X", "")}
+    return set(filter(lives, descendants(os.getpid())))
 
 
 def _shared_things() -> set[str]:

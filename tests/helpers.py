@@ -150,6 +150,17 @@ def state_of(pid: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
+def lives(pid: int) -> bool:
+    """Whether a thread of this process is left: the first one may have ended before the others, and
+    until the last one has, the files of all are open."""
+    if state_of(pid) not in ("Z", "X", ""):
+        return True
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
+
+
 def children_of(pid: int) -> list[int]:
     """The children of a process, zombies among them."""
     try:

@@ -10,7 +10,7 @@ from typing import Any, Sequence
 
 import pytest
 
-from helpers import OWNER, PROJECT, descendants, environment, run_as, state_of, wait_until
+from helpers import OWNER, PROJECT, descendants, environment, lives, run_as, wait_until
 from sessions import KEEPER, Portwrap, holders_of, name_of, unused_port
 
 one_forward = pytest.mark.parametrize("each_forward", ["auto"], indirect=True)
@@ -71,13 +71,13 @@ def refusal_of(result: subprocess.CompletedProcess[str], status: int, *said: str
 
 def ours_alive() -> set[int]:
     """Every live process that this test run has started."""
-    return {pid for pid in descendants(os.getpid()) if state_of(pid) not in ("Z", "X", "")}
+    return set(filter(lives, descendants(os.getpid())))
 
 
 def wait_until_nothing_is_left(before: set[int], port: int, seconds: float = 5) -> None:
     """Fail unless every process that was not there before is gone, and the port is free."""
     wait_until(lambda: not ours_alive() - before, seconds, "the end of every process")
-    assert holders_of(port) == []
+    wait_until(lambda: not holders_of(port), seconds, f"port {port} free")
 
 
 def keeper_among(processes: set[int]) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Sequence
 
 import measure
 
-from helpers import OWNER, PROJECT, as_user, end, environment, state_of, wait_until
+from helpers import OWNER, PROJECT, as_user, end, environment, lives, wait_until
 
 ENTRY = "from portwrap.__main__ import main"
 MARK = "PORTWRAP_TEST_MARK"
@@ -79,7 +79,7 @@ def bearers_of(mark: str) -> set[int]:
                 found.add(int(entry))
         except OSError:
             continue  # it has ended, or is about to
-    return {pid for pid in found if state_of(pid) not in ("Z", "X", "")}
+    return set(filter(lives, found))
 
 
 class Portwrap:

@@ -30,8 +30,8 @@ from helpers import (
     descendants,
     describe,
     end,
+    lives,
     run_as,
-    state_of,
     wait_until,
 )
 
@@ -126,7 +126,7 @@ class Hub:
         """Every live process of the owner's jobs. The hub's process adopts whatever leaves them."""
         uid = pwd.getpwnam(OWNER).pw_uid
         below = descendants(self.process.pid)
-        return [describe(pid) for pid in below if user_of(pid) == uid and state_of(pid) != "Z"]
+        return [describe(pid) for pid in below if user_of(pid) == uid and lives(pid)]
 
     def host_port(self) -> int:
         """The port of the node that batchspawner-singleuser chose for the newest job."""

@@ -29,7 +29,7 @@ from helpers import (
     describe,
     end,
     find_tool,
-    state_of,
+    lives,
     wait_until,
 )
 
@@ -158,7 +158,7 @@ class Host:
                 status = Path(f"/proc/{pid}/status").read_text()
                 if int(status.partition("\nUid:\t")[2].split()[0]) != uid:
                     continue
-                if os.stat(f"/proc/{pid}/ns/pid").st_ino == ours and state_of(pid) not in "ZX":
+                if os.stat(f"/proc/{pid}/ns/pid").st_ino == ours and lives(pid):
                     found.add(pid)
             except OSError:
                 continue  # it has ended

@@ -11,6 +11,7 @@ import pytest
 from e2e.hub import KINDS, Hub
 
 from helpers import wait_until
+from sessions import holders_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -65,14 +66,8 @@ def assert_ended(hub: Hub, state: str) -> None:
 
 
 def assert_free(port: int) -> None:
-    """Nobody holds the port; connections that the kernel still remembers do not count."""
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind((address, port))
-            probe.listen()
+    """Nobody holds the port, or only what is ending at this moment."""
+    wait_until(lambda: not holders_of(port), 10, f"port {port} free")
 
 
 # ---- starts that fail -----------------------------------------------------------------------

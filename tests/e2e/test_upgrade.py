@@ -138,7 +138,7 @@ def test_a_running_session_goes_on_and_a_new_one_gets_the_new_file(
     os.kill(helper, 9)
     assert old.process.wait(10) == -15
     wait_until(lambda: not bearers_of(old.mark), 10, "the end of every process")
-    assert holders_of(old.port) == []
+    wait_until(lambda: not holders_of(old.port), 10, "the port free")
     assert old.process.stderr
     told = old.process.stderr.read()
     assert f"{HELPER} ended by signal 9; ending the command (SIGTERM)" in told

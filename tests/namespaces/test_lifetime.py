@@ -16,7 +16,7 @@ import pytest
 
 from portwrap.watch import has_ended
 
-from helpers import OWNER, as_user, end, state_of, wait_until
+from helpers import OWNER, as_user, end, lives, state_of, wait_until
 from sessions import HELPER, KEEPER, Inside, Portwrap, Session, assert_quiet, kill, name_of, settle
 
 pytestmark = pytest.mark.namespaces
@@ -227,6 +227,7 @@ def test_a_process_ends_with_its_last_thread(portwrap: Portwrap) -> None:
         directory = os.open(f"/proc/{process.pid}", os.O_RDONLY)
         wait_until(lambda: state_of(process.pid) == "Z", what="the end of the first thread")
         assert not has_ended(directory)
+        assert lives(process.pid)  # the tests' own look at it
         assert process.stdin is not None
         process.stdin.close()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
