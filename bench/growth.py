@@ -64,7 +64,7 @@ def _sessions(rig: Rig, ways: list[Way]) -> None:
 def _start_beside(rig: Rig, way: Way, others: list[Session]) -> list[float]:
     """Milliseconds to the first answer of one more session, once all others run."""
     settled(others, SLEEP)
-    times = [start_small(rig, way)[1] for _ in range(max(1, rig.size.starts // 6))]
+    times = [start_small(rig, way)[1] for _ in range(max(1, rig.size.starts // 3))]
     return [statistics.median(times)]
 
 

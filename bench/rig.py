@@ -332,7 +332,9 @@ class Servers(Dict[str, int]):
                 self.start(way)
 
 
-def await_word(session: Session, pattern: str, limit: float = START_LIMIT) -> str:
+def await_word(
+    session: Session, pattern: str, limit: float = START_LIMIT, pause: float = 0.005
+) -> str:
     """Wait until the session has written what matches; returns the match's only group."""
     until = time.monotonic() + limit
     look = time.monotonic() + 1
@@ -344,7 +346,7 @@ def await_word(session: Session, pattern: str, limit: float = START_LIMIT) -> st
             look += 1
             if session.is_over():
                 break
-        time.sleep(0.005)
+        time.sleep(pause)
     said = session.said().strip().splitlines()[-1:]
     raise load.LoadError(": ".join(["no result", *said]))
 

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .rig import Figure, Rig
+    from .session import Session
     from .ways import Way
 
 STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
 """The small server, after its first instruction has said when it ran."""
 LEAST, PATIENCE = 8, 2
 """Rounds on the slowest machine, too, and how long they may take else: see Rig.rounds."""
+ASK_JUPYTER = 0.002
+"""Seconds between two questions to a server that takes a second to answer the first one."""
 STAMP = r"<(\d{19})>"
 HANDED_OVER = r"\[(\d{19})\]"
 SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"
@@ -69,9 +72,15 @@ def start_small(rig: Rig, way: Way) -> list[float]:
     """Milliseconds from exec to the command's first instruction and to its first answer."""
     session, port = rig.start(way, STAMPED)
     with session:
-        answered = load.first_answer(port, "/", START_LIMIT, session.is_over)
-        first = int(await_word(session, STAMP))
+        first, answered = _two_moments(session, port)
         return [(moment - session.started) / 1e6 for moment in (first, answered)]
+
+
+def _two_moments(session: Session, port: int) -> tuple[int, int]:
+    """When the command began, and when it answered; as time.time_ns() does. To ask a port again and
+    again costs the session a part of a processor, so that it begins with the command."""
+    first = int(await_word(session, STAMP, pause=0.001))
+    return first, load.first_answer(port, "/", START_LIMIT, session.is_over)
 
 
 def _jupyter(rig: Rig) -> None:
@@ -81,7 +90,7 @@ def _jupyter(rig: Rig) -> None:
     def take(way: Way) -> list[float]:
         session, port = rig.start(way, JUPYTER)
         with session:
-            answered = load.first_answer(port, "/api", START_LIMIT, session.is_over)
+            answered = load.first_answer(port, "/api", START_LIMIT, session.is_over, ASK_JUPYTER)
             return [(answered - session.started) / 1e6]
 
     for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
@@ -173,7 +182,6 @@ def _singleuser(rig: Rig, way: Way, hub: Hub) -> list[float]:
     words = [*rig.filled([SINGLEUSER]), programs + "/handed_over.py", *program]
     with rig.run(words, variables) as session:
         chosen = hub.next_port()
-        answered = load.first_answer(chosen, "/", START_LIMIT, session.is_over)
-        first = int(await_word(session, STAMP))
+        first, answered = _two_moments(session, chosen)
         begin = int(await_word(session, HANDED_OVER))
         return [(moment - begin) / 1e6 for moment in (first, answered)]
