@@ -25,6 +25,7 @@ RARELY_READ = ("check.py", "help.py", "messages.py", "probe.py", "METADATA", "LI
 # To the keeper, as text.
 ONLY_CARRIED = (
     "datagrams.py",
+    "ends.py",
     "handover.py",
     "loader.py",
     "preparing.py",

@@ -48,7 +48,7 @@ across exec and also holds back handlers that a program installs (pasta does).""
 
 READY, NATIVE, NOT_NATIVE = "ready", "native", "not native: "
 """Answers of the keeper, the last one with its reason behind it; any other is a failure."""
-ROOMS = ("libc", "preparing", "notify", "relay", "worker", "watch", "handover", "datagrams")
+ROOMS = ("libc", "preparing", "notify", "ends", "relay", "worker", "watch", "handover", "datagrams")
 """The modules that the keeper may run, in the order in which it comes to need them."""
 PART = 32768
 """Bytes of a message of ours at most: it must find room in a socket's buffer."""

@@ -7,10 +7,10 @@
      2  P binds and listens on the host port, and on those to be published
      3  P moves into new user and network namespaces, listens in there for the host services, and
         tells K to go, with all these sockets and what K needs of P
-     4  K starts the network helper on them and follows P inside as the relay; where it has to stay
-        outside, for host services or for the hand-over, a worker of it relays inside
-     5  K says that it is ready: from here on the forward and the way out work
-     6  P arms the lifeline and execs the command in place
+     4  K starts the network helper on them and follows P inside, to be the relay; where it has to
+        stay outside, for host services or for the hand-over, a worker of it relays inside
+     5  K says that it is ready: the way out works, and clients can connect
+     6  P arms the lifeline and execs the command in place; meanwhile K loads the code that serves
 
 There is no supervisor. The command keeps its PID, parent, terminal and exit status, because it is
 exec'ed; K ends when the command does, because it holds a pidfd of it; and the command is told with

@@ -1,8 +1,8 @@
 """The loader: how the keeper's process begins, in an interpreter of its own that has nothing yet.
 
-It forks. The parent compiles the rooms that the launching process sends as text, and ends; the
-child runs them, and becomes the keeper. So the keeper is no child of the command, and it is spared
-the memory that compiling takes, 1.5 MB that an interpreter does not give back.
+It forks, so that the keeper is no child of the command, and again: a child of the keeper compiles
+the rooms that the launching process sends as text, and ends when the last one is. So the keeper is
+spared the memory that this takes, 1.5 MB that an interpreter does not give back.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Rooms:
-    """The modules that the keeper runs, as they come from the parent that compiles them."""
+    """The modules that the keeper runs, as they come from the child that compiles them."""
 
-    def __init__(self, file: BufferedReader) -> None:
+    def __init__(self, file: BufferedReader, child: int) -> None:
         self.file = file
+        self.child = child
         self.unwanted: frozenset[str] = frozenset()
         self.package = sys.modules["portwrap"] = type(sys)("portwrap")
 
@@ -44,21 +45,28 @@ class Rooms:
             if name == last:
                 return module
 
+    def close(self) -> None:
+        """Want no more of them."""
+        self.file.close()
+        posix.waitpid(self.child, 0)
+
 
 def main(text: BufferedReader, lifeline: int) -> None:
     """Be the keeper that has this lifeline, and its rooms in this stream, as text."""
     try:
+        if posix.fork():
+            posix._exit(0)
         incoming, outgoing = posix.pipe()
-        is_parent = posix.fork() != 0
+        child = posix.fork()
     except OSError as error:
         return give_up(lifeline, error)
-    if is_parent:
+    if child == 0:
         posix.close(incoming)
         posix.close(lifeline)  # its closing tells that the keeper has ended
         compile_rooms(text, outgoing)
     posix.close(outgoing)
     posix.dup2(1, 0)  # /dev/null
-    rooms = Rooms(open(incoming, "rb"))
+    rooms = Rooms(open(incoming, "rb"), child)
     try:
         preparing = rooms.load("preparing")
     except EOFError:
@@ -81,7 +89,7 @@ def give_up(number: int, error: Exception) -> None:
 
 
 def compile_rooms(text: BufferedReader, outgoing: int) -> NoReturn:
-    """In the parent: pass on what machines read of each room."""
+    """In the child: pass on what machines read of each room."""
     try:
         sources = marshal.load(text)
         with open(outgoing, "wb") as file:

@@ -1,6 +1,7 @@
 """The keeper before it serves: it starts the network helper, and agrees on the way in.
 
-Part of the keeper's lean interpreter (see `watch.py`, which comes next).
+Part of the keeper's lean interpreter (see `watch.py`, which comes next). No more code than this is
+there until the command begins: whatever else is compiled meanwhile keeps it waiting.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from . import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
     from .loader import Rooms
 
-NATIVE, NOT_NATIVE = "native", "not native: "
+READY, NATIVE, NOT_NATIVE = "ready", "native", "not native: "
 NATIVE_ROOMS = ("notify", "handover")
 """What is needed for the hand-over only."""
 MOST_DESCRIPTORS = 253
@@ -41,6 +42,7 @@ def main(number: int, rooms: Rooms) -> None:
     lifeline = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, number)
     try:
         settings = prepare(rooms, lifeline)
+        rooms.load("ends")
     except (BrokenPipeError, ConnectionResetError):
         return  # the other end is gone: it has said why
     except (OSError, EOFError, ImportError) as error:
@@ -49,11 +51,24 @@ def main(number: int, rooms: Rooms) -> None:
         except OSError:
             pass
         return
-    lifeline.detach()
+
+    from .ends import Ends
+
+    ends = Ends(settings, lifeline)
+    try:
+        if ends.helper:
+            ends.wait_for_helper(settings["ready"], settings["ready_limit"])
+        # Clients wait in the host's socket, and the command's calls of listen for our answer, until
+        # we have loaded what serves them: meanwhile the command begins.
+        ends.tell(READY)
+        ends.ready = True
+        load_the_rest(rooms, settings)
+    except (OSError, EOFError, ImportError) as error:
+        ends.fail(f"the keeper failed: {error}")
 
     from . import watch
 
-    watch.main(settings)
+    watch.main(settings, ends)
 
 
 def prepare(rooms: Rooms, lifeline: _socket.socket) -> dict[str, Any]:
@@ -69,19 +84,21 @@ def prepare(rooms: Rooms, lifeline: _socket.socket) -> dict[str, Any]:
     if settings["helper_command"]:
         settings.update(start_helper(settings))
     native = settings["forward"] != "relay" and agree(settings, rooms, lifeline)
-    outside = native or settings["services"]
-    rooms.unwanted = frozenset(() if native else NATIVE_ROOMS)
+    if not native:
+        rooms.unwanted = frozenset(NATIVE_ROOMS)
+    if not native and not settings["services"]:
+        enter(settings.pop("namespaces"))
+    return settings
+
+
+def load_the_rest(rooms: Rooms, settings: dict[str, Any]) -> None:
+    """Have what serves this session. Raises EOFError if the process that compiles it is gone."""
     rooms.load("watch")
-    if native:
+    if "questions" in settings:
         rooms.load("handover")
     if settings["services"]:
         rooms.load("datagrams")
-    rooms.file.close()
-    if not outside:
-        from .worker import enter
-
-        enter(settings.pop("namespaces"))
-    return settings
+    rooms.close()
 
 
 def receive_go(lifeline: _socket.socket) -> dict[str, Any]:
@@ -96,7 +113,7 @@ def receive_go(lifeline: _socket.socket) -> dict[str, Any]:
         descriptors += given
     settings: dict[str, Any] = marshal.loads(data)
     process, *namespaces = take(descriptors, 3)
-    settings.update(process=process, namespaces=namespaces, lifeline=lifeline.fileno())
+    settings.update(process=process, namespaces=namespaces)
     settings["serving"] = take(descriptors, settings["serving"])
     guests = settings["published_to"]
     settings["published"] = list(zip(take(descriptors, len(guests)), guests))
@@ -204,3 +221,14 @@ def close_all_but(kept: Iterable[int]) -> None:
                 posix.close(descriptor)
             except OSError:
                 pass  # that of the listing itself
+
+
+def enter(namespaces: Sequence[int]) -> None:
+    """Move this process into the user and the network namespace of these descriptors, without the
+    rights over them that the kernel gives to whoever enters. Raises OSError."""
+    for namespace in namespaces:
+        libc.setns(namespace)
+        posix.close(namespace)
+    libc.drop_capabilities()
+    # Who enters a user namespace is not: its entry in /proc would be root's (proc(5)).
+    libc.prctl(libc.PR_SET_DUMPABLE, 1)

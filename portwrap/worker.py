@@ -15,8 +15,7 @@ import select
 
 import _socket
 
-from . import libc
-from .preparing import close_all_but
+from .preparing import close_all_but, enter
 from .relay import Place, Relay
 
 TYPE_CHECKING = False
@@ -105,14 +104,3 @@ def run(
         link.send(f"failed: {error}".encode("utf-8", "replace"))
     finally:
         posix._exit(1)
-
-
-def enter(namespaces: Sequence[int]) -> None:
-    """Move this process into the user and the network namespace of these descriptors, without the
-    rights over them that the kernel gives to whoever enters. Raises OSError."""
-    for namespace in namespaces:
-        libc.setns(namespace)
-        posix.close(namespace)
-    libc.drop_capabilities()
-    # Who enters a user namespace is not: its entry in /proc would be root's (proc(5)).
-    libc.prctl(libc.PR_SET_DUMPABLE, 1)

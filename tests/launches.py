@@ -11,7 +11,7 @@ from typing import Any, Sequence
 import pytest
 
 from helpers import OWNER, PROJECT, descendants, environment, lives, run_as, wait_until
-from sessions import KEEPER, Portwrap, holders_of, name_of, unused_port
+from sessions import KEEPER, Portwrap, holders_of, name_of, serves, unused_port
 
 one_forward = pytest.mark.parametrize("each_forward", ["auto"], indirect=True)
 """For tests that take long, where the way in makes no difference."""
@@ -81,9 +81,12 @@ def wait_until_nothing_is_left(before: set[int], port: int, seconds: float = 5) 
 
 
 def keeper_among(processes: set[int]) -> int:
-    """The keeper, once it has become lean."""
-    found = wait_until(lambda: [pid for pid in processes if name_of(pid) == KEEPER], 10, "keeper")
-    return found[0]
+    """The keeper, once it serves."""
+
+    def serving() -> list[int]:
+        return [pid for pid in processes if name_of(pid) == KEEPER and serves(pid)]
+
+    return wait_until(serving, 10, "a keeper that serves")[0]
 
 
 # ---- a process, seen from outside ------------------------------------------------------------

@@ -69,6 +69,15 @@ def name_of(pid: int) -> str:
         return ""
 
 
+def serves(keeper: int) -> bool:
+    """Whether this keeper waits for events; before that, a child of it compiles what it runs."""
+    try:
+        place = Path(f"/proc/{keeper}/wchan").read_text()
+        return "epoll" in place or "ep_poll" in place
+    except OSError:
+        return False
+
+
 def bearers_of(mark: str) -> set[int]:
     """The live processes that were started with this mark in their environment."""
     found = set()
@@ -205,13 +214,18 @@ class Session:
         return next(filter(None, map(self.named, HELPERS)), 0)
 
     def wait_until_up(self) -> None:
-        """Wait until the command has been exec'ed in its sandbox."""
+        """Wait until the command has been exec'ed in its sandbox, and is served."""
         wait_until(
             lambda: self.keeper and (self.helper or self.network == "none"),
             what=f"a keeper and a helper {self.mark}",
         )
         words = Path(f"/proc/{self.pid}/cmdline")
         wait_until(lambda: ENTRY.encode() not in words.read_bytes(), what="exec of the command")
+        self.wait_until_served()
+
+    def wait_until_served(self) -> None:
+        """Wait until the keeper has all that it runs."""
+        wait_until(lambda: serves(self.keeper), what="the keeper serves")
 
     def wait_until_gone(self, seconds: float) -> None:
         """Fail unless no process is left and the port is free within this many seconds."""

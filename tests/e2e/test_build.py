@@ -28,7 +28,7 @@ SHIV = {
 READ_RARELY = ("/check.py", "/help.py", "/messages.py", "/probe.py", "/METADATA", "/LICENSE")
 ONLY_CARRIED = tuple(
     f"/{name}.py"
-    for name in ("datagrams", "handover", "loader", "preparing", "relay", "watch", "worker")
+    for name in ("datagrams", "ends", "handover", "loader", "preparing", "relay", "watch", "worker")
 )
 FOR_SOME = ("/dns.py", "/notify.py", "/services.py", "/views.py")
 COMPRESSED = (*READ_RARELY, *ONLY_CARRIED, *FOR_SOME)

@@ -215,6 +215,7 @@ def test_keeper_and_helper_leave_the_output_of_the_command_alone(portwrap: Portw
     with in_pipes(portwrap) as process:
         assert process.stdout is not None and process.stdin is not None
         wait_until_asleep(process.pid)
+        keeper_among(ours_alive())
         others = ours_alive() - {process.pid}
         ends = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 1)}
         held = {text for pid in others for text in descriptors_of(pid).values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -14,10 +15,21 @@ from typing import Callable, Sequence
 
 import pytest
 
-from portwrap.watch import has_ended
+from portwrap.ends import has_ended
 
 from helpers import OWNER, as_user, end, lives, state_of, wait_until
-from sessions import HELPER, KEEPER, Inside, Portwrap, Session, assert_quiet, kill, name_of, settle
+from sessions import (
+    HELPER,
+    KEEPER,
+    Inside,
+    Portwrap,
+    Session,
+    assert_quiet,
+    kill,
+    name_of,
+    serves,
+    settle,
+)
 
 pytestmark = pytest.mark.namespaces
 
@@ -64,6 +76,7 @@ class Told(Session):
 
     def wait_until_ready(self) -> None:
         wait_until(lambda: "R" in self.log.read_text(), what="the command is ready")
+        self.wait_until_served()
 
     def wait_until_alone(self) -> None:
         """Fail unless nobody but the command is left, and it was told once, in time."""
@@ -177,6 +190,65 @@ def test_the_keeper_dies_just_before_the_command_is_executed(
         said = session.stderr()
         assert said.startswith("portwrap: the keeper process ended while the sandbox was set up\n")
         session.wait_until_gone(LIMIT)
+
+
+FAILS = """
+import ctypes, os, struct, sys
+# a filter by which this system call fails, for us and all that we start
+words = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (6, 0, 0, 0x50000 | int(sys.argv[2]))]
+words += [(6, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+EPOLL_CREATE1 = {"x86_64": 291, "aarch64": 20}
+
+
+def test_the_keeper_cannot_serve_once_the_command_has_begun(
+    portwrap: Portwrap, forward: str
+) -> None:
+    """What serves is loaded while the command begins: one line, and SIGTERM."""
+    call = str(EPOLL_CREATE1[os.uname().machine])
+    before = [portwrap.python, "-c", FAILS, call, str(errno.EMFILE)]
+    with Session(portwrap, ["sleep", "600"], before=before, forward=forward) as session:
+        assert session.process.wait(timeout=10) == -signal.SIGTERM
+        session.wait_until_gone(LIMIT)
+        why = "the keeper failed: [Errno 24] Too many open files"
+        assert session.stderr() == f"portwrap: {why}; ending the command (SIGTERM)\n"
+
+
+def test_the_process_that_compiles_for_the_keeper_dies(portwrap: Portwrap, forward: str) -> None:
+    for _ in range(100):
+        with Session(portwrap, ["sleep", "600"], forward=forward) as session:
+            if not ends_for_want_of_code(session):
+                continue  # too late: all was compiled
+            assert session.process.poll() in (125, -signal.SIGTERM)
+            session.wait_until_gone(LIMIT)
+            assert session.stderr().startswith("portwrap: the keeper failed: ")
+            return
+    raise AssertionError("always too late")
+
+
+def ends_for_want_of_code(session: Session) -> bool:
+    """Kill what compiles for the keeper, if it is met; whether the session has ended of that."""
+
+    def over() -> bool:
+        compiler = a_compiler(session)
+        if compiler:
+            kill(compiler)
+        return serves(session.keeper) or session.process.poll() is not None
+
+    wait_until(over, what="a keeper that serves, or an end")
+    return session.process.poll() is not None
+
+
+def a_compiler(session: Session) -> int:
+    """The child of the keeper's that compiles what the keeper runs."""
+    # the network helper, too, has the keeper's name until it is exec'ed
+    others = [pid for pid in session.others() if name_of(pid) not in (HELPER, KEEPER, "")]
+    return next((pid for pid in others if name_of(parent_of(pid)) == KEEPER), 0)
 
 
 def waits_in(pid: int, call: str) -> None:
@@ -389,8 +461,10 @@ def a_keeper(session: Session) -> int:
     """A process that is, or becomes, the keeper."""
     others = sorted(session.others())
     keepers = [pid for pid in others if name_of(pid) not in (HELPER, "")]
-    # a child of the command's is there only to fork the keeper, and may be past that
-    return next((pid for pid in keepers if parent_of(pid) not in (0, session.pid)), 0)
+    # a child of the command's is there only to fork the keeper, one of the keeper's to compile, and
+    # each may be past that
+    apart = {0, session.pid, *others}
+    return next((pid for pid in keepers if parent_of(pid) not in apart), 0)
 
 
 def parent_of(pid: int) -> int:
