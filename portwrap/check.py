@@ -139,7 +139,18 @@ class Session:
         refused = self.wait_for("refused", 0)
         if refused or "made" not in self.told:
             return str(refused or f"a session was not ready in {START_LIMIT:g} s")
-        return "the probe did not run inside"
+        lines = self.said().splitlines()  # the keeper's, if it could not go on
+        return ": ".join(["the probe did not run inside", *lines[-1:]])
+
+    def said(self) -> str:
+        """What has come on its standard error and was not read yet."""
+        said = b""
+        while select.select([self.errors], [], [], 0)[0]:
+            chunk = os.read(self.errors, 65536)
+            if not chunk:
+                break
+            said += chunk
+        return said.decode("utf-8", "replace")
 
     def end(self) -> None:
         """End it, and wait until all of it has ended."""

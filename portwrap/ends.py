@@ -1,7 +1,6 @@
 """The ends: the keeper's view of those whose end it waits for, and what it does then.
 
-Part of the keeper's lean interpreter (see `watch.py`), from its first word to the launching process
-to its last.
+Part of the keeper's lean interpreter (see `watch.py`), from when it waits for the network helper.
 """
 
 from __future__ import annotations
@@ -58,6 +57,7 @@ class Ends:
         poll.register(self.lifeline.fileno(), select.POLLIN)
         if poll.poll(0):
             posix.kill(self.command, 15)
+        self.lifeline.close()  # now: the command may let its end go while we end the helper
 
     # -- the network helper ----------------------------------------------------------------
 

@@ -178,7 +178,7 @@ class Lifeline:
         return ""
 
     def wait_until_ready(self) -> None:
-        """Return when the way out works and the host port is served. Raises PortwrapError."""
+        """Return when the way out works, and the keeper goes on to serve. Raises PortwrapError."""
         answer = self.receive()
         if answer != READY:
             raise PortwrapError(answer, hint_for(answer))

@@ -7,10 +7,11 @@
      2  P binds and listens on the host port, and on those to be published
      3  P moves into new user and network namespaces, listens in there for the host services, and
         tells K to go, with all these sockets and what K needs of P
-     4  K starts the network helper on them and follows P inside, to be the relay; where it has to
-        stay outside, for host services or for the hand-over, a worker of it relays inside
+     4  K starts the network helper on them and follows P inside, to be the relay; it stays outside
+        for host services and for the hand-over
      5  K says that it is ready: the way out works, and clients can connect
-     6  P arms the lifeline and execs the command in place; meanwhile K loads the code that serves
+     6  P arms the lifeline and execs the command in place. Meanwhile K loads the code that serves;
+        where it has to relay and is outside, a worker of it does so inside
 
 There is no supervisor. The command keeps its PID, parent, terminal and exit status, because it is
 exec'ed; K ends when the command does, because it holds a pidfd of it; and the command is told with

@@ -1,8 +1,8 @@
 """The loader: how the keeper's process begins, in an interpreter of its own that has nothing yet.
 
 It forks, so that the keeper is no child of the command, and again: a child of the keeper compiles
-the rooms that the launching process sends as text, and ends when the last one is. So the keeper is
-spared the memory that this takes, 1.5 MB that an interpreter does not give back.
+the rooms that the launching process sends as text, until the keeper has all that it needs. So the
+keeper is spared the memory that this takes, 1.5 MB that an interpreter does not give back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class Rooms:
     def take(self) -> Any:
         """What comes next. Raises EOFError."""
         size = int.from_bytes(self.file.read(4), "little")
-        return marshal.loads(self.file.read(size))
+        data = self.file.read(size)
+        if not data or len(data) < size:
+            raise EOFError("the process that compiles its code has ended")
+        return marshal.loads(data)
 
     def load(self, last: str) -> ModuleType:
         """Go on until the module of this name is loaded, and return it. Raises EOFError."""
@@ -47,8 +50,9 @@ class Rooms:
 
     def close(self) -> None:
         """Want no more of them."""
-        self.file.close()
+        posix.kill(self.child, 9)
         posix.waitpid(self.child, 0)
+        self.file.close()
 
 
 def main(text: BufferedReader, lifeline: int) -> None:
@@ -61,8 +65,6 @@ def main(text: BufferedReader, lifeline: int) -> None:
     except OSError as error:
         return give_up(lifeline, error)
     if child == 0:
-        posix.close(incoming)
-        posix.close(lifeline)  # its closing tells that the keeper has ended
         compile_rooms(text, outgoing)
     posix.close(outgoing)
     posix.dup2(1, 0)  # /dev/null
@@ -91,6 +93,14 @@ def give_up(number: int, error: Exception) -> None:
 def compile_rooms(text: BufferedReader, outgoing: int) -> NoReturn:
     """In the child: pass on what machines read of each room."""
     try:
+        # The lifeline, whose closing tells that the keeper has ended, and whatever the job's
+        # programs have handed on: somebody may wait for its end.
+        for descriptor in map(int, posix.listdir("/proc/self/fd")):
+            if descriptor not in (text.fileno(), 2, outgoing):
+                try:
+                    posix.close(descriptor)
+                except OSError:
+                    pass  # that of the listing itself
         sources = marshal.load(text)
         with open(outgoing, "wb") as file:
             for name, source in sources:

@@ -202,12 +202,6 @@ REFUSALS: Sequence[Refusal] = (
         " a process of 'unshare -Urn sleep 60'.",
     ),
     Refusal(
-        r"; ending the command",
-        "slirp4netns ended by signal …; ending the command (SIGTERM)",
-        "The way out is gone, and the session with it.",
-        "Something killed the helper: 'journalctl -k --grep oom' shows whether memory ran out.",
-    ),
-    Refusal(
         r"Too many open files|descriptors",
         "… Too many open files",
         "Each connection through the relay takes two descriptors, and kernels and files theirs.",
@@ -256,9 +250,15 @@ REFUSALS: Sequence[Refusal] = (
     ),
     Refusal(
         r"keeper|relay in the sandbox|^fork:",
-        "the keeper process ended while the sandbox was set up",
+        "the keeper process ended …, the keeper failed: …",
         "The node may be out of processor time, processes or memory: look at its load and at"
         " 'ulimit -a', then try again.",
+    ),
+    Refusal(
+        r"; ending the command",
+        "slirp4netns ended by signal …; ending the command (SIGTERM)",
+        "The way out is gone, and the session with it.",
+        "Something killed the helper: 'journalctl -k --grep oom' shows whether memory ran out.",
     ),
     # ---- what --check finds besides ------------------------------------------------------------
     Refusal(

@@ -1,7 +1,7 @@
 """The keeper before it serves: it starts the network helper, and agrees on the way in.
 
-Part of the keeper's lean interpreter (see `watch.py`, which comes next). No more code than this is
-there until the command begins: whatever else is compiled meanwhile keeps it waiting.
+Part of the keeper's lean interpreter (see `watch.py`, which comes next). No more code than this
+needs is loaded before the command begins: it would keep it waiting.
 """
 
 from __future__ import annotations

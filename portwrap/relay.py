@@ -236,10 +236,11 @@ class Relay:
         self.release(listener)
         listener.close()
 
-    def stop_listening(self) -> None:
-        """Undo every `serve` and close its socket."""
+    def stop_listening(self, inward: bool = False) -> None:
+        """Undo every `serve` and close its socket; with `inward` of those that lead inside only."""
         for listener in list(self.listeners.values()):
-            self.stop_serving(listener)
+            if self.places[listener.fileno()].inward or not inward:
+                self.stop_serving(listener)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -607,14 +608,14 @@ class Relay:
 
     def finish(self, limit: float) -> None:
         """Deliver what has been sent already: `limit` seconds at most."""
+        self.stop_listening(inward=True)
+        self.accept()  # a client in the sandbox may have sent all that it had to, and gone
         self.stop_listening()
         until = time.monotonic() + limit
-        for side in list(self.sides.values()):
-            # What is told once only may have been told together with the end of the command.
-            side.readable = side.hung_up = True
-            if side.unsent is not None and side.descriptor in self.sides:
-                self.flush(side)
-            self.pump(side)
+        for descriptor in self.sides:
+            # What is told once only may have been told together with the end of the command: so it
+            # is told again (epoll_ctl(2), EPOLL_CTL_MOD).
+            self.epoll.modify(descriptor, CONNECTION_EVENTS)
         while time.monotonic() < until and self.undelivered():
             self.turn(until - time.monotonic())
 

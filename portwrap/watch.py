@@ -125,7 +125,7 @@ class Keeper:
         """Put everything that can end the session into the relay's loop."""
         ends = self.ends
         if ends.is_gone():
-            ends.leave()
+            self.finish()
         self.relay.watch(ends.lifeline.fileno(), self.on_lifeline)
         if ends.helper:
             self.relay.watch(ends.helper_words, self.on_helper_words)
@@ -137,19 +137,22 @@ class Keeper:
     # -- the command -----------------------------------------------------------------------
 
     def on_command_end(self) -> None:
-        self.relay.unwatch(self.ends.process)
         self.finish()
 
     def on_lifeline(self) -> None:
         """End of file is no end of the command: some launchers close whatever they do not know."""
-        self.relay.unwatch(self.ends.lifeline.fileno())
         if self.ends.is_gone():
             self.finish()
+        self.relay.unwatch(self.ends.lifeline.fileno())
 
     def finish(self) -> NoReturn:
         """Deliver what the command sent before it ended, and end."""
+        links = [worker.link.fileno() for worker in self.ends.workers]
+        # Whatever ends meanwhile, too, changes nothing any more.
+        for descriptor in (self.ends.lifeline.fileno(), self.ends.process, *links):
+            if descriptor in self.relay.watched:
+                self.relay.unwatch(descriptor)
         for worker in self.ends.workers:
-            self.relay.unwatch(worker.link.fileno())
             worker.finish()
         self.relay.finish(LAST_WORDS)
         for worker in self.ends.workers:

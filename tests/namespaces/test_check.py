@@ -379,6 +379,14 @@ def test_a_network_helper_that_does_not_work(make_node: Any, world_dir: Path) ->
     assert_mends(node, "umount /usr/bin/slirp4netns")
 
 
+def test_a_keeper_that_cannot_go_on(node: Node) -> None:
+    """It says why when the probe has begun."""
+    status, answer = node.check(before=node.portwrap.program("without.py", "epoll"))
+    assert (status, answer["failed"]) == (125, ["session"]), answer
+    assert "the keeper failed: [Errno 24] Too many open files" in named(answer)["session"]["fact"]
+    assert "hard limit" in named(answer)["session"]["remedy"]
+
+
 def test_the_other_network_helper_is_only_warned_about(make_node: Any, world_dir: Path) -> None:
     broken = world_dir / "pasta"
     broken.write_text("#!/bin/sh\nexit 3\n")

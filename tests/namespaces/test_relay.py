@@ -782,7 +782,8 @@ def test_the_end_is_told_together_with_room_for_more(
         reader, writer = os.pipe()
 
         def on_end() -> None:
-            bench.relay.finish(0)
+            bench.relay.unwatch(reader)
+            bench.relay.finish(0.1)
             raise EOFError  # as the keeper, which ends
 
         try:
@@ -791,7 +792,6 @@ def test_the_end_is_told_together_with_room_for_more(
             drain(client)
             with pytest.raises(EOFError):
                 bench.relay.turn(5)
-            bench.relay.unwatch(reader)
             assert unsent(bench.relay) != before
         finally:
             os.close(reader)

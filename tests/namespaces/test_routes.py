@@ -403,6 +403,26 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, forward: str, 
         session.wait_until_gone(LIMIT)
 
 
+@pytest.mark.parametrize("before", ["true", "sleep 0.01", "sleep 0.3"])
+@pytest.mark.parametrize("after", ["true", "sleep 0.01"])
+def test_the_last_words_of_a_short_command_to_a_host_service(
+    portwrap: Portwrap, forward: str, before: str, after: str
+) -> None:
+    """It may end before the keeper serves, or before the keeper has looked."""
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        service.settimeout(LIMIT)
+        port = service.getsockname()[1]
+        words = ["-p", str(unused_port()), "--network", "none", "--forward", forward]
+        words += ["--host-service", str(port), "bash", "-c"]
+        text = f"{before}; echo hello >/dev/tcp/127.0.0.1/{port}; {after}"
+        result = run_as(OWNER, [*portwrap.words, *words, text])
+        assert result.returncode == 0
+        assert result.stderr.count("\n") == 1, result.stderr  # the start-up line
+        with service.accept()[0] as connection:
+            connection.settimeout(LIMIT)
+            assert b"".join(iter(lambda: connection.recv(100), b"")) == b"hello\n"
+
+
 def test_the_worker_holds_nothing_of_the_keeper(busy: Session) -> None:
     """Above all not its end of the lifeline: by its closing the command learns of its end."""
 

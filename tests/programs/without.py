@@ -1,11 +1,11 @@
 """Run a command on a kernel that lacks something, as far as it can tell.
 
-    without.py pidfds|thread-pidfds|unshare|ipv6|splice COMMAND [ARG ...]
+    without.py pidfds|thread-pidfds|unshare|ipv6|splice|epoll COMMAND [ARG ...]
 
 A seccomp filter refuses the system calls, for good and for all that the command starts: those of
 pidfds as a kernel as old as 4.18 does, pidfds of threads as one before 6.9 does, unshare as
-containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, and splice as an
-outer sandbox may.
+containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, splice as an outer
+sandbox may, and new epoll sets as one does that has no descriptor left.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PIDFD_THREAD = os.O_EXCL
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 SPLICE = {"x86_64": 275, "aarch64": 76}
+EPOLL_CREATE1 = {"x86_64": 291, "aarch64": 20}
 LOAD_NUMBER = (0x20, 0, 0, 0)
 FIRST, SECOND = (0x20, 0, 0, 16), (0x20, 0, 0, 24)  # load this argument
 RET_ALLOW = (0x06, 0, 0, 0x7FFF0000)
@@ -36,6 +37,7 @@ CALLS = {  # the numbers of the calls, the argument that matters and its value, 
     "unshare": ([UNSHARE[machine]], None, 0, errno.EPERM),
     "ipv6": ([SOCKET[machine]], FIRST, socket.AF_INET6, errno.EAFNOSUPPORT),
     "splice": ([SPLICE[machine]], None, 0, errno.ENOSYS),
+    "epoll": ([EPOLL_CREATE1[machine]], None, 0, errno.EMFILE),
 }
 numbers, load_argument, value, answer = CALLS[sys.argv[1]]
 test = [] if load_argument is None else [load_argument, (0x15, 0, 1, value)]
