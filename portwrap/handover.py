@@ -336,13 +336,17 @@ def reachable(address: str) -> str:
 
 
 def descriptors_of_others() -> Iterator[tuple[int, str]]:
-    """Process number and link of each descriptor of all processes but this one, as far as we may
-    look."""
-    me = posix.getpid()
-    for name in posix.listdir("/proc"):
-        if not name.isdigit() or int(name) == me:
-            continue
+    """Process number and link of each descriptor of all processes in other user namespaces than
+    ours, which is the host's, as far as we may look.
+
+    Who is in ours has none of the sandbox's sockets, and on a node with many sessions most of what
+    there is to read: their keepers'.
+    """
+    ours = posix.readlink("/proc/self/ns/user")
+    for name in filter(str.isdigit, posix.listdir("/proc")):
         try:
+            if posix.readlink(f"/proc/{name}/ns/user") == ours:
+                continue
             numbers = posix.listdir(f"/proc/{name}/fd")
         except OSError:
             continue  # another user's, or gone

@@ -18,6 +18,8 @@ import pytest
 import requests
 from launches import as_owner_in
 
+from portwrap.handover import descriptors_of_others
+
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, state_of, wait_until
 from sessions import Inside, Outside, Portwrap, Session, channel_pair, kill, unused_port
@@ -1218,6 +1220,15 @@ def test_a_sandbox_that_the_keeper_may_not_enter(portwrap: Portwrap) -> None:
             assert session.process.wait(timeout=LIMIT) == -signal.SIGTERM
         why = "the keeper failed: [Errno 1] Operation not permitted"
         assert f"portwrap: {why}" in session.said()
+
+
+def test_who_may_hold_a_socket_of_the_sandbox(portwrap: Portwrap) -> None:
+    """Not who is in the host's user namespace: with many sessions that is too much to read."""
+    with Session(portwrap, ["sleep", "600"], forward="auto") as session:
+        session.wait_until_up()
+        found = {process for process, _ in descriptors_of_others()}
+        assert session.pid in found
+        assert not {session.keeper, os.getpid()} & found
 
 
 def test_the_relay_from_the_start_leaves_no_filter(portwrap: Portwrap) -> None:
