@@ -142,10 +142,10 @@ class Session:
         lines = self.said().splitlines()  # the keeper's, if it could not go on
         return ": ".join(["the probe did not run inside", *lines[-1:]])
 
-    def said(self) -> str:
-        """What has come on its standard error and was not read yet."""
+    def said(self, until: float = 0.0) -> str:
+        """What its standard error gives that was not read yet, up to its end or to this moment."""
         said = b""
-        while select.select([self.errors], [], [], 0)[0]:
+        while select.select([self.errors], [], [], max(0.0, until - time.monotonic()))[0]:
             chunk = os.read(self.errors, 65536)
             if not chunk:
                 break
@@ -157,11 +157,7 @@ class Session:
         os.close(self.input)
         if "listening" not in self.told:
             os.kill(self.pid, signal.SIGKILL)
-        until = time.monotonic() + END_LIMIT
-        # The keeper holds its standard error to its end.
-        while select.select([self.errors], [], [], max(0.0, until - time.monotonic()))[0]:
-            if not os.read(self.errors, 65536):
-                break
+        self.said(time.monotonic() + END_LIMIT)  # the keeper holds its standard error to its end
         os.kill(self.pid, signal.SIGKILL)  # not reaped yet: the number is still its own
         os.waitpid(self.pid, 0)
         os.close(self.output)

@@ -130,14 +130,11 @@ class Keeper:
         if ends.helper:
             self.relay.watch(ends.helper_words, self.on_helper_words)
         if ends.has_pidfd:
-            self.relay.watch(ends.process, self.on_command_end)
+            self.relay.watch(ends.process, self.finish)
         if ends.has_pidfd and ends.helper:
             self.relay.watch(ends.helper_process, self.on_helper_end)
 
     # -- the command -----------------------------------------------------------------------
-
-    def on_command_end(self) -> None:
-        self.finish()
 
     def on_lifeline(self) -> None:
         """End of file is no end of the command: some launchers close whatever they do not know."""

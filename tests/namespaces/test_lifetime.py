@@ -182,7 +182,7 @@ def test_the_keeper_dies_just_before_the_command_is_executed(
         waits_in(keeper, "poll")
         os.kill(session.pid, signal.SIGSTOP)
         go.touch()
-        waits_in(keeper, "ep")  # it has said that it is ready, and watches
+        wait_until(lambda: serves(keeper), what="a keeper that is ready, and watches")
         kill(keeper)
         wait_until(lambda: not session.others(), what="the keeper and its helper gone")
         os.kill(session.pid, signal.SIGCONT)

@@ -188,7 +188,6 @@ def test_helper_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("each_forward", "script"),
     [
