@@ -30,6 +30,8 @@ MOST_DESCRIPTORS = 253
 """Descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 OWN_DESCRIPTORS = 32
 """Descriptors that the keeper needs besides those of the connections it relays."""
+LATER_DESCRIPTORS = 8
+"""Those of them that it makes when the command has begun, and a few for the first clients."""
 
 
 def main(number: int, rooms: Rooms) -> None:
@@ -88,6 +90,9 @@ def prepare(rooms: Rooms, lifeline: _socket.socket) -> dict[str, Any]:
         rooms.unwanted = frozenset(NATIVE_ROOMS)
     if not native and not settings["services"]:
         enter(settings.pop("namespaces"))
+    # Here their want is a refusal; later it would end the command.
+    for number in [posix.dup(0) for _ in range(LATER_DESCRIPTORS)]:
+        posix.close(number)
     return settings
 
 

@@ -29,6 +29,7 @@ from sessions import (
     name_of,
     serves,
     settle,
+    unused_ports,
 )
 
 pytestmark = pytest.mark.namespaces
@@ -208,6 +209,33 @@ def test_the_keeper_cannot_serve_once_the_command_has_begun(
         first, *more = session.stderr().splitlines(keepends=True)
         assert first == f"{FAILED}[Errno 24] Too many open files{ENDING}"
         assert len(more) == (2 if session.process.returncode == 125 else 0)
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_hardly_any_descriptor_is_no_reason_to_end_a_command(
+    portwrap: Portwrap, forward: str, more: bool
+) -> None:
+    """What the keeper will need it has before it is ready: else there is no session."""
+    seen = set()
+    for most in range(9, 33):
+        published, offered = map(str, unused_ports(2))
+        extra = {"PORTWRAP_PUBLISH": published, "PORTWRAP_HOST_SERVICE": offered} if more else {}
+        limit = ["prlimit", f"--nofile={most}", "--"]
+        with Session(
+            portwrap,
+            ["sleep", "600"],
+            before=limit,
+            forward=forward,
+            network="none",
+            extra_env=extra,
+        ) as session:
+            wait_until(
+                lambda: serves(session.keeper) or session.process.poll() is not None,
+                what="a keeper that serves, or an end",
+            )
+            assert session.process.poll() in (None, 125), (most, session.stderr())
+            seen.add(session.process.poll())
+    assert seen == {None, 125}
 
 
 @pytest.mark.parametrize("pause", [0, 0.005, 0.01, 0.015])

@@ -283,7 +283,7 @@ def test_more_descriptors_under_way_than_the_account_may_have(
     refusal_of(result, 125, "telling the keeper: Too many references")
 
 
-@pytest.mark.parametrize("most", range(9, 17))
+@pytest.mark.parametrize("most", range(9, 33))
 def test_hardly_any_descriptor_for_more_than_one_port(
     portwrap: Portwrap, port: int, most: int
 ) -> None:
