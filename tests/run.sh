@@ -12,6 +12,8 @@
 #
 # PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"
 #                      (default: the oldest, at least 3.8, and the newest that are found)
+# PORTWRAP_AGAIN       how many failures of one run are tried once more, alone (default: 0); each is
+#                      told in full and in the summary, and one that fails again is a failure
 # PORTWRAP_MUST_WORK   1: what this machine cannot test is a failure, not a skip
 # PORTWRAP_TEST_ROOT   where setup.sh puts what the tests need (default: /opt/portwrap-tests)
 set -euo pipefail
@@ -39,6 +41,7 @@ pytest_arguments=("$@")
 
 summary=()    # one line per run
 broken=no     # a run failed, or a whole part ran no test where everything must work
+twice=0       # tests that failed and were tried once more
 log=$(mktemp)
 trap 'rm -f -- "$log"' EXIT
 
@@ -58,18 +61,34 @@ count() {
     closing=$(sed -E 's/^=+ | =+$//g' <<<"$closing")
 }
 
-# run_part TITLE INTERPRETER ARGUMENTS...
-run_part() {
-    local title=$1 interpreter=$2 status=0
-    shift 2
-    heading "$title"
+# run_pytest INTERPRETER ARGUMENTS...
+run_pytest() {
+    local interpreter=$1 status=0
+    shift
     "$interpreter" -m pytest "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} \
         </dev/null 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+    return "$status"
+}
+
+# run_part TITLE INTERPRETER ARGUMENTS...
+run_part() {
+    local title=$1 status=0 before=$((total[failed] + total[error])) failed
+    shift
+    heading "$title"
+    run_pytest "$@" || status=$?
+    count
+    summary+=("$title: $closing")
+    failed=$((total[failed] + total[error] - before))
+    if [[ $status == 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]]; then
+        heading "$title, once more"
+        total[failed]=$before total[error]=0 twice=$((twice + failed)) status=0
+        run_pytest "$@" --last-failed --last-failed-no-failures none || status=$?
+        count
+        summary+=("    once more: $closing")
+    fi
     case $status in
         0) ;;
         2) # Interrupted, or the test files themselves are broken.
-            count
-            summary+=("$title: $closing")
             broken=yes
             finish
             ;;
@@ -77,8 +96,6 @@ run_part() {
             [[ ${#pytest_arguments[@]} -gt 0 || ${PORTWRAP_MUST_WORK:-0} == 0 ]] || broken=yes ;;
         *) broken=yes ;;
     esac
-    count
-    summary+=("$title: $closing")
 }
 
 # Tests that look at the memory or the system calls of our processes fail when those measure
@@ -102,6 +119,7 @@ finish() {
     printf '%s\n' "${summary[@]}"
     printf '%s passed, %s failed, %s skipped\n' \
         "${total[passed]}" "$((total[failed] + total[error]))" "${total[skipped]}"
+    [[ $twice == 0 ]] || printf '%s failed at first, and were tried once more\n' "$twice"
     [[ $broken == no && ${total[passed]} -gt 0 ]] && exit 0
     exit 1
 }
