@@ -34,7 +34,7 @@ ONLY_CARRIED = (
     "worker.py",
 )
 # Imported by each start, of use to few of them: the price of a small file, 0.2 ms.
-FOR_SOME = ("dns.py", "notify.py", "services.py", "views.py")
+FOR_SOME = ("services.py", "views.py")
 
 STORED, DEFLATED = 0, 8
 VERSION = 20  # of the format: 2.0 knows deflate

@@ -71,12 +71,11 @@ def prepare(package: Path) -> None:
     first = "from __future__ import annotations"
     start.write_text(start.read_text().replace(first, f"{first}; exec({code!r}, {{}})"))
     keeper = package / "keeper.py"
+    text, loader = keeper.read_text(), "marshal.load(text), loader"
+    assert loader in text
     keeper.write_text(
-        keeper.read_text()
-        .replace('LEAN_START = """', f'LEAN_START = {escape(code)!r} + """')
-        .replace(
-            "exec(marshal.load(text))",
-            "exec(compile(marshal.load(text), 'portwrap/loader.py', 'exec'))",
+        text.replace('LEAN_START = """', f'LEAN_START = {escape(code)!r} + """').replace(
+            loader, "compile(marshal.load(text), 'portwrap/loader.py', 'exec'), loader"
         )
     )
     check = package / "check.py"

@@ -30,7 +30,7 @@ ONLY_CARRIED = tuple(
     f"/{name}.py"
     for name in ("datagrams", "ends", "handover", "loader", "preparing", "relay", "watch", "worker")
 )
-FOR_SOME = ("/dns.py", "/notify.py", "/services.py", "/views.py")
+FOR_SOME = ("/services.py", "/views.py")
 COMPRESSED = (*READ_RARELY, *ONLY_CARRIED, *FOR_SOME)
 DIST_INFO = {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
