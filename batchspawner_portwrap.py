@@ -186,6 +186,7 @@ def _main(words: list[str], afresh: bool) -> int:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
     if "portwrap-path" in values:
+        _check_handed_over(words)
         _hand_over(values["portwrap-path"], request)
     if keeper.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
@@ -207,8 +208,7 @@ def _check(
     if command:
         raise PARSER.error(f"--check runs no command, and there is {command[0]!r}")
     if "apparmor" in values:
-        sys.stdout.write(check.profiles(os.environ))
-        return 0
+        return check.print_profiles(os.environ)
     if keeper.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
     hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")
@@ -226,6 +226,15 @@ def hub_services(environ: Mapping[str, str]) -> list[Service]:
         if url.host and port:
             found += services.of_name(url.bind_address, port)
     return services.distinct(found)
+
+
+def _check_handed_over(words: Sequence[str]) -> None:
+    """Refuse what an external portwrap would not be told. Raises PortwrapError, status 2."""
+    given, _ = PARSER.parse(words, {})  # it reads the environment itself
+    for option in COMMON_OPTIONS:
+        lost = option.key not in ("guest-port", "verbose")
+        if lost and given.get(option.key, option.default) != option.default:
+            raise PARSER.error(f"--{option.key} does not go with --portwrap-path")
 
 
 def _hand_over(path: str, request: Request) -> NoReturn:

@@ -127,11 +127,15 @@ def _kernels(rig: Rig, ports: Servers) -> None:
     prompt = rig.figure(TRIPS, title, "ms", added=True)
     rig.say(f"{figure.group}: {figure.title}")
     kernels: dict[str, tuple[load.Kernel, load.Kernel]] = {}
+
+    def start(port: int) -> tuple[load.Kernel, load.Kernel]:
+        kernel = load.Kernel(port, rig.token)
+        return kernel, load.Kernel(port, rig.token, prompt=True, same=kernel.number)
+
     for name, port in ports.items():
         try:
-            kernel = load.Kernel(port, rig.token)
-            kernels[name] = kernel, load.Kernel(port, rig.token, prompt=True, same=kernel.number)
-        except (load.LoadError, OSError) as error:
+            kernels[name] = rig.attempt(figure, name, start, port)
+        except FAILURES as error:
             figure.failures[name] = prompt.failures[name] = str(error)
     # Many short rounds: the differences are small.
     for name in rig.in_turn(4 * rig.size.rounds, list(kernels)):

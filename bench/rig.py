@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, NamedTuple
+from typing import TYPE_CHECKING, Any, Dict, NamedTuple, TypeVar
 
 from . import load
 from .session import Session, end_all
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .lab import Network
     from .session import Account
     from .ways import Way
+
+T = TypeVar("T")
 
 START_LIMIT = 60.0
 """Seconds that a session may take to do what it was started for."""
@@ -265,9 +267,8 @@ class Rig:
                 return
             yield number
 
-    def _try(
-        self, figure: Figure, name: str, take: Callable[..., Sequence[float]], *arguments: Any
-    ) -> Sequence[float]:
+    def attempt(self, figure: Figure, name: str, take: Callable[..., T], *arguments: Any) -> T:
+        """What this returns; it may fail once. Raises one of FAILURES."""
         try:
             return take(*arguments)
         except FAILURES as error:
@@ -291,7 +292,7 @@ class Rig:
         if name in figures[0].failures:
             return
         try:
-            found = self._try(figures[0], name, take, *arguments)
+            found = self.attempt(figures[0], name, take, *arguments)
         except FAILURES as error:
             self.say(f"{name}: {figures[0].title}: {error}")
             for figure in figures:

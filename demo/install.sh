@@ -112,15 +112,19 @@ pip_progress() {
 }
 
 pip_install() {
-    local venv=$1 log=$1/install.log
+    local venv=$1 log=$1/install.log pause
     shift
     : >"$log"
     mkdir -p "$venv/tmp"
-    if ! TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check "$@" \
-        </dev/null 2>&1 | pip_progress "$log"; then
-        tail -n 15 "$log" >&2
-        give_up "pip could not install $*" "its last lines stand above"
-    fi
+    for pause in 5 20 0; do # the network may be gone for a moment
+        if TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check "$@" \
+            </dev/null 2>&1 | pip_progress "$log"; then
+            return
+        fi
+        sleep "$pause"
+    done
+    tail -n 15 "$log" >&2
+    give_up "pip could not install $*" "its last lines stand above"
 }
 
 make_venv() {
@@ -131,6 +135,7 @@ make_venv() {
 }
 
 add_lab() {
+    unfinished= # the hub is there, whatever comes of this
     say "Installing JupyterLab"
     pip_install "$1" "$jupyterlab"
 }

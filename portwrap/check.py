@@ -106,7 +106,7 @@ class Session:
                 os.dup2(end, number)
             text = keeper.source_of("probe").decode()
             plan["limit"] = LOOK_LIMIT
-            words = keeper.interpreter_command("-c", f"{text}\n\nmain({plan!r})\n")
+            words = keeper.interpreter_command(f"{text}\n\nmain({plan!r})\n")
             ports = {"host_port": self.host_port, "guest_port": self.guest_port}
             sandbox = Sandbox(**{**settings, **ports, "host": "127.0.0.1", "announce": announce})
             launch(sandbox, words, os.environ)
@@ -137,10 +137,10 @@ class Session:
     def why_not(self) -> str:
         """Why its command did not come to listen."""
         refused = self.wait_for("refused", 0)
-        if refused or "made" not in self.told:
+        if "made" not in self.told:
             return str(refused or f"a session was not ready in {START_LIMIT:g} s")
         lines = self.said().splitlines()  # the keeper's, if it could not go on
-        return ": ".join(["the probe did not run inside", *lines[-1:]])
+        return ": ".join(["the probe did not run inside", *(lines or [refused or ""])[-1:]])
 
     def said(self, until: float = 0.0) -> str:
         """What its standard error gives that was not read yet, up to its end or to this moment."""
@@ -460,8 +460,10 @@ def start_others(settings: Mapping[str, Any]) -> list[tuple[str, Session]]:
 def main(program: str, settings: Mapping[str, Any], hub: str, as_json: bool) -> int:
     """Look, and print what was found. Returns 0 if a session would start, else 125."""
     began = time.monotonic()
-    # Ports that are published may be in use, by a session that runs.
-    plan = {**settings, "program": program, "verbose": False, "published": []}
+    # Ports that are published may be in use, by a session that runs. Who asks is this host.
+    plan = {**settings, "program": program, "verbose": False, "published": [], "allow_from": ""}
+    if settings["allow_from"]:
+        plan["forward"] = "relay"  # which it implies
     results = look(plan, hub)
     failed = [result.name for result in results if result.status == FAILED]
     facts = {
@@ -536,8 +538,9 @@ profile {name} {path} flags=(unconfined) {{
 """
 
 
-def profiles(environ: Mapping[str, str]) -> str:
-    """AppArmor profiles that allow user namespaces to this program and to batchspawner-singleuser.
+def print_profiles(environ: Mapping[str, str]) -> int:
+    """Print AppArmor profiles that allow user namespaces to this program and to
+    batchspawner-singleuser. Raises PortwrapError if one is missing.
 
     A profile belongs to the path that is exec'ed (apparmor.d(5)): below batchspawner that is
     batchspawner-singleuser, which runs us in its own process.
@@ -545,9 +548,13 @@ def profiles(environ: Mapping[str, str]) -> str:
     text = HEAD + PROFILE.format(name="batchspawner-portwrap", path=literally(own_path()))
     name = "batchspawner-singleuser"
     path = network.find_executable(name, environ)
+    if path is not None:
+        text += PROFILE.format(name=name, path=literally(os.path.realpath(path)))
+    sys.stdout.write(text)
     if path is None:
-        return f"{text}\n# {name} is not on PATH: make this again where it is\n"
-    return text + PROFILE.format(name=name, path=literally(os.path.realpath(path)))
+        hint = "Sessions need a profile for it, too: make this again with the PATH of the jobs."
+        raise PortwrapError(f"{name} is not on PATH", hint)
+    return 0
 
 
 def own_path() -> str:

@@ -297,7 +297,7 @@ def _spawn(program: str, lifeline: int, text: int) -> int:
         # Not fork: this process may have much memory, of which the kernel would copy the tables.
         return os.posix_spawn(
             INTERPRETER,
-            interpreter_command("-c", beginning),
+            interpreter_command(beginning),
             _lean_environment(),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, text, 0),
@@ -339,13 +339,17 @@ def close_all_but(kept: list[int]) -> None:
                     raise
 
 
-def interpreter_command(*arguments: str) -> list[str]:
-    """Words to start this interpreter with, alone with its standard library.
+def interpreter_command(text: str, *arguments: str) -> list[str]:
+    """Words to start this interpreter with, for a program's text, alone with its standard library.
 
-    -I ignores PYTHONHOME, without which some interpreters do not find that library.
+    -I ignores PYTHONHOME, without which some interpreters do not find that library; but without
+    it they look into the current directory first.
     """
-    isolated = ["-s"] if os.environ.get("PYTHONHOME") else ["-I"]
-    return [os.path.realpath(INTERPRETER), *isolated, "-S", *arguments]
+    isolated = "-I"
+    if os.environ.get("PYTHONHOME"):
+        isolated = "-s"
+        text = f"import sys; sys.path[:] = filter(None, sys.path)\n{text}"
+    return [os.path.realpath(INTERPRETER), isolated, "-S", "-c", text, *arguments]
 
 
 def _lean_environment() -> dict[str, str]:

@@ -201,7 +201,7 @@ def start_afresh(entry: str, argv: Sequence[str]) -> NoReturn:
         f"import sys; sys.path.append({place!r}); sys.argv[0] = {sys.argv[0]!r}\n"
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
-    command = keeper.interpreter_command("-c", text, *argv)
+    command = keeper.interpreter_command(text, *argv)
     _flush_output()
     os.execv(keeper.INTERPRETER, command)
 

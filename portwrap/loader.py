@@ -71,9 +71,9 @@ def main(text: BufferedReader, lifeline: int) -> None:
     rooms = Rooms(open(incoming, "rb"), child)
     try:
         preparing = rooms.load("preparing")
-    except EOFError:
-        return  # the launching process is gone
-    except ImportError as error:  # a file of the standard library, and no descriptor left for it
+    # the launching process is gone, or the child; or there is no descriptor left for a file of the
+    # standard library
+    except (EOFError, ImportError) as error:
         rooms.file.close()
         return give_up(lifeline, error)
     preparing.main(lifeline, rooms)

@@ -103,8 +103,8 @@ REFUSALS: Sequence[Refusal] = (
         "setting up the user namespace (/proc/self/uid_map): Operation not permitted",
         "AppArmor restricts user namespaces (Ubuntu 24.04 and later).",
         "A profile allows them to this program alone.",
-        "batchspawner-portwrap.pyz --check --apparmor >/etc/apparmor.d/batchspawner-portwrap;"
-        " apparmor_parser -r /etc/apparmor.d/batchspawner-portwrap",
+        "batchspawner-portwrap.pyz --check --apparmor >/etc/apparmor.d/batchspawner-portwrap"
+        " && apparmor_parser -r /etc/apparmor.d/batchspawner-portwrap",
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
         recorded=True,
     ),

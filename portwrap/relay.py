@@ -63,7 +63,8 @@ CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | selec
 RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
 """A kernel, or an outer sandbox, without splice(2) for these sockets."""
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# ENOSPC: the account's epolls have all that max_user_watches allows (epoll(7)).
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
 
 
 class Pipe:
@@ -325,14 +326,15 @@ class Relay:
         outer = Side(client)
         outer.inward = not place.inward
         try:
+            self.add(outer)
             inner = self.dial(outer, place, place.last)
         except OSError as error:
+            self.sides.pop(outer.descriptor, None)
             reset(client)
             if error.errno in OUT_OF_RESOURCES:
                 self.pause(time.monotonic() + LATE_RETRY)
             return
         outer.peer = inner
-        self.add(outer)
         if not self.dials:
             self.redial_pause = REDIAL_FIRST
             self.redial_at = time.monotonic() + REDIAL_FIRST
@@ -352,8 +354,9 @@ class Relay:
         return inner
 
     def add(self, side: Side) -> None:
-        self.sides[side.descriptor] = side
+        """Raises OSError."""
         self.epoll.register(side.descriptor, CONNECTION_EVENTS)
+        self.sides[side.descriptor] = side
 
     def answered(self, inner: Side, event: int) -> None:
         """The server has taken the connection, or nobody listens there."""

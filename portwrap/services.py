@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MOST = 200
-"""Sockets that one message can carry (SCM_MAX_FD, unix(7), is 253), with room for namespaces."""
+"""Sockets at most, two for a port: each takes a descriptor, of which a job may have 1,024."""
 TCP = _socket.SOCK_STREAM
 UDP = _socket.SOCK_DGRAM
 LOOPBACK_IPV4, LOOPBACK_IPV6 = "127.0.0.1", "::1"

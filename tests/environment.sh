@@ -19,6 +19,16 @@ export PORTWRAP_TEST_ROOT
 system_python=/usr/bin/python3
 runner=$PORTWRAP_TEST_ROOT/venv/bin/python
 
+# For what fetches something: the network, or another package manager, may be in the way for a moment.
+patiently() {
+    local pause
+    for pause in 10 20; do
+        if "$@"; then return 0; fi
+        sleep "$pause"
+    done
+    "$@"
+}
+
 # "3.8" for a Python of ours to test with; nothing for an older one or none at all.
 minor_version() {
     "$1" -I -c 'import sys

@@ -78,8 +78,10 @@ run_part() {
     run_pytest "$@" || status=$?
     count
     summary+=("$title: $closing")
-    failed=$((total[failed] + total[error] - before))
-    if [[ $status == 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]]; then
+    # One fixture that fails is the error of every test that needs it.
+    failed=$(sed -nE 's/^(FAILED|SUBFAIL[A-Z]*)(\([^)]*\))? (\[.*\] )?([^ ]+).*/\4/p
+        s/^ERROR ([^:]+)::[^ ]+( - .*)?/\1\2/p' "$log" | sort -u | wc -l)
+    if [[ $status == 1 && $failed -ge 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]]; then
         heading "$title, once more"
         total[failed]=$before total[error]=0 twice=$((twice + failed)) status=0
         run_pytest "$@" --last-failed --last-failed-no-failures none || status=$?

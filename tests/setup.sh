@@ -100,7 +100,7 @@ without_services() (
 column() { cut -d' ' -f"$1" | sort -u | paste -sd' '; }
 
 # A package manager that is interrupted half-way leaves the system's packages broken.
-undisturbed() { (trap '' INT TERM HUP && quietly "$@"); }
+undisturbed() { (trap '' INT TERM HUP && quietly patiently "$@"); }
 
 # For `tests/run.sh matrix` only: as large as everything else together.
 install_graphical_programs() {
@@ -197,7 +197,7 @@ make_venv() {
     say "installing $(basename -- "$requirements") for Python $(minor_version "$python") in $venv"
     rm -rf -- "$venv"
     quietly "$python" -m venv "$venv"
-    quietly "$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements"
+    quietly patiently "$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements"
     printf '%s\n' "$recipe" >"$venv/.complete"
 }
 
@@ -264,8 +264,8 @@ fetch_newer_helpers() {
         cd -- "$fetched"
         options=(-q -o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
             -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD" -o APT::Sandbox::User=root)
-        quietly apt-get "${options[@]}" update
-        quietly apt-get "${options[@]}" download "${packages[@]}"
+        quietly patiently apt-get "${options[@]}" update
+        quietly patiently apt-get "${options[@]}" download "${packages[@]}"
         rm -rf -- "$place"
         mkdir -p -- "$place"
         for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
@@ -297,7 +297,7 @@ fetch_ssh_server() {
     mkdir -p -- "$place"
     (
         cd -- "$fetched"
-        quietly apt-get -q -o APT::Sandbox::User=root download openssh-server libwrap0
+        quietly patiently apt-get -q -o APT::Sandbox::User=root download openssh-server libwrap0
         for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
     )
     rm -rf -- "$fetched"
@@ -318,7 +318,7 @@ fetch_gridengine() {
     mkdir -p -- "$place"
     (
         cd -- "$fetched"
-        quietly apt-get -q -o APT::Sandbox::User=root download gridengine-common \
+        quietly patiently apt-get -q -o APT::Sandbox::User=root download gridengine-common \
             gridengine-client gridengine-exec gridengine-master libjemalloc2
         for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
     )
@@ -370,8 +370,8 @@ if [[ $EUID == 0 ]]; then
     fetch_newer_helpers
     fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
-    "$project/demo/install.sh" hub "$PORTWRAP_TEST_ROOT" {lock}>&-
-    "$project/bench/install.sh" {lock}>&-
+    "$project/demo/install.sh" lab "$PORTWRAP_TEST_ROOT" {lock}>&-
+    patiently "$project/bench/install.sh" {lock}>&-
     make_pairs "${usual_pairs[@]}"
     if [[ ${1:-} == matrix ]]; then
         install_graphical_programs
@@ -380,7 +380,6 @@ if [[ $EUID == 0 ]]; then
         make_applications || true # the tests tell it
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"
-        "$project/demo/install.sh" lab "$PORTWRAP_TEST_ROOT" {lock}>&-
     fi
 fi
 say "ready: $PORTWRAP_TEST_ROOT"

@@ -77,7 +77,7 @@ once() {
     mkdir -p -- "$(dirname -- "$stamp")"
     rm -f -- "$stamp"
     say "installing $(basename -- "${stamp%.complete}")"
-    if "$@" >"$stamp.log" 2>&1 </dev/null; then
+    if patiently "$@" >"$stamp.log" 2>&1 </dev/null; then
         printf '%s\n' "$recipe" >"$stamp"
     else
         say "failed: $*" "$(tail -n 3 "$stamp.log")"

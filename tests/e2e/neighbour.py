@@ -307,7 +307,9 @@ def watch(uid: int) -> None:
     before = listening(uid)
     taken: dict[int, list[Any]] = {}
     say("ready")
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    last = False
+    while not last:
+        last = bool(select.select([sys.stdin], [], [], 0)[0])
         for port in listening(uid) - before:
             taken[port] = squat(port) or taken.get(port, [])
     say(json.dumps(taken))

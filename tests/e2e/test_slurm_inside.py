@@ -30,6 +30,7 @@ class Terminal:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.count = 0
         self.home = session.hub.cluster.home()
         answer = session.client.api("POST", session.path("api/terminals"))
         assert answer.status == 200, answer.text
@@ -47,14 +48,16 @@ class Terminal:
         name = f"{self.session.name}.sh"
         (self.home / name).write_text(script)
         place = f"{home_of(OWNER)}/{name}"
-        self.type(f"bash {place} >{place}.out 2>&1; echo $((6 * 7))-done")
+        self.count += 1
+        # what is typed is shown, too
+        self.type(f"bash {place} >{place}.out 2>&1; echo done-$(({self.count} * 1))-done")
 
     def run(self, script: str) -> str:
         """What this script writes."""
         self.start(script)
         self.socket.settimeout(ANSWER_SECONDS)
         shown = ""
-        while "42-done" not in shown:
+        while f"done-{self.count}-done" not in shown:
             kind, *rest = json.loads(self.socket.recv())
             shown += rest[0] if kind == "stdout" else ""
         return (self.home / f"{self.session.name}.sh.out").read_text()

@@ -123,6 +123,15 @@ class Node:
         assert result.stderr == "" and result.stdout.count("\n") == 1, result
         return result.returncode, json.loads(result.stdout)
 
+    def check_when_it_is_good(self, *options: str, **popen: Any) -> tuple[int, dict[str, Any]]:
+        """The same; asked again if something was late. Each look has a second, and what answers it
+        may have to wait for a processor."""
+        for _ in range(3):
+            status, answer = self.check(*options, **popen)
+            if all(check["status"] == "ok" for check in answer["checks"]):
+                break
+        return status, answer
+
     def mend(self, command: str) -> None:
         """What an administrator does: the command as it stands."""
         result = self.run(self.enter("sh", "-c", command))
@@ -174,7 +183,7 @@ def named(answer: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("forward", ["auto", "native", "relay"])
 def test_a_good_node(node: Node, forward: str) -> None:
-    status, answer = node.check("--hub", node.hub_url, "--forward", forward)
+    status, answer = node.check_when_it_is_good("--hub", node.hub_url, "--forward", forward)
     assert (status, answer["would_start"], answer["failed"]) == (0, True, []), answer
     assert [check["name"] for check in answer["checks"]] == [*CHECKS, "hub", "pasta"]
     assert {check["status"] for check in answer["checks"]} == {"ok"}, answer
@@ -189,16 +198,23 @@ def test_a_good_node(node: Node, forward: str) -> None:
 
 @pytest.mark.parametrize("way", ["slirp4netns", "pasta", "none"])
 def test_the_chosen_way_out_is_looked_at(node: Node, way: str) -> None:
-    status, answer = node.check("--network", way)
+    status, answer = node.check_when_it_is_good("--network", way)
     assert status == 0, answer
     wanted = [name for name in CHECKS if way != "none" or name not in ("tun device", "names")]
     assert [check["name"] for check in answer["checks"]] == wanted
     assert ("no way out" if way == "none" else way) in named(answer)["session"]["fact"]
 
 
+def test_clients_from_somewhere_else_only(node: Node) -> None:
+    """It is this host that asks, of which the setting says nothing."""
+    env = environment(OWNER, {"PORTWRAP_ALLOW_FROM": FAR})
+    status, answer = node.check_when_it_is_good(env=env)
+    assert (status, named(answer)["forward"]["fact"]) == (0, "relay"), answer
+
+
 def test_the_hub_of_the_environment(node: Node) -> None:
     env = environment(OWNER, {"JUPYTERHUB_API_URL": node.hub_url})
-    assert "JupyterHub 5.2.1" in named(node.check(env=env)[1])["hub"]["fact"]
+    assert "JupyterHub 5.2.1" in named(node.check_when_it_is_good(env=env)[1])["hub"]["fact"]
 
 
 def test_the_hub_on_the_loopback_of_the_node(node: Node) -> None:
@@ -208,7 +224,7 @@ def test_the_hub_on_the_loopback_of_the_node(node: Node) -> None:
     thread.start()
     try:
         url = f"http://127.0.0.1:{hub.server_address[1]}/hub/api"
-        status, answer = node.check("--hub", url)
+        status, answer = node.check_when_it_is_good("--hub", url)
         assert status == 0, answer
         assert "JupyterHub 5.2.1" in named(answer)["hub"]["fact"]
     finally:
@@ -410,7 +426,7 @@ def test_no_nameserver(make_node: Any) -> None:
     assert (status, found["status"]) == (0, "warning"), answer
     assert FAR in found["fact"] and "/etc/resolv.conf" in found["remedy"]
     node.mend(f"echo nameserver {SERVER} > /etc/resolv.conf")
-    assert named(node.check()[1])["names"]["status"] == "ok"
+    assert named(node.check_when_it_is_good()[1])["names"]["status"] == "ok"
 
 
 def test_a_configuration_that_ssh_does_not_read(make_node: Any) -> None:
@@ -429,7 +445,7 @@ def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
     needs("ssh")
     folder = SSH_FOLDER
     node = make_node(*INCLUDED_BY_SSH, f"echo 'ServerAliveInterval 60' > {folder}/site.conf")
-    status, answer = node.check()
+    status, answer = node.check_when_it_is_good()
     assert (status, named(answer)["ssh"]["status"]) == (0, "ok"), answer
     assert f"private views {folder}" in named(answer)["session"]["fact"]
     # the control: without that view it refuses them
@@ -524,14 +540,22 @@ def test_what_is_reached_past_the_forward_is_seen() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_ended_in_the_middle(node: Node, number: int) -> None:
     before = ours_alive()
-    with node.network.entered(node.network.host):
-        process = as_user("root", node.as_owner(*node.program("--check")), env=environment(OWNER))
-    try:
-        wait_until(lambda: len(ours_alive() - before) > 3, 10, "its sessions")
-        os.kill(process.pid, number)
-        process.communicate(timeout=10)
-    finally:
-        end(process)
+    words = node.as_owner(*node.program("--check"))
+    caught = False
+    while not caught:  # it may end before it is looked at
+        with node.network.entered(node.network.host):
+            process = as_user("root", words, env=environment(OWNER))
+        try:
+            wait_until(
+                lambda: len(ours_alive() - before) > 3 or process.poll() is not None,  # noqa: B023
+                what="its sessions",
+            )
+            caught = process.poll() is None
+            if caught:
+                os.kill(process.pid, number)
+            process.communicate(timeout=10)
+        finally:
+            end(process)
     wait_until(lambda: not ours_alive() - before, 10, "the end of every process")
 
 
@@ -559,6 +583,14 @@ def profiles(program: Path, path: str = "/usr/bin:/bin") -> str:
     return result.stdout
 
 
+def test_profiles_where_the_one_that_sessions_need_is_missing(installed: Path) -> None:
+    words = [str(installed / "portwrap.pyz"), "--check", "--apparmor"]
+    result = run_as(OWNER, words, env=environment(OWNER, {"PATH": "/usr/bin:/bin"}))
+    assert result.stdout.count("\nprofile ") == 1
+    assert (result.returncode, result.stderr.count("\n")) == (125, 2)
+    assert "batchspawner-singleuser is not on PATH\n" in result.stderr
+
+
 def test_profiles_name_the_files_that_are_run(installed: Path) -> None:
     text = profiles(installed.parent / "link.pyz", f"{installed}:/usr/bin:/bin")
     escaped = str(installed).replace("[", "\\[").replace("]", "\\]")
@@ -568,9 +600,6 @@ def test_profiles_name_the_files_that_are_run(installed: Path) -> None:
         ("batchspawner-singleuser", f"{escaped}/real-singleuser"),
     ]
     assert text.count("\n  userns,\n") == 2
-    without = profiles(installed / "portwrap.pyz")
-    assert without.count("\nprofile ") == 1
-    assert "# batchspawner-singleuser is not on PATH" in without
 
 
 def test_profiles_are_what_apparmor_reads(installed: Path) -> None:

@@ -110,7 +110,7 @@ class Reader(Session):
     """Looks names up inside, by the C library."""
 
     def __init__(self, host: Host, forward: str, protocol: str) -> None:
-        options = "timeout:2 attempts:1" + (" use-vc" if protocol == "tcp" else "")
+        options = "timeout:10 attempts:1" + (" use-vc" if protocol == "tcp" else "")
         super().__init__(
             host.portwrap,
             host.portwrap.program("look_up.py"),

@@ -110,12 +110,13 @@ WORKS = {  # what: programs needed, script
         "screen",
         "export SCREENDIR=$PWD/screens; mkdir -m 700 $SCREENDIR; screen -dmS s sleep 9;"
         " until screen -ls | grep -q Detached; do sleep 0.05; done; echo detached;"
-        " screen -S s -X quit; rm -r $SCREENDIR",
+        " screen -S s -X quit; rm -rf $SCREENDIR",
     ),
     "ssh-agent": (
         "ssh-agent ssh-keygen",
         "ssh-keygen -qt ed25519 -N '' -f key && eval $(ssh-agent -s) && ssh-add -q key &&"
-        " ssh-add -l | wc -l; ssh-agent -k; rm key*",
+        " ssh-add -l | wc -l; ssh-agent -k; rm key*;"
+        " while [ -e ${SSH_AUTH_SOCK%/*} ]; do sleep 0.05; done",
     ),
     "a D-Bus of one's own": (
         "dbus-run-session",

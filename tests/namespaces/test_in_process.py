@@ -233,6 +233,21 @@ def test_an_interpreter_that_needs_to_be_told_its_home(portwrap: Portwrap) -> No
         assert python == [f"PYTHONHOME={home}".encode()]
 
 
+@pytest.mark.parametrize("settings", ["", "threads"])
+def test_such_an_interpreter_reads_nothing_of_the_current_directory(
+    portwrap: Portwrap, pyz: Path, world_dir: Path, settings: str
+) -> None:
+    """Which it does first of all without -I: it may be anybody's."""
+    ask = [portwrap.python, "-c", "import sys; print(sys.base_prefix)"]
+    home = run_as(OWNER, ask).stdout.strip()
+    for name in ("batchspawner_portwrap", "resource", "select", "json", "contextlib"):
+        (world_dir / f"{name}.py").write_text(f"raise SystemExit('{name} of somebody')\n")
+    words = in_process(portwrap, pyz, settings, "true")
+    env = {**at_url(unused_port()), "PYTHONHOME": home}
+    result = run_as(OWNER, words, env=env, cwd=world_dir)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
+
+
 # ---- a kernel without pidfds -----------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import Iterator
 import pytest
 
 from helpers import NEIGHBOUR, OWNER, as_user, end, needs, run_as, wait_until
-from sessions import Inside, Maker, Outside, Portwrap, unused_port
+from sessions import Inside, Maker, Outside, Portwrap, port_without_a_past, unused_port
 
 pytestmark = pytest.mark.namespaces
 both_ways = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
@@ -171,18 +171,6 @@ def test_nobody_slips_in_between_bind_and_listen(portwrap: Portwrap) -> None:
         wait_until(lambda: call.read_text().split()[0] == LISTEN_CALL, what="the call of listen")
         ways = squat(portwrap, session.port)
         assert [way for way in ways if isinstance(way, list) and ":" not in way[0]] == []
-
-
-def port_without_a_past() -> int:
-    """One that needs no SO_REUSEADDR: no connection of an earlier test is in TIME_WAIT on it."""
-    while True:
-        port = unused_port()
-        with socket.socket() as probe:
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-        return port
 
 
 def remember_connections(port: int, address: str) -> None:

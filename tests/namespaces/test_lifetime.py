@@ -34,8 +34,8 @@ from sessions import (
 
 pytestmark = pytest.mark.namespaces
 
-LIMIT = 1.0
-LIMIT_WITHOUT_PIDFD = 3.0
+LIMIT = 1.9  # less than the keeper's PROC_INTERVAL
+LIMIT_WITHOUT_PIDFD = 4.0
 """Seconds within which nothing may be left, and the command must have been told."""
 FORWARDS = ("relay", "auto")
 KERNELS = [
@@ -472,8 +472,10 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, size: int, for
         client = session.client()
         client.sendall(b"x")
         sent = int(session.process.stdout.readline())
-        assert session.process.wait(timeout=5) == 0
-        got = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        with ThreadPoolExecutor(1) as pool:  # what is not read in time may be cut off
+            reading = pool.submit(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
+            assert session.process.wait(timeout=5) == 0
+            got = reading.result()
         want = (bytes(range(256)) * (size // 256 + 1))[:sent]
         assert len(got) == len(want), (len(got), len(want))
         assert got == want
@@ -585,7 +587,7 @@ def test_at_random_moments(
     portwrap: Portwrap, world_dir: Path, pidfd: bool, runs: int, at_once: int
 ) -> None:
     print(f"PORTWRAP_TEST_SEED={SEED}")
-    mounts = Path("/proc/self/mounts").read_text()
+    mounts = set(Path("/proc/self/mounts").read_text().splitlines())
     faults = []
 
     def run(number: int) -> None:
@@ -598,4 +600,4 @@ def test_at_random_moments(
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(run, range(runs)))
     assert not faults, "\n".join(faults)
-    assert Path("/proc/self/mounts").read_text() == mounts
+    assert set(Path("/proc/self/mounts").read_text().splitlines()) <= mounts

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterator
@@ -328,6 +329,7 @@ def busy(portwrap: Portwrap, request: pytest.FixtureRequest) -> Iterator[Session
         assert session.process.stdout is not None
         assert session.process.stdout.readline() == "ready\n"
         wait_until(lambda: session.keeper and session.helper and session.named(WORKER))
+        session.wait_until_served()
         yield session
     for port in (published, session.port):
         wait_until(lambda: not holders_of(port), LIMIT, f"port {port} free")  # noqa: B023
@@ -397,8 +399,10 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, forward: str, 
         client = session.keep(connect(published))
         client.sendall(b"x")
         sent = int(session.process.stdout.readline())
-        assert session.process.wait(timeout=5) == 0
-        got = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        with ThreadPoolExecutor(1) as pool:  # what is not read in time may be cut off
+            reading = pool.submit(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
+            assert session.process.wait(timeout=5) == 0
+            got = reading.result()
         assert got == (bytes(range(256)) * (size // 256 + 1))[:sent]
         session.wait_until_gone(LIMIT)
 

@@ -58,8 +58,10 @@ for number, (kind, address, port) in enumerate(doors):
         sockets[door.fileno()] = door
 
 until = time.monotonic() + LIMIT
-while selector.get_map() and time.monotonic() < until:
-    for key, _ in selector.select(until - time.monotonic()):
+last = False
+while selector.get_map() and not last:
+    last = time.monotonic() > until
+    for key, _ in selector.select(0 if last else until - time.monotonic()):
         answers[key.data] = outcome(sockets[key.fd])
         selector.unregister(key.fileobj)
 for key in selector.get_map().values():

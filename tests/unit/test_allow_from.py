@@ -13,6 +13,8 @@ from portwrap import PortwrapError, ports
 from portwrap.__main__ import PARSER, common_settings
 from portwrap.relay import is_among
 
+from fuzzing import examples
+
 
 def is_allowed(networks: str, client: str) -> bool:
     """Whether the relay takes this client."""
@@ -44,6 +46,7 @@ def addresses(version: int) -> st.SearchStrategy[int]:
     return st.integers(0, 2 ** (32 if version == 4 else 128) - 1)
 
 
+@examples(100)
 @given(st.data(), st.sampled_from([4, 6]))
 def test_it_agrees_with_the_standard_library(data: st.DataObject, version: int) -> None:
     kind = ipaddress.IPv4Network if version == 4 else ipaddress.IPv6Network

@@ -366,6 +366,26 @@ def test_portwrap_path_becomes_that_program(
     assert json.loads(output) == [words, inner_url, process.pid]
 
 
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["--allow-from", "198.18.0.1"],
+        ["--network", "none"],
+        ["--forward=relay"],
+        ["--publish", "30000"],
+        ["--host-service", "27000"],
+    ],
+    ids=" ".join,
+)
+def test_what_another_portwrap_would_not_be_told(
+    capsys: pytest.CaptureFixture[str], lost: list[str]
+) -> None:
+    words = [*lost, "--portwrap-path", "/bin/true", "server", "--port=40001"]
+    assert batchspawner_portwrap.main(words) == 2
+    name = lost[0].partition("=")[0]
+    assert f": {name} does not go with --portwrap-path\n" in capsys.readouterr().err
+
+
 def test_portwrap_path_that_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
