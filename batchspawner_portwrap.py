@@ -186,7 +186,7 @@ def _main(words: list[str], afresh: bool) -> int:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
     if "portwrap-path" in values:
-        _check_handed_over(words)
+        _check_handed_over(values)
         _hand_over(values["portwrap-path"], request)
     if keeper.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
@@ -228,12 +228,11 @@ def hub_services(environ: Mapping[str, str]) -> list[Service]:
     return services.distinct(found)
 
 
-def _check_handed_over(words: Sequence[str]) -> None:
+def _check_handed_over(values: Mapping[str, str]) -> None:
     """Refuse what an external portwrap would not be told. Raises PortwrapError, status 2."""
-    given, _ = PARSER.parse(words, {})  # it reads the environment itself
     for option in COMMON_OPTIONS:
         lost = option.key not in ("guest-port", "verbose")
-        if lost and given.get(option.key, option.default) != option.default:
+        if lost and values.get(option.key, option.default) != option.default:
             raise PARSER.error(f"--{option.key} does not go with --portwrap-path")
 
 

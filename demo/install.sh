@@ -78,7 +78,7 @@ install_system_packages() {
 
 # ---- JupyterHub and its proxy ---------------------------------------------------------------
 
-# Whoever ends us in the middle of something finds none of it afterwards.
+# Whoever ends us in the middle of something finds none of it afterwards, or an older state.
 unfinished=
 trap '[[ -z $unfinished ]] || rm -rf -- "$unfinished"' EXIT
 trap 'exit 130' INT
@@ -135,7 +135,7 @@ make_venv() {
 }
 
 add_lab() {
-    unfinished= # the hub is there, whatever comes of this
+    unfinished= # the hub is there, whatever comes of this; what is missing is got the next time
     say "Installing JupyterLab"
     pip_install "$1" "$jupyterlab"
 }
@@ -149,10 +149,16 @@ proxy_version() {
 
 make_proxy() {
     say "Installing configurable-http-proxy $2 (Node $(node --version))"
-    rm -rf "$1"
-    npm install --global --silent --no-audit --no-fund --prefix "$1" \
-        "configurable-http-proxy@$2" </dev/null ||
-        give_up "npm could not install configurable-http-proxy@$2" "run: npm view configurable-http-proxy"
+    local pause
+    for pause in 5 20 0; do
+        rm -rf "$1"
+        if npm install --global --silent --no-audit --no-fund --prefix "$1" \
+            "configurable-http-proxy@$2" </dev/null; then
+            return
+        fi
+        sleep "$pause"
+    done
+    give_up "npm could not install configurable-http-proxy@$2" "run: npm view configurable-http-proxy"
 }
 
 main() {

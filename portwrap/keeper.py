@@ -348,7 +348,7 @@ def interpreter_command(text: str, *arguments: str) -> list[str]:
     isolated = "-I"
     if os.environ.get("PYTHONHOME"):
         isolated = "-s"
-        text = f"import sys; sys.path[:] = filter(None, sys.path)\n{text}"
+        text = f"import sys; sys.path[:] = filter(None, sys.path)\nexec({text!r})"
     return [os.path.realpath(INTERPRETER), isolated, "-S", "-c", text, *arguments]
 
 

@@ -42,8 +42,9 @@ pytest_arguments=("$@")
 summary=()    # one line per run
 broken=no     # a run failed, or a whole part ran no test where everything must work
 twice=0       # tests that failed and were tried once more
-log=$(mktemp)
-trap 'rm -f -- "$log"' EXIT
+work=$(mktemp -d)
+log=$work/log
+trap 'rm -rf -- "$work"' EXIT
 
 heading() { printf '\n======== %s ========\n' "$*"; }
 
@@ -65,9 +66,15 @@ count() {
 run_pytest() {
     local interpreter=$1 status=0
     shift
-    "$interpreter" -m pytest "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} \
+    "$interpreter" -m pytest -o "cache_dir=$work/cache" "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} \
         </dev/null 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
     return "$status"
+}
+
+# What is left behind at the end of a file may be another test's fault than the last one's, and who
+# has chosen arguments may have stopped at a failure.
+can_be_repeated() {
+    [[ ${#pytest_arguments[@]} == 0 ]] && ! grep -q '^_* ERROR at teardown of ' "$log"
 }
 
 # run_part TITLE INTERPRETER ARGUMENTS...
@@ -78,15 +85,15 @@ run_part() {
     run_pytest "$@" || status=$?
     count
     summary+=("$title: $closing")
-    # One fixture that fails is the error of every test that needs it.
-    failed=$(sed -nE 's/^(FAILED|SUBFAIL[A-Z]*)(\([^)]*\))? (\[.*\] )?([^ ]+).*/\4/p
-        s/^ERROR ([^:]+)::[^ ]+( - .*)?/\1\2/p' "$log" | sort -u | wc -l)
-    if [[ $status == 1 && $failed -ge 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]]; then
+    # A fixture that fails is an error of every test that needs it, mostly of one file.
+    failed=$(sed -nE 's/^FAILED (.*)/\1/p; s/^ERROR ([^:]+)::.*/\1/p' "$log" | sort -u | wc -l)
+    if [[ $status == 1 && $failed -ge 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]] && can_be_repeated; then
         heading "$title, once more"
         total[failed]=$before total[error]=0 twice=$((twice + failed)) status=0
         run_pytest "$@" --last-failed --last-failed-no-failures none || status=$?
         count
         summary+=("    once more: $closing")
+        [[ $status == 0 ]] || broken=yes
     fi
     case $status in
         0) ;;

@@ -100,7 +100,8 @@ without_services() (
 column() { cut -d' ' -f"$1" | sort -u | paste -sd' '; }
 
 # A package manager that is interrupted half-way leaves the system's packages broken.
-undisturbed() { (trap '' INT TERM HUP && quietly patiently "$@"); }
+undisturbed() { quietly patiently without_interruption "$@"; }
+without_interruption() { (trap '' INT TERM HUP && "$@"); }
 
 # For `tests/run.sh matrix` only: as large as everything else together.
 install_graphical_programs() {

@@ -246,6 +246,10 @@ def test_such_an_interpreter_reads_nothing_of_the_current_directory(
     env = {**at_url(unused_port()), "PYTHONHOME": home}
     result = run_as(OWNER, words, env=env, cwd=world_dir)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), result
+    # The probe of --check is such an interpreter's program, too.
+    words = in_process(portwrap, pyz, settings, "--check", "--json")
+    result = run_as(OWNER, words, env=env, cwd=world_dir)
+    assert '"would_start": true' in result.stdout, result
 
 
 # ---- a kernel without pidfds -----------------------------------------------------------------

@@ -369,20 +369,28 @@ def test_portwrap_path_becomes_that_program(
 @pytest.mark.parametrize(
     "lost",
     [
-        ["--allow-from", "198.18.0.1"],
-        ["--network", "none"],
-        ["--forward=relay"],
-        ["--publish", "30000"],
-        ["--host-service", "27000"],
+        ("--allow-from", "198.18.0.1"),
+        ("--network", "none"),
+        ("--forward", "relay"),
+        ("--publish", "30000"),
+        ("--host-service", "27000"),
     ],
     ids=" ".join,
 )
+@pytest.mark.parametrize("in_environment", [False, True])
 def test_what_another_portwrap_would_not_be_told(
-    capsys: pytest.CaptureFixture[str], lost: list[str]
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lost: tuple[str, str],
+    in_environment: bool,
 ) -> None:
-    words = [*lost, "--portwrap-path", "/bin/true", "server", "--port=40001"]
+    name, value = lost
+    words = ["--portwrap-path", "/bin/true", "server", "--port=40001"]
+    if in_environment:
+        monkeypatch.setenv(f"PORTWRAP_{name[2:].replace('-', '_').upper()}", value)
+    else:
+        words = [name, value, *words]
     assert batchspawner_portwrap.main(words) == 2
-    name = lost[0].partition("=")[0]
     assert f": {name} does not go with --portwrap-path\n" in capsys.readouterr().err
 
 
