@@ -229,9 +229,10 @@ def hub_services(environ: Mapping[str, str]) -> list[Service]:
 
 
 def _check_handed_over(values: Mapping[str, str]) -> None:
-    """Refuse what an external portwrap would not be told. Raises PortwrapError, status 2."""
+    """Refuse what an external portwrap would not be told, but for how it forwards and what it says.
+    Raises PortwrapError, status 2."""
     for option in COMMON_OPTIONS:
-        lost = option.key not in ("guest-port", "verbose")
+        lost = option.key not in ("guest-port", "forward", "verbose")
         if lost and values.get(option.key, option.default) != option.default:
             raise PARSER.error(f"--{option.key} does not go with --portwrap-path")
 

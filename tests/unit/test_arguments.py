@@ -371,7 +371,6 @@ def test_portwrap_path_becomes_that_program(
     [
         ("--allow-from", "198.18.0.1"),
         ("--network", "none"),
-        ("--forward", "relay"),
         ("--publish", "30000"),
         ("--host-service", "27000"),
     ],
