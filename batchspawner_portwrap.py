@@ -208,7 +208,8 @@ def _check(
     if command:
         raise PARSER.error(f"--check runs no command, and there is {command[0]!r}")
     if "apparmor" in values:
-        return check.print_profiles(os.environ)
+        check.print_profiles(os.environ)
+        return 0
     if keeper.is_threaded() and not afresh:
         launching.start_afresh("batchspawner_portwrap:main", words)
     hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")

@@ -132,15 +132,16 @@ class Matches:
 def _said(data: bytes) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int] | None]]:
     """What the block says: a byte, or the length of a match with its distance."""
     matches = Matches(data)
-    here = 0
+    here, (length, distance) = 0, matches.longest(0)
     while here < len(data):
-        length, distance = matches.longest(here)
-        if length < SHORTEST or matches.longest(here + 1)[0] > length:
+        following = matches.longest(here + 1)
+        if length < SHORTEST or following[0] > length:
             yield (data[here], 0, 0), None
-            here += 1
+            here, (length, distance) = here + 1, following
         else:
             yield _valued(length, LENGTHS, FIRST_LENGTH), _valued(distance, DISTANCES, 0)
             here += length
+            length, distance = matches.longest(here)
     yield (END_OF_BLOCK, 0, 0), None
 
 

@@ -538,7 +538,7 @@ profile {name} {path} flags=(unconfined) {{
 """
 
 
-def print_profiles(environ: Mapping[str, str]) -> int:
+def print_profiles(environ: Mapping[str, str]) -> None:
     """Print AppArmor profiles that allow user namespaces to this program and to
     batchspawner-singleuser. Raises PortwrapError if one is missing.
 
@@ -554,7 +554,6 @@ def print_profiles(environ: Mapping[str, str]) -> int:
     if path is None:
         hint = "Sessions need a profile for it, too: make this again with the PATH of the jobs."
         raise PortwrapError(f"{name} is not on PATH", hint)
-    return 0
 
 
 def own_path() -> str:

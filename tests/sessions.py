@@ -11,13 +11,15 @@ import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import measure
 
-from helpers import OWNER, PROJECT, as_user, end, environment, lives, state_of, wait_until
+from helpers import OWNER, PROJECT, as_user, end, environment, lives, needs, state_of, wait_until
 
 ENTRY = "from portwrap.__main__ import main"
 MARK = "PORTWRAP_TEST_MARK"
@@ -346,6 +348,29 @@ def kill(pid: int) -> None:
 def end_of(process: subprocess.Popen[str], seconds: float = 10) -> int:
     """The exit status, within a limit in seconds."""
     return process.wait(timeout=seconds)
+
+
+def last_words(session: Session, client: socket.socket) -> bytes:
+    """What this client of a session whose command ends, with status 0, reads to its end. It reads
+    meanwhile: what is not read in time may be cut off."""
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
+        assert session.process.wait(timeout=5) == 0
+        return reading.result()
+
+
+@contextmanager
+def injected(pid: int, what: str) -> Iterator[None]:
+    """Within it strace tampers with the process's system calls (strace(1), -e inject)."""
+    needs("strace")
+    words = ["strace", "-qq", "-o", "/dev/null", "-e", f"inject={what}", "-p", str(pid)]
+    with subprocess.Popen(words) as strace:
+        try:
+            status, attached = Path(f"/proc/{pid}/status"), f"TracerPid:\t{strace.pid}\n"
+            wait_until(lambda: attached in status.read_text(), what="strace at work")
+            yield
+        finally:
+            strace.terminate()
 
 
 def wake_ups(pid: int) -> int:

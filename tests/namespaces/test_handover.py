@@ -22,7 +22,7 @@ from portwrap.handover import descriptors_of_others
 
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, state_of, wait_until
-from sessions import Inside, Outside, Portwrap, Session, channel_pair, kill, unused_port
+from sessions import Inside, Outside, Portwrap, Session, channel_pair, injected, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
 GUEST = 8888
@@ -914,19 +914,8 @@ def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
 def held(keeper: int, calls: str) -> Iterator[None]:
     """Within it the keeper gets no further than to its next one of these system calls. Afterwards
     it is asleep again."""
-    needs("strace")
-    proc = Path(f"/proc/{keeper}")
-    inject = f"inject={calls}:delay_enter={60 * 1_000_000}"  # until strace lets go of it
-    words = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(keeper)]
-    with subprocess.Popen(words) as strace:
-        wait_until(
-            lambda: f"TracerPid:\t{strace.pid}\n" in (proc / "status").read_text(),
-            what="strace at work",
-        )
-        try:
-            yield
-        finally:
-            strace.terminate()
+    with injected(keeper, f"{calls}:delay_enter={60 * 1_000_000}"):  # until strace lets go of it
+        yield
     wait_until(lambda: call_of(keeper) == EPOLL_CALL, what="the keeper asleep")
 
 
@@ -1206,15 +1195,8 @@ def test_a_relay_that_cannot_be_made_any_more(portwrap: Portwrap) -> None:
 
 
 def test_a_sandbox_that_the_keeper_may_not_enter(portwrap: Portwrap) -> None:
-    needs("strace")
     with Spawner(portwrap, "auto") as session:
-        keeper = session.keeper
-        words = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=setns:error=EPERM"]
-        with subprocess.Popen([*words, "-p", str(keeper)]) as strace:
-            status = Path(f"/proc/{keeper}/status")
-            wait_until(
-                lambda: f"TracerPid:\t{strace.pid}\n" in status.read_text(), what="strace at work"
-            )
+        with injected(session.keeper, "setns:error=EPERM"):
             session.served("uring-listen")
             session.client()
             assert session.process.wait(timeout=LIMIT) == -signal.SIGTERM

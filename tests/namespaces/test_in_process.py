@@ -220,11 +220,16 @@ def test_settings_of_python_do_not_matter(portwrap: Portwrap, environ: dict[str,
     assert inside == environment(OWNER, environ)
 
 
+def home_of(portwrap: Portwrap) -> str:
+    """What PYTHONHOME is for this Python."""
+    ask = [portwrap.python, "-c", "import sys; print(sys.base_prefix)"]
+    return run_as(OWNER, ask).stdout.strip()
+
+
 def test_an_interpreter_that_needs_to_be_told_its_home(portwrap: Portwrap) -> None:
     """Where PYTHONHOME is, the keeper's interpreter reads the environment: of Python's variables
     it has that one only."""
-    ask = [portwrap.python, "-c", "import sys; print(sys.base_prefix)"]
-    home = run_as(OWNER, ask).stdout.strip()
+    home = home_of(portwrap)
     extra = {"PYTHONHOME": home, "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1"}
     with Session(portwrap, ["sleep", "600"], extra_env=extra) as session:
         session.wait_until_up()
@@ -238,8 +243,7 @@ def test_such_an_interpreter_reads_nothing_of_the_current_directory(
     portwrap: Portwrap, pyz: Path, world_dir: Path, settings: str
 ) -> None:
     """Which it does first of all without -I: it may be anybody's."""
-    ask = [portwrap.python, "-c", "import sys; print(sys.base_prefix)"]
-    home = run_as(OWNER, ask).stdout.strip()
+    home = home_of(portwrap)
     for name in ("batchspawner_portwrap", "resource", "select", "json", "contextlib"):
         (world_dir / f"{name}.py").write_text(f"raise SystemExit('{name} of somebody')\n")
     words = in_process(portwrap, pyz, settings, "true")

@@ -26,6 +26,7 @@ from sessions import (
     Session,
     assert_quiet,
     kill,
+    last_words,
     name_of,
     serves,
     settle,
@@ -475,10 +476,7 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, size: int, for
         client = session.client()
         client.sendall(b"x")
         sent = int(session.process.stdout.readline())
-        with ThreadPoolExecutor(1) as pool:  # what is not read in time may be cut off
-            reading = pool.submit(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
-            assert session.process.wait(timeout=5) == 0
-            got = reading.result()
+        got = last_words(session, client)
         want = (bytes(range(256)) * (size // 256 + 1))[:sent]
         assert len(got) == len(want), (len(got), len(want))
         assert got == want

@@ -27,8 +27,8 @@ from portwrap import relay as module
 from portwrap.relay import GUESTS, Place, Relay
 
 from fuzzing import TIMES, examples
-from helpers import OWNER, cannot, needs, run_as, wait_until
-from sessions import Inside, Portwrap, assert_quiet, port_without_a_past, settle
+from helpers import OWNER, cannot, run_as, wait_until
+from sessions import Inside, Portwrap, assert_quiet, injected, port_without_a_past, settle
 
 pytestmark = pytest.mark.namespaces
 both_ways = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
@@ -507,25 +507,15 @@ def test_descriptors_exhausted_and_recovered(portwrap: Portwrap) -> None:
 @pytest.mark.parametrize("which", [1, 2], ids=["client", "dial"])
 def test_an_epoll_that_takes_no_more(inside: Inside, listener: socket.socket, which: int) -> None:
     """As where the account's epolls have all that fs.epoll.max_user_watches allows."""
-    needs("strace")
-    keeper = inside.keeper
-    settle(keeper)
-    fault = f"inject=epoll_ctl:error=ENOSPC:when={which}"
-    words = ["strace", "-qq", "-o", "/dev/null", "-e", fault, "-p", str(keeper)]
-    with subprocess.Popen(words) as strace:
-        try:
-            status = Path(f"/proc/{keeper}/status")
-            attached = f"TracerPid:\t{strace.pid}\n"
-            wait_until(lambda: attached in status.read_text(), what="strace at work")
-            with pytest.raises(ConnectionResetError):
-                inside.client().recv(1)
-            if which == 2:  # the server was connected to
-                listener.accept()[0].close()
-            client, server = inside.pair(listener)  # when the keeper accepts again
-            client.sendall(b"x")
-            assert server.recv(9) == b"x"
-        finally:
-            strace.terminate()
+    settle(inside.keeper)
+    with injected(inside.keeper, f"epoll_ctl:error=ENOSPC:when={which}"):
+        with pytest.raises(ConnectionResetError):
+            inside.client().recv(1)
+        if which == 2:  # the server was connected to
+            listener.accept()[0].close()
+        client, server = inside.pair(listener)  # when the keeper accepts again
+        client.sendall(b"x")
+        assert server.recv(9) == b"x"
     assert len(inside.others()) == 2
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterator
@@ -22,6 +21,7 @@ from sessions import (
     Session,
     holders_of,
     kill,
+    last_words,
     unused_port,
     unused_ports,
 )
@@ -399,10 +399,7 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, forward: str, 
         client = session.keep(connect(published))
         client.sendall(b"x")
         sent = int(session.process.stdout.readline())
-        with ThreadPoolExecutor(1) as pool:  # what is not read in time may be cut off
-            reading = pool.submit(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
-            assert session.process.wait(timeout=5) == 0
-            got = reading.result()
+        got = last_words(session, client)
         assert got == (bytes(range(256)) * (size // 256 + 1))[:sent]
         session.wait_until_gone(LIMIT)
 
