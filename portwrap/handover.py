@@ -65,6 +65,7 @@ class Handover:
         settings: dict[str, Any],
         relay: Relay,
         explain: Callable[[str], None],
+        complain: Callable[[str], None],
         go_inside: Callable[[list[_socket.socket], int], None],
     ) -> None:
         self.command: int = settings["command"]
@@ -76,9 +77,10 @@ class Handover:
         self.listen_call = machine.listen
         self.relay = relay
         self.explain = explain
+        self.complain = complain
         self.go_inside = go_inside  # relay from these sockets to this port in there
         self.place = Place(self.guest_port, GUESTS)  # where the clients inside are led
-        self.hosts = [_socket.socket(fileno=number) for number in settings["serving"]]
+        self.hosts = [_socket.socket(fileno=number) for number in settings["listeners"]]
         self.host_links = {link_of(host) for host in self.hosts}
         self.original: _socket.socket | None = None  # the server's own, which we listen on
         self.server = ""  # the entry in /proc of the descriptor that was replaced last
@@ -136,6 +138,10 @@ class Handover:
             return False
         try:
             notify.check_waiting(self.questions, question)
+            own = next((host for host in self.hosts if link_of(host) == link_of(socket)), None)
+            if own is not None:
+                listen_again(own, question.backlog)
+                return True
             return self.is_the_servers(socket) and self.hand_over(socket, question)
         finally:
             if socket is not self.original:
@@ -170,13 +176,15 @@ class Handover:
         )
 
     def is_served(self) -> bool:
-        """Whether a process holds one of the host's sockets."""
+        """Whether a process holds one of the host's sockets that listens: a server may have ended
+        that with shutdown(2)."""
+        links = {link_of(host) for host in self.hosts if listens(host)}
         try:
-            if posix.readlink(self.server) in self.host_links:
+            if posix.readlink(self.server) in links:
                 return True
         except OSError:
             pass
-        return any(link in self.host_links for _, link in descriptors_of_others())
+        return any(link in links for _, link in descriptors_of_others())
 
     def host_for(self, socket: _socket.socket) -> _socket.socket | None:
         """The host's socket of the same address family."""
@@ -194,7 +202,7 @@ class Handover:
         notify.replace_descriptor(self.questions, question, host.fileno(), close_on_exec)
         # As long as the server has asked for, not longer: what is queued here can only fill it up.
         # The kernel lowers it to net.core.somaxconn, a negative one, which is a large one, too.
-        host.listen(min(question.backlog, BACKLOG))
+        listen_again(host, question.backlog)
         self.server = f"/proc/{process}/fd/{question.descriptor}"
         self.keep(socket, host)
         self.explain("forward: native, the server has the host port's own socket")
@@ -253,9 +261,9 @@ class Handover:
         self.expect_relay(UNWATCHED, LOOK_FIRST)
         for host in self.hosts:
             try:
-                host.listen(BACKLOG)  # a server may have ended that with shutdown(2)
+                listen_again(host, BACKLOG)
             except OSError as error:
-                self.explain(f"the host port is lost: {error.strerror}")
+                self.complain(f"the host port is lost: {error.strerror}")
         self.wait_for_clients()
 
     # -- clients before there is a server --------------------------------------------------
@@ -323,6 +331,23 @@ def why_not(socket: _socket.socket, question: notify.Question, links: list[str])
     if fcntl.fcntl(socket.fileno(), fcntl.F_GETFL) & O_ASYNC:
         return "the server wants a signal for each client"  # F_SETOWN is the replaced file's
     return ""
+
+
+def listens(socket: _socket.socket) -> bool:
+    return bool(socket.getsockopt(SOL_SOCKET, _socket.SO_ACCEPTCONN))
+
+
+def listen_again(host: _socket.socket, backlog: int) -> None:
+    """Have a socket of the host listen, or change its backlog. Raises OSError.
+
+    One that was shut down has to get past the socket that reserves its port (`ports.py`): at no
+    moment is there a place for one of another user.
+    """
+    host.setsockopt(SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+    try:
+        host.listen(min(backlog, BACKLOG))
+    finally:
+        host.setsockopt(SOL_SOCKET, _socket.SO_REUSEPORT, 0)
 
 
 def link_of(socket: _socket.socket) -> str:

@@ -100,8 +100,8 @@ class Lifeline:
         process, has_pidfd = namespaces.open_process(os.getpid())
         places = [process]
         places += [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY) for kind in ("user", "net")]
-        doors = [(socket, guest) for other, guest in published for socket in other.serving]
-        guards = [socket for each in (port, *dict(published)) for socket in each.guards]
+        doors = [(socket, guest) for other, guest in published for socket in other.listeners]
+        reserved = [socket for each in (port, *dict(published)) for socket in each.reserved]
         go: dict[str, Any] = {
             "program": sandbox.program,
             "verbose": sandbox.verbose,
@@ -117,11 +117,11 @@ class Lifeline:
             "helper_command": helper.command(os.getpid()) if helper else [],
             "helper_ready": helper.ready if helper else 0,
             "ready_limit": READY_LIMIT,
-            "serving": len(port.serving),
-            "guards": len(guards),
+            "listeners": len(port.listeners),
+            "reserved": len(reserved),
             "services": len(services),
         }
-        sockets = [*port.serving, *(socket for socket, _ in doors), *guards, *services]
+        sockets = [*port.listeners, *(socket for socket, _ in doors), *reserved, *services]
         try:
             self.send_long(marshal.dumps(go), [*places, *(socket.fileno() for socket in sockets)])
         finally:

@@ -12,6 +12,9 @@ from .errors import PortwrapError, hint_for
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
+
+    Place = tuple[Any, ...]  # what bind(2) takes
 
 BACKLOG = 4096
 """Connections the kernel keeps for us while we are busy; it lowers this to net.core.somaxconn."""
@@ -22,25 +25,27 @@ EVERY_ADDRESS = "::"
 MAPPED = 10 * b"\0" + b"\xff\xff"
 """What an IPv4 address begins with where it is written as an IPv6 one (RFC 4291, 2.5.5.2)."""
 HOST_PORT, PUBLISHED = "host port", "published port"
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""This node does not have the address, or no address of its family: a name may have others."""
 
 
 class HostPort:
-    """Listening sockets of the host's network namespace.
+    """A TCP port of the host: sockets of its network namespace.
 
-    `serving` are to be accepted from. `guards` only keep the other address family of the port out
-    of a neighbour's hands: the kernel refuses what connects to them, or, where one had to listen
-    to get the port, it is to be reset.
+    `listeners` are to be accepted from. `reserved` keep every other address of the port from
+    everybody else, and the listeners' own addresses whenever a listener is shut down. They never
+    listen, so the kernel refuses who connects there.
     """
 
     def __init__(self, number: int, address: str) -> None:
         self.number = number
         self.address = address
-        self.serving: list[_socket.socket] = []
-        self.guards: list[_socket.socket] = []
+        self.listeners: list[_socket.socket] = []
+        self.reserved: list[_socket.socket] = []
 
     def close(self) -> None:
         """Let go of the port."""
-        for socket in self.serving + self.guards:
+        for socket in self.listeners + self.reserved:
             socket.close()
 
 
@@ -122,82 +127,71 @@ def _describe_range(first: int, count: int) -> str:
 
 
 def bind(address: str, number: int, role: str = HOST_PORT) -> HostPort:
-    """Bind and listen on TCP port `number` of the host's `address`.
+    """Bind and listen on TCP port `number` of the host's `address`, and hold it everywhere else.
 
-    "" and "::" mean every address of both families; "0.0.0.0" every IPv4 address, and then the
-    IPv6 side of the port is held without being served: a neighbour who binds [::] would otherwise
-    be asked by whoever looks the node up by IPv6. `role` is for the message. Raises PortwrapError.
+    "" and "::" mean every address of both families; a name means each of its addresses that this
+    node has. `role` is for the message. Raises PortwrapError.
     """
     port = HostPort(number, address)
     try:
-        if address in ("", EVERY_ADDRESS):
-            _bind_every_address(port)
-        elif address == EVERY_IPV4:
-            port.serving.append(_listen(_socket.AF_INET, EVERY_IPV4, number))
-            _guard_ipv6(port)
-        else:
-            port.serving.append(_listen(*_resolve(address), number))
+        _listen_at_each(port)
+        _reserve(port)
     except OSError as error:
         port.close()
-        raise _cannot_bind(error, address or EVERY_ADDRESS, number, role) from error
+        raise _cannot_bind(error, port, role) from error
     return port
 
 
-def _bind_every_address(port: HostPort) -> None:
-    port.serving.append(_listen(_socket.AF_INET, EVERY_IPV4, port.number))
-    if _has_ipv6():
-        port.serving.append(_listen(_socket.AF_INET6, EVERY_ADDRESS, port.number))
+def _listen_at_each(port: HostPort) -> None:
+    """Listen on each address that this node has. Raises OSError if it has none of them."""
+    absent: OSError | None = None
+    for family, place in _places_of(port.address, port.number):
+        try:
+            port.listeners.append(_listen(family, place))
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                raise
+            absent = absent or error
+    if absent is not None and not port.listeners:
+        raise absent
 
 
-def _guard_ipv6(port: HostPort) -> None:
-    """Hold [::]:PORT. Bound alone is enough, and a client that tries IPv6 first goes on to IPv4."""
-    if not _has_ipv6():
-        return
+def _places_of(address: str, number: int) -> list[tuple[int, Place]]:
+    """Family and socket address of each place that this address or host name stands for."""
+    if address in ("", EVERY_ADDRESS):
+        v4, v6 = (EVERY_IPV4, number), (EVERY_ADDRESS, number)
+        return [(_socket.AF_INET, v4), (_socket.AF_INET6, v6)]
     try:
-        guard = _bind_once(_socket.AF_INET6, EVERY_ADDRESS, port.number)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        guard = _listen(_socket.AF_INET6, EVERY_ADDRESS, port.number)
-    port.guards.append(guard)
-
-
-def _has_ipv6() -> bool:
-    """Whether there is any IPv6: a kernel started with ipv6.disable=1 makes no socket of it."""
-    try:
-        _socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC).close()
-    except OSError as error:
-        if error.errno != errno.EAFNOSUPPORT:
-            raise
-        return False
-    return True
-
-
-def _resolve(address: str) -> tuple[int, str]:
-    """Return the family and the numeric form of an address or host name; IPv4 where it has both."""
-    try:
-        found = _socket.getaddrinfo(address, None, type=_socket.SOCK_STREAM)
+        found = _socket.getaddrinfo(address, number, type=_socket.SOCK_STREAM)
     except UnicodeError:  # an empty label, or one that is too long
         raise _socket.gaierror(_socket.EAI_NONAME, "not a host name") from None
-    family, _, _, _, where = min(found, key=lambda entry: entry[0] != _socket.AF_INET)
-    return family, str(where[0])
+    places = [_as_ipv4(family, place) for family, _, _, _, place in found]
+    return list(dict.fromkeys(places))  # a name may have an address twice in /etc/hosts
 
 
-def _listen(family: int, address: str, number: int) -> _socket.socket:
+def _as_ipv4(family: int, place: Place) -> tuple[int, Place]:
+    """An IPv4 address that is written as an IPv6 one is bound as what it is: an IPv6 socket takes
+    it only if it takes both families."""
+    if family == _socket.AF_INET6:
+        packed = _socket.inet_pton(family, place[0].partition("%")[0])
+        if packed.startswith(MAPPED):
+            return _socket.AF_INET, (_socket.inet_ntoa(packed[len(MAPPED) :]), place[1])
+    return family, place
+
+
+def _listen(family: int, place: Place) -> _socket.socket:
     """Listen, with SO_REUSEADDR only where the port is not free without it.
 
     Connections in TIME_WAIT make bind(2) fail without the option. With it a rival who has bound,
     but does not listen yet, lets us bind too; listen(2) then decides who has the port, and
     EADDRINUSE there means busy.
     """
-    for reuse in (False, True):
-        try:
-            socket = _bind_once(family, address, number, reuse)
-        except OSError as error:
-            if reuse or error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            break
+    try:
+        socket = _bind(family, place)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        socket = _bind(family, place, _socket.SO_REUSEADDR)
     try:
         socket.listen(BACKLOG)
         # Accepted connections inherit it, and in their TIME_WAIT it lets the next server bind
@@ -209,22 +203,54 @@ def _listen(family: int, address: str, number: int) -> _socket.socket:
     return socket
 
 
-def _bind_once(family: int, address: str, number: int, reuse: bool = False) -> _socket.socket:
+def _reserve(port: HostPort) -> None:
+    """Hold the port on every address of both families, by a socket that does not listen.
+
+    Sockets of one user that all have SO_REUSEPORT may be bound to the same port (socket(7)): so
+    it gets past our own listeners, and past nobody else's socket. It is the last one to be bound:
+    Linux 6.1 to 6.8 may look no further than the newest socket of a wildcard address.
+    """
+    for listener in port.listeners:
+        listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+    # For connections in TIME_WAIT, as above. Without it no rival gets in any more.
+    reserved = _bind_everywhere(port.number)
+    port.reserved.append(reserved)
+    reserved.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)
+    # Nor has one begun to listen before that, or this fails.
+    _bind_everywhere(port.number).close()
+    for listener in port.listeners:
+        listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+
+
+def _bind_everywhere(number: int) -> _socket.socket:
+    """A socket that is bound to every address of both families, as far as there are both."""
+    options = (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT)
+    try:
+        return _bind(_socket.AF_INET6, (EVERY_ADDRESS, number), *options, both=True)
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:  # a kernel started with ipv6.disable=1
+            raise
+    return _bind(_socket.AF_INET, (EVERY_IPV4, number), *options)
+
+
+def _bind(family: int, place: Place, *options: int, both: bool = False) -> _socket.socket:
+    """A bound socket with these options of SOL_SOCKET; `both`: an IPv6 one for IPv4, too."""
     socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         if family == _socket.AF_INET6:
-            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
-        if reuse:
-            socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        socket.bind((address, number))
+            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, not both)
+        for option in options:
+            socket.setsockopt(_socket.SOL_SOCKET, option, 1)
+        socket.bind(place)
     except OSError:
         socket.close()
         raise
     return socket
 
 
-def _cannot_bind(error: OSError, address: str, number: int, role: str) -> PortwrapError:
-    where = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
+def _cannot_bind(error: OSError, port: HostPort, role: str) -> PortwrapError:
+    address = port.address or EVERY_ADDRESS
+    where = f"[{address}]:{port.number}" if ":" in address else f"{address}:{port.number}"
     message = f"{role} {where}: {os.strerror(error.errno or 0)}"
     if isinstance(error, _socket.gaierror):
         message = f"cannot look up the host address {address!r}: {error.strerror}"

@@ -80,7 +80,7 @@ def prepare(rooms: Rooms, lifeline: _socket.socket) -> dict[str, Any]:
     close_all_but({0, 1, 2, lifeline.fileno(), rooms.file.fileno()})
     limit = raise_descriptor_limit()
     settings = receive_go(lifeline)
-    listeners = [settings[kind] for kind in ("serving", "guards", "published", "services")]
+    listeners = [settings[kind] for kind in ("listeners", "reserved", "published", "services")]
     held = sum(map(len, listeners)) + OWN_DESCRIPTORS
     settings["most_connections"] = max(1, (limit - held) // 2)  # two descriptors each
     if settings["helper_command"]:
@@ -119,10 +119,10 @@ def receive_go(lifeline: _socket.socket) -> dict[str, Any]:
     settings: dict[str, Any] = marshal.loads(data)
     process, *namespaces = take(descriptors, 3)
     settings.update(process=process, namespaces=namespaces)
-    settings["serving"] = take(descriptors, settings["serving"])
+    settings["listeners"] = take(descriptors, settings["listeners"])
     guests = settings["published_to"]
     settings["published"] = list(zip(take(descriptors, len(guests)), guests))
-    settings["guards"] = take(descriptors, settings["guards"])
+    settings["reserved"] = take(descriptors, settings["reserved"])
     settings["services"] = take(descriptors, settings["services"])
     return settings
 

@@ -212,20 +212,6 @@ class Relay:
         self.places[listener.fileno()] = place
         self.watch(listener.fileno(), lambda: None)
 
-    def refuse(self, listener: _socket.socket) -> None:
-        """Reset every connection that this listening socket takes."""
-        listener.setblocking(False)
-
-        def turn_away() -> None:
-            try:
-                while True:
-                    reset(accept(listener)[0])
-            except OSError:
-                return
-
-        # Edge-triggered: a socket that is only bound is at its end all the time (EPOLLHUP).
-        self.watch(listener.fileno(), turn_away, edge=True)
-
     def release(self, listener: _socket.socket) -> None:
         """Undo `serve`; connections that are there go on."""
         self.unwatch(listener.fileno())

@@ -63,21 +63,22 @@ class Keeper:
             for number, port in settings["published"]
         ]
         if "questions" not in settings:
-            hosts = [_socket.socket(fileno=number) for number in settings["serving"]]
+            hosts = [_socket.socket(fileno=number) for number in settings["listeners"]]
             guest = Place(settings["guest_port"], GUESTS, allowed=settings["allowed"])
             inward += [(host, guest) for host in hosts]
         if "namespaces" not in settings:  # we are in there
             self.serve_inward(inward)
         elif inward:
             self.start_worker(inward)
-        for number in settings["guards"]:
-            self.relay.refuse(_socket.socket(fileno=number))
         for number in settings["services"]:
             self.offer(_socket.socket(fileno=number))
         if "questions" in settings:
             from .handover import Handover
 
-            self.handover = Handover(settings, self.relay, self.ends.explain, self.go_inside)
+            ends = self.ends
+            self.handover = Handover(
+                settings, self.relay, ends.explain, ends.complain, self.go_inside
+            )
 
     def serve_inward(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
         """Relay from these sockets of the host to these places inside, where we are."""
@@ -151,6 +152,8 @@ class Keeper:
                 self.relay.unwatch(descriptor)
         for worker in self.ends.workers:
             worker.finish()
+        for number in self.settings["reserved"]:
+            posix.close(number)
         self.relay.finish(LAST_WORDS)
         for worker in self.ends.workers:
             worker.has_word(LAST_WORDS)
