@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,6 +37,17 @@ from helpers import (
 measure.begin()
 # Under nohup(1), or in some shells' background, what we start would be deaf to it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+TESTS_PROCESS = os.getpid()
+
+
+def never_become_another(event: str, _: object) -> None:
+    """An exec in the process of the tests would end them all, with that program's status."""
+    if event == "os.exec" and os.getpid() == TESTS_PROCESS:
+        raise AssertionError("exec in the process of the tests")
+
+
+sys.addaudithook(never_become_another)
 
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
 

@@ -80,6 +80,25 @@ def run_as(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+def run_program(
+    module: str,
+    argv: Sequence[str | Path],
+    extra_env: Mapping[str, str] | None = None,
+    redirections: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run one of our programs in a process of its own, which it may replace by another one. The
+    shell that starts it sets up its descriptors by these redirections."""
+    start = [sys.executable, "-m", module, *map(str, argv)]
+    return subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *start],
+        env={"PATH": os.defpath, "PYTHONPATH": str(PROJECT), **(extra_env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
 def end(process: subprocess.Popen[Any]) -> None:
     """Kill the process if it still lives, reap it and close our ends of its pipes."""
     if process.poll() is None:

@@ -48,13 +48,18 @@ trap 'rm -rf -- "$work"' EXIT
 
 heading() { printf '\n======== %s ========\n' "$*"; }
 
-# Adds up pytest's closing lines, "== 12 passed, 1 skipped in 0.3s ==", and keeps the last one.
+# Adds up pytest's closing lines, "== 12 passed, 1 skipped in 0.3s ==", and keeps the last one. A run
+# without one has not come to its end, whatever its status: a test may have made pytest another
+# program.
 declare -A total=([passed]=0 [failed]=0 [error]=0 [skipped]=0)
 closing=
 count() {
     local outcome number
-    closing=$(grep -E '(passed|failed|skipped|error|no tests ran).* in [0-9.:]+' "$log" | tail -n 1) ||
+    local pattern='^(=+ )?([0-9]+ [a-z]+(, [0-9]+ [a-z]+)*|no tests ran) in [0-9.]+s( \([0-9:]+\))?( =+)?$'
+    if ! closing=$(grep -E "$pattern" "$log" | tail -n 1) || [[ -z $closing ]]; then
         closing='pytest did not finish'
+        broken=yes
+    fi
     for outcome in "${!total[@]}"; do
         number=$(grep -oE "[0-9]+ $outcome" <<<"$closing") || continue
         total[$outcome]=$((${total[$outcome]} + ${number%% *}))

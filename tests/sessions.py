@@ -385,6 +385,15 @@ def processor_time(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def seconds_in_queue(pid: int) -> float:
+    """For how long the process could have run so far but had to wait for a processor; 0 where the
+    kernel does not count it (proc_pid_schedstat(5))."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except FileNotFoundError:
+        return 0.0
+
+
 def settle(keeper: int) -> None:
     """Wait until the keeper has done what there was to do."""
 

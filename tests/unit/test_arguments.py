@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import batchspawner_portwrap
 from batchspawner_portwrap import PARSER, Request
 from portwrap import PortwrapError, __version__
 from portwrap import __main__ as portwrap_main
 from portwrap.__main__ import fill_in
+from portwrap.options import Parser
 
-from helpers import PROJECT
+from helpers import PROJECT, run_program
 
 URL = "JUPYTERHUB_SERVICE_URL"
 SERVER = ["jupyterhub-singleuser", "--debug"]
@@ -265,43 +265,48 @@ def test_the_environment_sets_what_the_command_line_does_not() -> None:
 # ---- the two programs ------------------------------------------------------------------------
 
 
+HUB, SANDBOX = "batchspawner_portwrap", "portwrap"
+
+
 @pytest.mark.parametrize(
-    ("main", "name"),
+    ("module", "name", "parser"),
     [
-        (batchspawner_portwrap.main, "batchspawner-portwrap"),
-        (portwrap_main.main, "portwrap"),
+        (HUB, "batchspawner-portwrap", PARSER),
+        (SANDBOX, "portwrap", portwrap_main.PARSER),
     ],
 )
 class TestProgram:
-    def test_version(self, main, name, capsys) -> None:  # type: ignore[no-untyped-def]
-        assert main(["--version"]) == 0
-        assert capsys.readouterr() == (f"{name} {__version__}\n", "")
+    def test_version(self, module: str, name: str, parser: Parser) -> None:
+        result = run_program(module, ["--version"])
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"{name} {__version__}\n"
 
-    def test_help_names_every_option(self, main, name, capsys) -> None:  # type: ignore[no-untyped-def]
-        parser = PARSER if main is batchspawner_portwrap.main else portwrap_main.PARSER
-        assert main(["-h", "server"]) == 0
-        output, errors = capsys.readouterr()
-        assert output.startswith(f"usage: {name} ") and errors == ""
-        assert all(word in output for option in parser.options for word in option.names)
-        assert max(map(len, output.splitlines())) <= 100
+    def test_help_names_every_option(self, module: str, name: str, parser: Parser) -> None:
+        result = run_program(module, ["-h", "server"])
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith(f"usage: {name} ")
+        assert all(each in result.stdout for option in parser.options for each in option.names)
+        assert max(map(len, result.stdout.splitlines())) <= 100
 
     @pytest.mark.parametrize("words", [[], ["-P", "1"], ["--"]])
-    def test_no_command(self, main, name, words, capsys) -> None:  # type: ignore[no-untyped-def]
-        assert main(words) == 2
-        output, errors = capsys.readouterr()
-        assert output == "" and errors.startswith(f"{name}: no command\n  Usage: {name} ")
+    def test_no_command(self, module: str, name: str, parser: Parser, words: list[str]) -> None:
+        result = run_program(module, words)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"{name}: no command\n  Usage: {name} ")
 
 
-def test_portwrap_needs_the_port_of_the_host(capsys: pytest.CaptureFixture[str]) -> None:
-    assert portwrap_main.main(["-P", "80", "server"]) == 2
-    assert "-p HOST_PORT" in capsys.readouterr().err
+def test_portwrap_needs_the_port_of_the_host() -> None:
+    result = run_program(SANDBOX, ["-P", "80", "/bin/true"])
+    assert result.returncode == 2
+    assert "-p HOST_PORT" in result.stderr
 
 
 @pytest.mark.parametrize("bad", ["0", "65536", "x", ""])
 @pytest.mark.parametrize("option", ["-p", "-P"])
-def test_portwrap_bad_port(option: str, bad: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert portwrap_main.main(["-p", "40001", option, bad, "server"]) == 2
-    assert option in capsys.readouterr().err
+def test_portwrap_bad_port(option: str, bad: str) -> None:
+    result = run_program(SANDBOX, ["-p", "40001", option, bad, "/bin/true"])
+    assert result.returncode == 2
+    assert option in result.stderr
 
 
 def test_portwrap_fills_in_the_guest_port_and_leaves_the_rest() -> None:
@@ -378,27 +383,22 @@ def test_portwrap_path_becomes_that_program(
 )
 @pytest.mark.parametrize("in_environment", [False, True])
 def test_what_another_portwrap_would_not_be_told(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    lost: tuple[str, str],
-    in_environment: bool,
+    lost: tuple[str, str], in_environment: bool
 ) -> None:
     name, value = lost
     words = ["--portwrap-path", "/bin/true", "server", "--port=40001"]
+    variable = f"PORTWRAP_{name[2:].replace('-', '_').upper()}"
     if in_environment:
-        monkeypatch.setenv(f"PORTWRAP_{name[2:].replace('-', '_').upper()}", value)
+        result = run_program(HUB, words, {variable: value})
     else:
-        words = [name, value, *words]
-    assert batchspawner_portwrap.main(words) == 2
-    assert f": {name} does not go with --portwrap-path\n" in capsys.readouterr().err
+        result = run_program(HUB, [name, value, *words])
+    assert result.returncode == 2
+    assert f": {name} does not go with --portwrap-path\n" in result.stderr
+    assert run_program(HUB, words).returncode == 0  # without it /bin/true runs
 
 
-def test_portwrap_path_that_is_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv(URL, raising=False)
+def test_portwrap_path_that_is_missing(tmp_path: Path) -> None:
     program = tmp_path / "missing"
-    status = batchspawner_portwrap.main(["--portwrap-path", str(program), "s", "--port=40001"])
-    output, errors = capsys.readouterr()
-    assert status == 127
-    assert output == "" and errors.startswith(f"batchspawner-portwrap: {program}: no such file\n")
+    result = run_program(HUB, ["--portwrap-path", program, "s", "--port=40001"])
+    assert (result.returncode, result.stdout) == (127, "")
+    assert result.stderr.startswith(f"batchspawner-portwrap: {program}: no such file\n")

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import batchspawner_portwrap
-import portwrap
-from portwrap import PortwrapError, __main__, errors, launching, messages, namespaces, network
+from portwrap import PortwrapError, errors, launching, messages, namespaces, network
 
-from helpers import PROJECT
+from helpers import PROJECT, run_program
 
 SOURCES = sorted([PROJECT / "batchspawner_portwrap.py", *(PROJECT / "portwrap").glob("*.py")])
 
@@ -321,32 +319,25 @@ def test_network_helper_is_looked_up_on_path_first(tmp_path: Path) -> None:
 
 # ---- what the user sees ----------------------------------------------------------------------
 
+HUB, SANDBOX = "batchspawner_portwrap", "portwrap"
 BAD = [
-    (batchspawner_portwrap, ["server"], 2),
-    (batchspawner_portwrap, ["--bad\noption"], 2),
-    (batchspawner_portwrap, ["--portwrap-path", "/no/such", "server", "--port=40001"], 127),
-    (batchspawner_portwrap, ["--portwrap-path", "/", "server", "--port=40001"], 126),
-    (batchspawner_portwrap, ["/no/such\nserver", "--port=40001"], 127),
-    (batchspawner_portwrap, ["/", "--port=40001"], 126),
-    (__main__, [], 2),
-    (__main__, ["-p", "1e3", "server"], 2),
-    (__main__, ["-p", "40001", "/no/such"], 127),
+    (HUB, ["server"], 2),
+    (HUB, ["--bad\noption"], 2),
+    (HUB, ["--portwrap-path", "/no/such", "server", "--port=40001"], 127),
+    (HUB, ["--portwrap-path", "/", "server", "--port=40001"], 126),
+    (HUB, ["/no/such\nserver", "--port=40001"], 127),
+    (HUB, ["/", "--port=40001"], 126),
+    (SANDBOX, [], 2),
+    (SANDBOX, ["-p", "1e3", "server"], 2),
+    (SANDBOX, ["-p", "40001", "/no/such"], 127),
 ]
-
-
-def run_program(module: object, words: list[str], shell: str) -> subprocess.CompletedProcess[str]:
-    """Run a program by /bin/sh, which sets its descriptors up."""
-    name = "batchspawner_portwrap" if module is batchspawner_portwrap else "portwrap"
-    command = ["/bin/sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", name, *words]
-    environ = {"PATH": os.defpath, "PYTHONPATH": str(PROJECT)}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20)
 
 
 @pytest.mark.parametrize(("module", "words", "status"), BAD, ids=lambda value: "")
 def test_two_lines_on_standard_error_and_nothing_else(
-    module: object, words: list[str], status: int
+    module: str, words: list[str], status: int
 ) -> None:
-    result = run_program(module, words, "")
+    result = run_program(module, words)
     assert result.returncode == status, result
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
@@ -356,14 +347,24 @@ def test_two_lines_on_standard_error_and_nothing_else(
 
 @pytest.mark.parametrize("shell", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
 def test_the_status_is_right_even_if_nobody_can_be_told(shell: str) -> None:
-    result = run_program(batchspawner_portwrap, ["server"], shell)
+    result = run_program(HUB, ["server"], redirections=shell)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "")
 
 
-def test_a_bug_is_no_expected_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("a bug")
+BROKEN = """
+import batchspawner_portwrap, portwrap.options
 
-    monkeypatch.setattr(portwrap.options, "parse_port", broken)
-    with pytest.raises(RuntimeError):
-        batchspawner_portwrap.main(["--port", "40001", "server"])
+def broken(*_):
+    raise RuntimeError("a bug")
+
+portwrap.options.parse_port = broken
+batchspawner_portwrap.main(["--port", "40001", "server"])
+"""
+
+
+def test_a_bug_is_no_expected_failure() -> None:
+    environ = {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", BROKEN]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 1
+    assert result.stderr.endswith("RuntimeError: a bug\n")
