@@ -458,7 +458,7 @@ def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
     needs("ssh")
     folder = SSH_FOLDER
     node = make_node(
-        *INCLUDED_BY_SSH, f"for n in $(seq {views.MOST_ENTRIES + 1}); do : > {folder}/$n.conf; done"
+        *INCLUDED_BY_SSH, f"for n in $(seq {views.MAX_ENTRIES + 1}); do : > {folder}/$n.conf; done"
     )
     status, answer = node.check()
     found = named(answer)["ssh"]

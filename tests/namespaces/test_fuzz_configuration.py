@@ -77,7 +77,20 @@ def test_the_name_servers_are_those_of_the_c_library(library: Library, world_dir
 # ---- ssh's configuration ---------------------------------------------------------------------
 
 FILES = ["a.conf", "b.conf", "sub/c.conf", "sub/d.conf", "with space.conf", ".hidden.conf"]
-PATTERNS = [*FILES, "*.conf", "?.conf", "[ab].conf", "sub/*", "*", "*/c.conf", "none.conf"]
+PATTERNS = [
+    *FILES,
+    "*.conf",
+    "?.conf",
+    "[ab].conf",
+    "[!a]*f",
+    "[a-c]*.c*",
+    "*b*[^x]",
+    "s?b/*",
+    "sub/*",
+    "*",
+    "*/c.conf",
+    "none.conf",
+]
 NAMED = st.sampled_from(PATTERNS).map("{{here}}/{}".format)
 ARGUMENTS = st.one_of(
     NAMED.filter(lambda name: " " not in name),
@@ -119,7 +132,7 @@ class Tree:
         return result.returncode == 0, read - {os.path.realpath(self.main)}
 
     def found_by_us(self) -> set[str]:
-        found = views.included(str(self.main), "/no/such", "/no/home")
+        found = views.Search("/no/home").included(str(self.main), "/no/such")
         there = {os.path.realpath(path) for path in found if os.path.isfile(path)}
         return there - {os.path.realpath(self.main)}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from launches import run_in_sandbox
 from networks import HOST, Host
 
 from conftest import TEST_ROOT
@@ -376,3 +377,138 @@ def test_an_automounter_of_the_host(
         host.terminate()
         host.wait(20)
         end(host)
+
+
+# ---- configurations that are none ------------------------------------------------------------
+
+MEMORY = 1 << 30
+"""Bytes of address space of a session here: reading without a limit ends it, not this machine."""
+
+
+def make_plain(config: Path) -> None:
+    config.write_text("Include /etc/ssh/ssh_config.d/*.conf\n")
+
+
+def make_fifo(config: Path) -> None:
+    os.mkfifo(config)
+    config.chmod(0o644)
+
+
+def make_included_fifo(config: Path) -> None:
+    make_fifo(config.parent / "fifo")
+    config.write_text("Include fifo f?fo\n")
+
+
+def make_sparse(config: Path) -> None:
+    with config.open("wb") as file:
+        file.truncate(MEMORY)
+
+
+def make_long_lines(config: Path) -> None:
+    names = "abcd"
+    config.write_text(f"Include {' '.join(names)}\n")
+    for name in names:
+        config.with_name(name).write_text("Include " + "x " * ((1 << 19) - 8))
+
+
+def make_many_lines(config: Path) -> None:
+    config.write_text("".join(f"Include {number}*\n" for number in range(1 << 17)))
+
+
+ODD_CONFIGURATIONS = {
+    "a NUL": lambda config: config.write_bytes(b"Include a\0b\nInclude \0\n\0Include c\n"),
+    "no text": lambda config: config.write_bytes(b"Include \xff\xfe\xed\xa0\x80*\xc3 /\xff/*\n"),
+    "a FIFO": make_fifo,
+    "a FIFO, included": make_included_fifo,
+    "/dev/zero": lambda config: config.symlink_to("/dev/zero"),
+    "/dev/zero, included": lambda config: config.write_text("Include /dev/zero /dev/zer[o]\n"),
+    "a file of the kernel's": lambda config: config.symlink_to("/proc/self/maps"),
+    "a directory": lambda config: config.mkdir(),
+    "a loop of links": lambda config: config.symlink_to(config.name),
+    "everything": lambda config: config.write_text("Include /*/*/*\nInclude /*/*/*/*/*/*\n"),
+    "the kernel's own": lambda config: config.write_text("Include /proc/cmdline /sys/*/* /dev/*\n"),
+    "a long pattern": lambda config: config.write_text(f"Include /{'*/' * 4000}x {'*a' * 4000}\n"),
+    "a huge file": make_sparse,
+    "long lines": make_long_lines,
+    "a great many lines": make_many_lines,
+}
+
+
+@pytest.fixture
+def home(world_dir: Path) -> Path:
+    """A home of the owner's, with nothing in it but an empty .ssh."""
+    made = world_dir / "home"
+    made.joinpath(".ssh").mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize("name", ODD_CONFIGURATIONS)
+def test_a_session_starts_whatever_the_users_configuration_is(
+    portwrap: Portwrap, home: Path, name: str
+) -> None:
+    ODD_CONFIGURATIONS[name](home / ".ssh" / "config")
+    result = run_in_sandbox(
+        portwrap,
+        *["sh", "-c", "echo there; test -r /proc/cmdline"],
+        before=["prlimit", f"--as={MEMORY}", "--"],
+        extra_env={"HOME": str(home), "PORTWRAP_NETWORK": "none"},
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "there\n", ""), result
+
+
+def test_who_waits_at_a_fifo_goes_on_waiting(portwrap: Portwrap, home: Path) -> None:
+    """To open a device or a FIFO does something to it; the control reads what is written there."""
+    config = home / ".ssh" / "config"
+    make_fifo(config)
+    config.chmod(0o666)
+    with as_user(OWNER, ["sh", "-c", f"echo waited >{config}"]) as writer:
+        try:
+            place = Path(f"/proc/{writer.pid}/wchan")
+            wait_until(lambda: "wait_for_partner" in place.read_text(), what="a writer that waits")
+            extra = {"HOME": str(home), "PORTWRAP_NETWORK": "none"}
+            assert run_in_sandbox(portwrap, "true", extra_env=extra).returncode == 0
+            assert writer.poll() is None
+            assert run_as(OWNER, ["cat", config]).stdout == "waited\n"
+            assert writer.wait(timeout=10) == 0
+        finally:
+            end(writer)
+
+
+def test_a_file_that_turns_into_a_fifo_is_not_waited_for(portwrap: Portwrap, home: Path) -> None:
+    """Between the look at what it is and its opening."""
+    config = home / ".ssh" / "config"
+    make_fifo(config)
+    text = (
+        f"import sys; sys.path.insert(0, {str(portwrap.folder)!r})\n"
+        f"from portwrap import views; views.open_regular({str(config)!r})"
+    )
+    result = run_as(OWNER, [portwrap.python, "-c", text])
+    assert "OSError: [Errno 22]" in result.stderr
+
+
+def test_an_odd_configuration_keeps_whoever_reads_it_simply(home: Path) -> None:
+    """The control: each kind of file is what it is meant to be."""
+    config = home / ".ssh" / "config"
+    make_fifo(config)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_as(OWNER, ["cat", config], seconds=0.5)
+    config.unlink()
+    make_sparse(config)
+    read = ["prlimit", f"--as={MEMORY}", "python3", "-c", f"open({str(config)!r}, 'rb').read()"]
+    assert "MemoryError" in run_as(OWNER, read).stderr
+
+
+def test_what_root_includes_may_be_no_file(portwrap: Portwrap, site: Site) -> None:
+    """Beside a file that ssh takes there are a FIFO and a directory that it would include."""
+    site.write(SITES["as Debian has it"])
+    make_fifo(site.etc_ssh / "ssh_config.d" / "20-fifo.conf")
+    (site.etc_ssh / "ssh_config.d" / "30-folder.conf").mkdir()
+    show = ["stat", "-c", "%U %F", *(f"/etc/ssh/ssh_config.d/{n}" for n in ("10*", "20*", "30*"))]
+    stdout, stderr, status = site.run(
+        portwrap, ["sh", "-c", " ".join(show).replace("%U %F", "%U_%F")]
+    )
+    assert (stdout.split("\n")[:-1], stderr, status) == (
+        [f"{OWNER}_regular file", "nobody_fifo", "nobody_directory"],
+        "",
+        0,
+    )
