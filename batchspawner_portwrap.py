@@ -8,7 +8,7 @@ port, has the sandbox listen on it, and makes everything inside say the guest po
     1.3 and newer      before 2     `--port=N` as the command's last word
     1.3 and newer      2 and newer  only JUPYTERHUB_SERVICE_URL with port N
 
-The sandbox itself is the package `portwrap`; its story is in `portwrap/launching.py`.
+The sandbox itself is the package `portwrap`; its story is in `portwrap/launch/story.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from __future__ import annotations
 import os
 import sys
 
-from portwrap import PortwrapError, Sandbox, __version__, keeper, launch, launching, services
-from portwrap.__main__ import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
-from portwrap.errors import USAGE, hint_for
-from portwrap.options import Option, Parser, run
-from portwrap.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
-from portwrap.services import Service
+from portwrap import __version__
+from portwrap.cli.common import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
+from portwrap.cli.parser import Option, Parser, run
+from portwrap.diagnostics.errors import EXIT_USAGE, PortwrapError, hint_for
+from portwrap.kernel.processes import is_threaded
+from portwrap.launch import lifeline, services
+from portwrap.launch.command import exec_command, find_command, reexec
+from portwrap.launch.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
+from portwrap.launch.sandbox import Sandbox
+from portwrap.launch.services import Service
+from portwrap.launch.startup_line import log_what_was_made
+from portwrap.launch.story import launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,7 +142,7 @@ class Request:
             seen.append(f"the command ends with {self.command[-1]!r}")
         found = " and ".join(seen) or f"there is no {SERVICE_URL} and no last word --port=N"
         message = f"no host port from 1 to 65535: {found}"
-        return PortwrapError(message, hint_for(message), USAGE)
+        return PortwrapError(message, hint_for(message), EXIT_USAGE)
 
     @property
     def bind_address(self) -> str:
@@ -174,7 +180,9 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 def _main(words: list[str], afresh: bool) -> int:
     values, command = PARSER.parse(words, os.environ)
     if "help" in values or "version" in values:
-        sys.stdout.write(PARSER.help() if "help" in values else f"{PROGRAM} {__version__}\n")
+        from portwrap.cli import help
+
+        sys.stdout.write(help.text(PARSER) if "help" in values else f"{PROGRAM} {__version__}\n")
         return 0
     PARSER.warn_of_unknown(os.environ)
     if "check" in values:
@@ -188,11 +196,11 @@ def _main(words: list[str], afresh: bool) -> int:
     if "portwrap-path" in values:
         _check_handed_over(values)
         _hand_over(values["portwrap-path"], request)
-    if keeper.is_threaded() and not afresh:
-        launching.start_afresh("batchspawner_portwrap:main", words)
+    if is_threaded() and not afresh:
+        reexec("batchspawner_portwrap:main", words)
     settings = common_settings(PARSER, values, request.host_port)
     settings["host_services"] += hub_services(os.environ)
-    settings["announce"] = None if "quiet" in values else launching.say_what_was_made
+    settings["announce"] = None if "quiet" in values else log_what_was_made
     sandbox = Sandbox(
         host_port=request.host_port, host=request.bind_address, program=PROGRAM, **settings
     )
@@ -203,15 +211,15 @@ def _check(
     values: Mapping[str, str], command: Sequence[str], words: Sequence[str], afresh: bool
 ) -> int:
     """Look at this node instead of running a command."""
-    from portwrap import check  # nothing of it is needed to start
+    from portwrap.check import main as check  # nothing of it is needed to start
 
     if command:
         raise PARSER.error(f"--check runs no command, and there is {command[0]!r}")
     if "apparmor" in values:
         check.print_profiles(os.environ)
         return 0
-    if keeper.is_threaded() and not afresh:
-        launching.start_afresh("batchspawner_portwrap:main", words)
+    if is_threaded() and not afresh:
+        reexec("batchspawner_portwrap:main", words)
     hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")
     settings = common_settings(PARSER, values, 0)
     settings["host_services"] += hub_services({HUB_URLS[0]: hub})
@@ -240,15 +248,15 @@ def _check_handed_over(values: Mapping[str, str]) -> None:
 
 def _hand_over(path: str, request: Request) -> NoReturn:
     """Become an external portwrap, which takes `-p HOST -P GUEST COMMAND… --port={guest-port}`."""
-    program = launching.find_command(path, os.environ)
+    program = find_command(path, os.environ)
     command = request.command[:-1] if request.last_word else list(request.command)
     if not any(GUEST_PORT_WORD in word for word in command):
         command.append(PORT_WORD + GUEST_PORT_WORD)
     ports = ["-p", str(request.host_port), "-P", str(request.guest_port)]
     # Its forward may lead to another address than 127.0.0.1 inside.
     environ = request.inner_environ(EVERY_IPV4)
-    keeper.abandon()
-    launching.become(program, [path, *ports, *command], environ)
+    lifeline.abandon()
+    exec_command(program, [path, *ports, *command], environ)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def run(archive):
     before = identity(archive)
     try:
         if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
-            from portwrap import keeper
+            from portwrap.launch import lifeline
 
-            keeper.begin("batchspawner-portwrap")
+            lifeline.begin("batchspawner-portwrap")
         from batchspawner_portwrap import main
 
         return main()

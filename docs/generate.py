@@ -2,7 +2,8 @@
 
 Usage: python3 docs/generate.py [--check]
 
-The options come from the programs' own tables, the troubleshooting from portwrap/messages.py.
+The options come from the programs' own tables, the troubleshooting from
+portwrap/diagnostics/remedies.py.
 With --check nothing is written; the status is 1 if a file is not what it should be.
 """
 
@@ -16,16 +17,19 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from batchspawner_portwrap import PARSER  # noqa: E402
-from portwrap import __main__, __version__, errors, help, messages  # noqa: E402
+from portwrap import __main__, __version__  # noqa: E402
+from portwrap.cli import help  # noqa: E402
+from portwrap.diagnostics import errors  # noqa: E402
+from portwrap.diagnostics import remedies as messages  # noqa: E402
 
 MANUAL = "batchspawner-portwrap.1"
 COMPLETIONS = "docs/completions.bash"
 
 STATUSES = (
-    (str(errors.USAGE), "the command line or the environment makes no sense"),
-    (str(errors.OURS), "the sandbox could not be made; of --check: no session would start"),
-    (str(errors.CANNOT_RUN), "the command was found but cannot be run"),
-    (str(errors.NOT_FOUND), "the command was not found"),
+    (str(errors.EXIT_USAGE), "the command line or the environment makes no sense"),
+    (str(errors.EXIT_SANDBOX), "the sandbox could not be made; of --check: no session would start"),
+    (str(errors.EXIT_NOT_EXECUTABLE), "the command was found but cannot be run"),
+    (str(errors.EXIT_NOT_FOUND), "the command was not found"),
     ("any other", "the command's own; a death by signal is the command's own, too"),
 )
 

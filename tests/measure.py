@@ -70,26 +70,6 @@ def prepare(package: Path) -> None:
     # exec, so that the lines keep their numbers
     first = "from __future__ import annotations"
     start.write_text(start.read_text().replace(first, f"{first}; exec({code!r}, {{}})"))
-    keeper = package / "keeper.py"
-    text, loader = keeper.read_text(), "marshal.load(text), loader"
-    assert loader in text
-    keeper.write_text(
-        text.replace('LEAN_START = """', f'LEAN_START = {escape(code)!r} + """').replace(
-            loader, "compile(marshal.load(text), 'portwrap/loader.py', 'exec'), loader"
-        )
-    )
-    check = package / "check.py"
-    words = 'f"{text}\\n\\nmain({plan!r})\\n"'
-    measured = f"""{code!r} + f"exec(compile({{text!r}}, 'portwrap/probe.py', 'exec'))\\n""" + (
-        'main({plan!r})\\n"'
-    )
-    assert words in check.read_text()
-    check.write_text(check.read_text().replace(words, measured))
-
-
-def escape(text: str) -> str:
-    """The text as `str.format` leaves it."""
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 # ---- the table -------------------------------------------------------------------------------
@@ -97,9 +77,9 @@ def escape(text: str) -> str:
 
 def original(path: str) -> str:
     """The file of the project that this one is a copy of, wherever the copy was."""
-    name = Path(path).name
-    inside = Path(path).parent.name == "portwrap"
-    return str(PROJECT / "portwrap" / name if inside else PROJECT / name)
+    _, _, name = path.rpartition("/portwrap/")
+    inside = name != path
+    return str(PROJECT / "portwrap" / name if inside else PROJECT / Path(path).name)
 
 
 def report() -> float:

@@ -162,7 +162,7 @@ runpy.run_path(archive, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("pause", ["batchspawner_portwrap", "portwrap.services"])
+@pytest.mark.parametrize("pause", ["batchspawner_portwrap", "portwrap.launch.services"])
 @pytest.mark.parametrize("replace", [rename_over, write_over, remove])
 def test_a_start_that_reads_two_versions_says_so_and_runs_nothing(
     share: Path, newer: Path, python: str, pause: str, replace: Callable[[Path, Path], None]
@@ -186,7 +186,7 @@ def test_a_start_that_reads_two_versions_says_so_and_runs_nothing(
 def test_a_mistake_of_ours_is_no_upgrade(share: Path, python: str) -> None:
     """The control of the test above: the same failure in a file that nobody has touched."""
     broken = PAUSED_START.replace("sys.stdin.readline()", "raise OSError('of the test')")
-    argv = [python, "-c", broken, str(share), "portwrap.services", str(unused_port())]
+    argv = [python, "-c", broken, str(share), "portwrap.launch.services", str(unused_port())]
     result = run_as(OWNER, argv)
     assert result.returncode == 1
     assert result.stderr.endswith("\nOSError: of the test\n")

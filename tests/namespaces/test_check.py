@@ -20,7 +20,8 @@ import pytest
 from launches import batchspawner_portwrap, ours_alive
 from networks import FAR, SERVER, Host, HubApi
 
-from portwrap import check, views
+from portwrap.check import main as check
+from portwrap.launch import ssh_config as views
 
 from conftest import TEST_ROOT
 from helpers import OWNER, PROJECT, as_user, cannot, end, environment, needs, run_as, wait_until
@@ -643,6 +644,13 @@ def test_a_start_reads_nothing_of_it(portwrap: Portwrap) -> None:
     script = "import sys, batchspawner_portwrap\nprint(*sys.modules)"
     result = run_as(OWNER, [portwrap.python, "-c", script], cwd=portwrap.folder)
     loaded = result.stdout.split()
-    assert "portwrap.launching" in loaded
-    unwanted = {"portwrap.check", "portwrap.help", "portwrap.messages", "json", "subprocess", "re"}
+    assert "portwrap.launch.story" in loaded
+    unwanted = {
+        "portwrap.check",
+        "portwrap.cli.help",
+        "portwrap.diagnostics.remedies",
+        "json",
+        "subprocess",
+        "re",
+    }
     assert unwanted.intersection(loaded) == set()

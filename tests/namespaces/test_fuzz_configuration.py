@@ -13,7 +13,8 @@ from hypothesis import Phase, example, given
 from hypothesis import strategies as st
 from launches import batchspawner_portwrap
 
-from portwrap import dns, services, views
+from portwrap.launch import dns, services
+from portwrap.launch import ssh_config as views
 
 from fuzzing import TIMES, examples
 from helpers import OWNER, SYSTEM_PATH, as_user, end, identity, needs

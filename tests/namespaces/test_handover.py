@@ -18,7 +18,7 @@ import pytest
 import requests
 from launches import as_owner_in
 
-from portwrap.handover import descriptors_of_others
+from portwrap.keeper.native import descriptors_of_others
 
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, state_of, wait_until
@@ -252,7 +252,7 @@ def test_a_server_of_every_kind_is_served(
 def test_a_kernel_before_pidfds_of_threads(portwrap: Portwrap, way: str) -> None:
     """EINVAL for PIDFD_THREAD, and without it only the first thread's number is a process's."""
     before = portwrap.program("without.py", "thread-pidfds")
-    look = "import os; from portwrap import libc; libc.pidfd_open(os.getpid(), os.O_EXCL)"
+    look = "import os; from portwrap.kernel import libc; libc.pidfd_open(os.getpid(), os.O_EXCL)"
     control = run_as(OWNER, [*before, portwrap.python, "-c", look], cwd=portwrap.folder)
     assert "Invalid argument" in control.stderr
     with Spawner(portwrap, before=before) as session:
@@ -953,8 +953,8 @@ print("listens:", made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 """
 TAKE = """
 import socket, sys
-from portwrap import notify
-taken = socket.socket(fileno=notify.take_descriptor(int(sys.argv[1]), int(sys.argv[2])))
+from portwrap.kernel import seccomp as notify
+taken = socket.socket(fileno=seccomp.take_descriptor(int(sys.argv[1]), int(sys.argv[2])))
 print(taken.getsockname()[1])
 """
 

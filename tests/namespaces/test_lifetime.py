@@ -14,8 +14,8 @@ from typing import Callable, Sequence
 
 import pytest
 
-from portwrap.ends import has_ended
-from portwrap.launching import LIFELINE_FROM
+from portwrap.keeper.lifecycle import has_ended
+from portwrap.launch.story import LIFELINE_FROM
 
 from helpers import OWNER, as_user, end, lives, state_of, wait_until
 from sessions import (
@@ -251,48 +251,6 @@ def test_the_keeper_fails_while_the_command_closes_what_it_does_not_know(
     with Session(portwrap, ["bash", "-c", text], before=before) as session:
         assert session.process.wait(timeout=10) in (125, -signal.SIGTERM)
         session.wait_until_gone(LIMIT)
-
-
-def test_the_process_that_compiles_for_the_keeper_dies(portwrap: Portwrap, forward: str) -> None:
-    """Before the keeper is ready and after, when the command has begun."""
-    seen: set[int] = set()
-    for _ in range(200):
-        with Session(portwrap, ["sleep", "600"], forward=forward) as session:
-            if not dies_of_want_of_code(session):
-                continue  # too late: all was compiled
-            status = session.process.wait(timeout=10)
-            session.wait_until_gone(LIMIT)
-            said = session.stderr()
-            assert said.startswith(f"{FAILED}the process that compiles its code has ended"), said
-            if status == -signal.SIGTERM:
-                assert said.count("\n") == 1 and said.endswith(ENDING), said
-            seen.add(status)
-            if seen == {125, -signal.SIGTERM}:
-                return
-    raise AssertionError(f"only {seen}")
-
-
-def dies_of_want_of_code(session: Session) -> bool:
-    """Kill what compiles for the keeper, if it is met; whether the session has ended of that."""
-    killed = False
-
-    def over() -> bool:
-        nonlocal killed
-        compiler = a_compiler(session)
-        if compiler:
-            kill(compiler)
-            killed = True
-        return serves(session.keeper) or session.process.poll() is not None
-
-    wait_until(over, what="a keeper that serves, or an end")
-    return killed and session.process.poll() is not None
-
-
-def a_compiler(session: Session) -> int:
-    """The child of the keeper's that compiles what the keeper runs."""
-    # the network helper, too, has the keeper's name until it is exec'ed
-    others = [pid for pid in session.others() if name_of(pid) not in (HELPER, KEEPER, "")]
-    return next((pid for pid in others if name_of(parent_of(pid)) == KEEPER), 0)
 
 
 def waits_in(pid: int, call: str) -> None:

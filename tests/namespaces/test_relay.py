@@ -24,8 +24,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from portwrap import relay as module
-from portwrap.relay import GUESTS, Place, Relay
+from portwrap.keeper import relay as module
+from portwrap.keeper.relay import GUESTS, Place, Relay
 
 from fuzzing import TIMES, examples
 from helpers import OWNER, cannot, run_as, wait_until

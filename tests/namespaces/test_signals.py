@@ -105,9 +105,9 @@ MOMENTS = [
     ("unshare", 1),
     ("sendmsg", 1),
     ("poll", 1),
-    ("recvfrom", 1),
+    ("recvmsg", 1),
     ("prctl", 1),
-    ("recvfrom", 2),
+    ("recvmsg", 2),
     ("wait4", 1),
 ]
 """System calls of the launching process, in their order, and which one of that name."""

@@ -294,9 +294,9 @@ def test_a_view_that_cannot_be_made(portwrap: Portwrap) -> None:
     over the user namespace."""
     text = (
         f"import sys; sys.path.insert(0, {str(portwrap.folder)!r})\n"
-        "from portwrap import launching\n"
-        "sandbox = launching.Sandbox(host_port=1)\n"
-        "print(launching._give_views(sandbox, {'/etc/ssh': {'site.conf'}}))"
+        "from portwrap.launch import sandbox, story\n"
+        "made = sandbox.Sandbox(host_port=1)\n"
+        "print(story._cover_ssh_config(made, {'/etc/ssh': {'site.conf'}}))"
     )
     result = run_as(OWNER, [portwrap.python, "-c", text])
     assert (result.returncode, result.stdout) == (0, "\n")
@@ -480,7 +480,7 @@ def test_a_file_that_turns_into_a_fifo_is_not_waited_for(portwrap: Portwrap, hom
     make_fifo(config)
     text = (
         f"import sys; sys.path.insert(0, {str(portwrap.folder)!r})\n"
-        f"from portwrap import views; views.open_regular({str(config)!r})"
+        f"from portwrap.launch import ssh_config; ssh_config.open_regular({str(config)!r})"
     )
     result = run_as(OWNER, [portwrap.python, "-c", text])
     assert "OSError: [Errno 22]" in result.stderr

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portwrap import PortwrapError, ports
-from portwrap.__main__ import PARSER, common_settings
-from portwrap.relay import is_among
+from portwrap.__main__ import PARSER
+from portwrap.cli.common import common_settings
+from portwrap.diagnostics.errors import PortwrapError
+from portwrap.keeper.relay import is_among
+from portwrap.launch import ports
 
 from fuzzing import examples
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from batchspawner_portwrap import PARSER, Request
-from portwrap import PortwrapError, __version__
 from portwrap import __main__ as portwrap_main
-from portwrap.__main__ import fill_in
-from portwrap.options import Parser
+from portwrap import __version__
+from portwrap.cli.common import fill_in
+from portwrap.cli.parser import Parser
+from portwrap.diagnostics.errors import PortwrapError
 
 from helpers import PROJECT, run_program
 

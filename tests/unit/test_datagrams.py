@@ -11,9 +11,9 @@ import _socket
 
 import pytest
 
-from portwrap import datagrams
-from portwrap.datagrams import Datagrams
-from portwrap.relay import Relay
+from portwrap.keeper import datagrams
+from portwrap.keeper.datagrams import Datagrams
+from portwrap.keeper.relay import Relay
 
 
 class Bench:
@@ -117,7 +117,7 @@ def test_a_bounded_number_of_clients(bench: Bench, monkeypatch: pytest.MonkeyPat
 
 def test_silent_clients_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("portwrap.datagrams.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("portwrap.keeper.datagrams.time.monotonic", lambda: now[0])
     first, second = bench.udp(), bench.udp()
     bench.ask(first, b"x")
     now[0] += 10

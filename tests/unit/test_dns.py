@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from portwrap import dns
+from portwrap.launch import dns
 
 RESOLVERS = [
     ("nameserver 127.0.0.53\n", ["127.0.0.53"]),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import batchspawner_portwrap
 from batchspawner_portwrap import PARSER, Request
-from portwrap import PortwrapError, __main__
-from portwrap.options import SWITCHED_OFF, Option
+from portwrap import __main__
+from portwrap.cli.parser import SWITCHED_OFF, Option
+from portwrap.diagnostics.errors import PortwrapError
 
 from fuzzing import examples
 

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from portwrap import relay as module
-from portwrap.relay import GUESTS, Place, Relay, Side
+from portwrap.keeper import relay as module
+from portwrap.keeper.relay import GUESTS, Place, Relay, Side
 
 from fuzzing import TIMES, examples
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchspawner_portwrap import ServiceUrl, hub_services
-from portwrap import PortwrapError, dns, messages, ports
+from portwrap.diagnostics import remedies as messages
+from portwrap.diagnostics.errors import PortwrapError
+from portwrap.launch import dns, ports
 
 from fuzzing import examples
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from portwrap import PortwrapError, errors, launching, messages, namespaces, network
+from portwrap.diagnostics import errors
+from portwrap.diagnostics import remedies as messages
+from portwrap.diagnostics.errors import PortwrapError
+from portwrap.launch import namespaces, network
+from portwrap.launch.command import find_command
 
 from helpers import PROJECT, run_program
 
-SOURCES = sorted([PROJECT / "batchspawner_portwrap.py", *(PROJECT / "portwrap").glob("*.py")])
+SOURCES = sorted([PROJECT / "batchspawner_portwrap.py", *(PROJECT / "portwrap").glob("**/*.py")])
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.name))
@@ -33,8 +37,8 @@ def test_every_failure_of_the_source_has_a_hint(source: Path) -> None:
 
 def test_lines() -> None:
     assert PortwrapError("a: b", "Do c.", 126).lines("p") == "p: a: b\n  Do c.\n"
-    assert PortwrapError("a").exit_code == errors.OURS == 125
-    assert (errors.USAGE, errors.CANNOT_RUN, errors.NOT_FOUND) == (2, 126, 127)
+    assert PortwrapError("a").exit_code == errors.EXIT_SANDBOX == 125
+    assert (errors.EXIT_USAGE, errors.EXIT_NOT_EXECUTABLE, errors.EXIT_NOT_FOUND) == (2, 126, 127)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028"])
@@ -55,7 +59,7 @@ def make(path: Path, content: str, mode: int = 0o755) -> Path:
 
 def why_not(name: str | Path, path: str = "/usr/bin:/bin") -> PortwrapError:
     with pytest.raises(PortwrapError) as caught:
-        launching.find_command(str(name), {"PATH": path})
+        find_command(str(name), {"PATH": path})
     assert caught.value.hint
     assert len(caught.value.lines("p").splitlines()) == 2
     return caught.value
@@ -105,8 +109,8 @@ def test_command_whose_interpreter_is_missing(tmp_path: Path, first: str, named:
 @pytest.mark.parametrize("first", ["#!/bin/sh", "#! /bin/sh -e", "#!\t/bin/sh\t", "#!", "#! ", ""])
 def test_command_that_may_run(tmp_path: Path, first: str) -> None:
     script = make(tmp_path / "script", f"{first}\n:\n")
-    assert launching.find_command(str(script), {}) == str(script)
-    assert launching.find_command("script", {"PATH": f"/no:{tmp_path}"}) == str(script)
+    assert find_command(str(script), {}) == str(script)
+    assert find_command("script", {"PATH": f"/no:{tmp_path}"}) == str(script)
 
 
 def test_command_is_the_first_on_path_that_may_run(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_command_is_the_first_on_path_that_may_run(tmp_path: Path) -> None:
     make(tmp_path / "b" / "tool", "", 0o644)
     wanted = make(tmp_path / "c" / "tool", "#!/bin/sh\n")
     folders = os.pathsep.join(str(tmp_path / folder) for folder in ("a", "b", "c"))
-    assert launching.find_command("tool", {"PATH": folders}) == str(wanted)
+    assert find_command("tool", {"PATH": folders}) == str(wanted)
 
 
 # ---- namespaces and the network helper -------------------------------------------------------
@@ -352,12 +356,12 @@ def test_the_status_is_right_even_if_nobody_can_be_told(shell: str) -> None:
 
 
 BROKEN = """
-import batchspawner_portwrap, portwrap.options
+import batchspawner_portwrap, portwrap.cli.parser
 
 def broken(*_):
     raise RuntimeError("a bug")
 
-portwrap.options.parse_port = broken
+portwrap.cli.parser.parse_port = broken
 batchspawner_portwrap.main(["--port", "40001", "server"])
 """
 

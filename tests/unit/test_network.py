@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from portwrap import PortwrapError, network
-from portwrap.network import Pasta, Route, Slirp4netns
+from portwrap.diagnostics.errors import PortwrapError
+from portwrap.launch import network
+from portwrap.launch.network import Pasta, Route, Slirp4netns
 
 
 def test_the_command_line_of_slirp4netns() -> None:
-    assert Slirp4netns("/usr/bin/slirp4netns").command(4711) == [
+    assert Slirp4netns("/usr/bin/slirp4netns").argv(4711) == [
         "/usr/bin/slirp4netns",
         "--configure",
         "--mtu=65520",
@@ -26,7 +27,7 @@ def test_the_command_line_of_slirp4netns() -> None:
 
 
 def test_the_command_line_of_pasta() -> None:
-    assert Pasta("/usr/bin/pasta").command(4711) == [
+    assert Pasta("/usr/bin/pasta").argv(4711) == [
         "/usr/bin/pasta",
         "--foreground",
         "--quiet",
@@ -72,8 +73,8 @@ def route(interface: str, network_of: str) -> Route:
 def test_the_first_subnet_that_the_host_does_not_use(networks: list[str], subnet: str) -> None:
     routes = [route("eth0", each) for each in networks]
     assert network.free_subnet(routes) == subnet
-    assert f"--cidr={subnet}.0/24" in Slirp4netns("s", routes).command(1)
-    words = Pasta("p", routes).command(1)
+    assert f"--cidr={subnet}.0/24" in Slirp4netns("s", routes).argv(1)
+    words = Pasta("p", routes).argv(1)
     assert {f"--address={subnet}.100", f"--gateway={subnet}.2"} <= set(words)
 
 
@@ -88,7 +89,7 @@ def test_the_first_subnet_that_the_host_does_not_use(networks: list[str], subnet
 def test_an_interface_for_pasta_where_no_route_is_the_default(
     routes: list[Route], interface: str
 ) -> None:
-    named = [word for word in Pasta("p", routes).command(1) if "--interface" in word]
+    named = [word for word in Pasta("p", routes).argv(1) if "--interface" in word]
     assert named == ([f"--interface={interface}"] if interface else [])
 
 

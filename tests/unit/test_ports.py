@@ -10,7 +10,8 @@ from typing import Iterator
 
 import pytest
 
-from portwrap import PortwrapError, ports
+from portwrap.diagnostics.errors import PortwrapError
+from portwrap.launch import ports
 
 from helpers import cannot, free_port
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from batchspawner_portwrap import PARSER
-from portwrap import __main__, errors, help
+from portwrap import __main__
+from portwrap.cli import help
+from portwrap.diagnostics import errors
 
 from helpers import PROJECT
 
@@ -35,7 +37,10 @@ def test_option(name: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", readme()), f"{name} is missing"
 
 
-@pytest.mark.parametrize("status", [errors.USAGE, errors.OURS, errors.CANNOT_RUN, errors.NOT_FOUND])
+@pytest.mark.parametrize(
+    "status",
+    [errors.EXIT_USAGE, errors.EXIT_SANDBOX, errors.EXIT_NOT_EXECUTABLE, errors.EXIT_NOT_FOUND],
+)
 def test_exit_status_has_its_row(status: int) -> None:
     assert re.search(rf"^\|\s*`?{status}`?\s*\|", readme(), re.MULTILINE), f"no row for {status}"
 
@@ -53,7 +58,7 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
         shutil.copy(PROJECT / name, tmp_path)
     for name in ("docs", "portwrap"):
         shutil.copytree(PROJECT / name, tmp_path / name)
-    table = tmp_path / "portwrap" / "messages.py"
+    table = tmp_path / "portwrap" / "diagnostics" / "remedies.py"
     table.write_text(table.read_text().replace("The tun device is missing", "No tun device"))
     command = [sys.executable, str(tmp_path / "docs" / "generate.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,10 +90,10 @@ def test_links_between_the_pages_lead_somewhere() -> None:
     assert [path for path in found if not path.exists()] == []
 
 
-def test_the_house_tour_shows_every_room() -> None:
+def test_the_map_of_the_code_shows_every_module() -> None:
     tour = (PROJECT / "CONTRIBUTING.md").read_text()
-    rooms = {path.name for path in (PROJECT / "portwrap").glob("[!_]*.py")}
-    assert {name for name in rooms if not re.search(rf"[`/]{name}`", tour)} == set()
+    modules = {path.name for path in (PROJECT / "portwrap").glob("**/[!_]*.py")}
+    assert {name for name in modules if not re.search(rf"[`/]{name}`", tour)} == set()
 
 
 def test_every_option_stands_under_a_heading() -> None:

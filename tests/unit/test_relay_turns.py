@@ -14,8 +14,8 @@ import _socket
 
 import pytest
 
-from portwrap import relay as module
-from portwrap.relay import GUESTS, Place, Relay, Side
+from portwrap.keeper import relay as module
+from portwrap.keeper.relay import GUESTS, Place, Relay, Side
 
 from helpers import wait_until
 

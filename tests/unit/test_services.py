@@ -8,9 +8,10 @@ from typing import Iterator
 import pytest
 
 from batchspawner_portwrap import PARSER, hub_services
-from portwrap import PortwrapError, ports, services
-from portwrap.__main__ import common_settings
-from portwrap.services import Service
+from portwrap.cli.common import common_settings
+from portwrap.diagnostics.errors import PortwrapError
+from portwrap.launch import ports, services
+from portwrap.launch.services import Service
 
 API, ACTIVITY = "JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL"
 
@@ -142,7 +143,7 @@ def test_a_service_is_never_published(guest_port: int, published: list[tuple[int
 
 
 def test_as_many_services_as_one_message_carries() -> None:
-    many = [Service("127.0.0.1", port) for port in range(1, services.MOST + 2)]
+    many = [Service("127.0.0.1", port) for port in range(1, services.MAX_SOCKETS + 2)]
     services.check(many[:-1], 8888, [])
     with pytest.raises(PortwrapError, match="more than 200"):
         services.check(many, 8888, [])
@@ -189,7 +190,7 @@ def test_only_the_name_of_this_host_is_looked_up(monkeypatch: pytest.MonkeyPatch
         asked.append(name)
         return [(2, 1, 6, "", ("127.0.1.1", 8081)), (2, 1, 6, "", ("198.18.0.1", 8081))]
 
-    monkeypatch.setattr("portwrap.services._socket.getaddrinfo", look_up)
+    monkeypatch.setattr("portwrap.launch.services.socket.getaddrinfo", look_up)
     monkeypatch.setattr(services, "own_names", lambda: {"node1.example", "node1"})
     assert told(hub_services({API: "http://hub.example:8081/hub/api"})) == []
     assert asked == []

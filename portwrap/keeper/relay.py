@@ -1,8 +1,5 @@
 """The relay: carries connections from listening sockets in one network namespace into another one.
 
-Part of the keeper's lean interpreter (see `watch.py`), so it imports C modules only: `os`, `socket`
-and `signal` would add 1.3 MB to every session.
-
 One thread, one epoll, edge-triggered for connections: each descriptor is registered once, and an
 event says that something has changed since it was last read or written until EAGAIN.
 """
@@ -10,21 +7,20 @@ event says that something has changed since it was last read or written until EA
 from __future__ import annotations
 
 import errno
-import posix
+import os
 import select
 import time
 
 import _socket
 
-from . import libc
+from ..kernel import libc
+from ..kernel.sockets import MAPPED, OUT_OF_RESOURCES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-BACKLOG = 4096
-"""Connections that the kernel keeps for a socket we listen on (lowered to net.core.somaxconn)."""
 CHUNK = 256 * 1024
 """Bytes moved by one read at most; one buffer of this size serves every connection."""
 FIRST_CHUNK = 64 * 1024
@@ -49,10 +45,8 @@ SMALL = 16 * 1024
 """A read of less may be a message that the kernel has not acknowledged yet."""
 PROMPT = 16
 """Messages that are acknowledged at once after one that followed another of the same sender."""
-MAPPED = 10 * b"\0" + b"\xff\xff"
-"""What the address of an IPv4 client begins with at an IPv6 socket (RFC 4291, 2.5.5.2)."""
 
-splice: Any = getattr(posix, "splice", None)  # Python 3.10
+splice: Any = getattr(os, "splice", None)  # Python 3.10
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 SPLICE_F_NONBLOCK = 2  # linux/splice.h
 
@@ -63,8 +57,6 @@ CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | selec
 RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
 """A kernel, or an outer sandbox, without splice(2) for these sockets."""
-# ENOSPC: the account's epolls have all that max_user_watches allows (epoll(7)).
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
 
 
 class Pipe:
@@ -78,7 +70,7 @@ class Pipe:
     def __init__(self) -> None:
         """Raises OSError."""
         self.held = 0  # bytes
-        self.reader, self.writer = posix.pipe()
+        self.reader, self.writer = os.pipe()
         try:
             libc.call("fcntl", self.writer, F_SETPIPE_SZ, PIPE_SIZE)
         except OSError:
@@ -86,8 +78,8 @@ class Pipe:
             raise
 
     def close(self) -> None:
-        posix.close(self.reader)
-        posix.close(self.writer)
+        os.close(self.reader)
+        os.close(self.writer)
 
 
 class Side:

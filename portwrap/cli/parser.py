@@ -7,17 +7,15 @@ names, and drops "--" there.
 from __future__ import annotations
 
 import errno
-import sys
 
-from .errors import OURS, USAGE, PortwrapError
-from .ports import parse_pairs, parse_port
+from ..diagnostics.errors import EXIT_SANDBOX, EXIT_USAGE, PortwrapError
+from ..diagnostics.log import log
+from ..kernel.sockets import OUT_OF_RESOURCES
+from ..launch.ports import parse_pairs, parse_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-
-OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 
 
 PREFIX = "PORTWRAP_"
@@ -84,7 +82,7 @@ class Parser:
         self.by_name = {name: option for option in self.options for name in option.names}
 
     def parse(
-        self, words: Sequence[str], environ: Mapping[str, str]
+        self, argv: Sequence[str], environ: Mapping[str, str]
     ) -> tuple[dict[str, str], list[str]]:
         """Return the values of our options and the command. Raises PortwrapError, status 2.
 
@@ -98,7 +96,7 @@ class Parser:
             elif text and (option.value or text.lower() not in SWITCHED_OFF):
                 values[option.key] = text
         given = set()
-        rest = list(words)
+        rest = list(argv)
         while rest and rest[0].startswith("-") and rest[0] != "-":
             word = rest.pop(0)
             if word == "--":
@@ -130,7 +128,7 @@ class Parser:
 
     def error(self, message: str) -> PortwrapError:
         """A usage error."""
-        return PortwrapError(message, f"Usage: {self.usage}; --help tells more.", USAGE)
+        return PortwrapError(message, f"Usage: {self.usage}; --help tells more.", EXIT_USAGE)
 
     def port(self, text: str, what: str) -> int:
         """The number of a TCP port. Raises PortwrapError, status 2."""
@@ -167,24 +165,7 @@ class Parser:
         unknown = [name for name in unknown if not name.startswith(NOT_SETTINGS)]
         if unknown:
             names = ", ".join(map(repr, unknown)).replace("'", "")
-            say(f"{self.program}: not a setting: {names}; there are {', '.join(settings)}\n")
-
-    def help(self) -> str:
-        """The text of --help."""
-        from . import help as page  # nothing of it is needed to start
-
-        return page.text(self)
-
-
-def say(text: str) -> None:
-    """Write to standard error at once; where it is closed or full, do without."""
-    try:
-        if sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()  # before Python 3.9 it is buffered where it is no terminal
-    except OSError:
-        # Its buffer keeps the text: to fail once more at exit would make the status 120.
-        sys.stderr = None
+            log(f"{self.program}: not a setting: {names}; there are {', '.join(settings)}\n")
 
 
 def run(program: str, action: Callable[[], int]) -> int:
@@ -192,13 +173,13 @@ def run(program: str, action: Callable[[], int]) -> int:
     try:
         return action()
     except PortwrapError as error:
-        say(error.lines(program))
+        log(error.lines(program))
         return error.exit_code
     except BrokenPipeError:
-        return OURS
+        return EXIT_SANDBOX
     except OSError as error:
-        if error.errno not in OUT_OF_RESOURCES:
+        if error.errno not in (*OUT_OF_RESOURCES, errno.EAGAIN):
             raise
         hint = "A limit of this job or of the node is used up: see 'ulimit -a', and its memory."
-        say(PortwrapError(f"setting up: {error.strerror}", hint).lines(program))
-        return OURS
+        log(PortwrapError(f"setting up: {error.strerror}", hint).lines(program))
+        return EXIT_SANDBOX

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 
-import _socket
-
-from .errors import PortwrapError
-from .ports import BACKLOG
+from ..diagnostics.errors import PortwrapError
+from ..kernel.sockets import BACKLOG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-MOST = 200
+MAX_SOCKETS = 200
 """Sockets at most, two for a port: each takes a descriptor, of which a job may have 1,024."""
-TCP = _socket.SOCK_STREAM
-UDP = _socket.SOCK_DGRAM
+TCP = socket.SOCK_STREAM
+UDP = socket.SOCK_DGRAM
 LOOPBACK_IPV4, LOOPBACK_IPV6 = "127.0.0.1", "::1"
 
 
@@ -37,7 +36,7 @@ class Service:
 
     @property
     def family(self) -> int:
-        return _socket.AF_INET6 if ":" in self.address else _socket.AF_INET
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -48,15 +47,15 @@ class Service:
         place = f"[{self.address}]" if ":" in self.address else self.address
         return f"{place}:{self.port}" + ("" if self.kind == TCP else "/udp")
 
-    def listen(self) -> _socket.socket:
+    def listen(self) -> socket.socket:
         """A socket on the service's address in the network namespace of this process.
 
         Raises OSError.
         """
-        made = _socket.socket(self.family, self.kind | _socket.SOCK_CLOEXEC)
+        made = socket.socket(self.family, self.kind | socket.SOCK_CLOEXEC)
         try:
-            if self.family == _socket.AF_INET6:
-                made.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
+            if self.family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             made.bind((self.address, self.port))
             if self.kind == TCP:
                 made.listen(BACKLOG)
@@ -87,7 +86,7 @@ def of_name(name: str, port: int) -> list[Service]:
         return of_port(port)
     if name.lower() in own_names():
         try:
-            found = _socket.getaddrinfo(name, port, type=TCP)
+            found = socket.getaddrinfo(name, port, type=TCP)
         except OSError:
             return []
         addresses = [str(entry[4][0]) for entry in found]
@@ -112,9 +111,9 @@ def is_loopback(address: str) -> bool:
     """Whether this is a numeric address of the loopback."""
     try:
         if ":" in address:
-            packed = _socket.inet_pton(_socket.AF_INET6, address)
-            return packed == _socket.inet_pton(_socket.AF_INET6, LOOPBACK_IPV6)
-        return _socket.inet_pton(_socket.AF_INET, address)[0] == 127
+            packed = socket.inet_pton(socket.AF_INET6, address)
+            return packed == socket.inet_pton(socket.AF_INET6, LOOPBACK_IPV6)
+        return socket.inet_pton(socket.AF_INET, address)[0] == 127
     except (OSError, ValueError):  # ValueError: bytes that are no text, in the environment
         return False
 
@@ -124,7 +123,7 @@ def distinct(services: Iterable[Service]) -> list[Service]:
     return list({service.key: service for service in services}.values())
 
 
-def listen(services: Iterable[Service]) -> list[_socket.socket]:
+def listen(services: Iterable[Service]) -> list[socket.socket]:
     """Sockets inside for these services. Raises PortwrapError.
 
     Call it in the sandbox, with the capabilities of a new user namespace: they allow low ports.
@@ -134,7 +133,7 @@ def listen(services: Iterable[Service]) -> list[_socket.socket]:
         try:
             made.append(service.listen())
         except OSError as error:
-            if service.family == _socket.AF_INET6 and error.errno in NO_IPV6:
+            if service.family == socket.AF_INET6 and error.errno in NO_IPV6:
                 continue
             raise PortwrapError(
                 f"host service {service}: cannot listen inside: {os.strerror(error.errno or 0)}",
@@ -153,9 +152,9 @@ def check(
 
     It would be published to the whole network, and the command could not listen there.
     """
-    if len(services) > MOST:
+    if len(services) > MAX_SOCKETS:
         raise PortwrapError(
-            f"{len(services)} sockets for host services are more than {MOST}",
+            f"{len(services)} sockets for host services are more than {MAX_SOCKETS}",
             "Offer fewer ports with --host-service.",
         )
     taken = {service.port for service in services if service.kind == TCP}
@@ -172,8 +171,8 @@ def is_held(table: str, address: str, port: int) -> bool:
 
     `table` is tcp, tcp6, udp or udp6; TCP sockets count that listen.
     """
-    family = _socket.AF_INET6 if table.endswith("6") else _socket.AF_INET
-    packed = _socket.inet_pton(family, address)
+    family = socket.AF_INET6 if table.endswith("6") else socket.AF_INET
+    packed = socket.inet_pton(family, address)
     wanted = {_in_proc(packed, port), _in_proc(bytes(len(packed)), port)}
     # TCP_LISTEN, or TCP_CLOSE for a UDP socket that is not connected
     state = "0A" if table.startswith("tcp") else "07"

@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .options import Option, Parser
+    from .parser import Option, Parser
 
 TOPICS: Sequence[tuple[str, Sequence[str]]] = (
     ("Where it listens", ("port", "host-port", "host", "guest-port", "publish", "allow-from")),

@@ -6,13 +6,13 @@ old file would vanish then. The addresses in it become host services (`services.
 
 from __future__ import annotations
 
-import _socket
+import socket
 
 from .services import LOOPBACK_IPV4, TCP, UDP, Service, asked_at, distinct, is_held, is_loopback
 
 RESOLV_CONF = "/etc/resolv.conf"
 PORT = 53
-MOST_SERVERS = 3  # MAXNS of resolv.h: the C library looks at no more
+MAX_SERVERS = 3  # MAXNS of resolv.h: the C library looks at no more
 
 
 def needed(path: str = RESOLV_CONF) -> list[Service]:
@@ -37,7 +37,7 @@ def name_servers(path: str) -> list[str]:
     lines = [text.decode("latin-1") for text in texts]  # any byte is a character
     rests = [line[10:] for line in lines if line.startswith(("nameserver ", "nameserver\t"))]
     words = [rest.replace("\t", " ").lstrip(" ").partition(" ")[0] for rest in rests]
-    return [address for address in map(numeric, words) if address][:MOST_SERVERS]
+    return [address for address in map(numeric, words) if address][:MAX_SERVERS]
 
 
 def numeric(text: str) -> str:
@@ -47,8 +47,8 @@ def numeric(text: str) -> str:
         return ""  # inet_aton(3) would stop at any white space, such as a carriage return
     try:
         if ":" in address:
-            packed = _socket.inet_pton(_socket.AF_INET6, address)
-            return asked_at(_socket.inet_ntop(_socket.AF_INET6, packed))
-        return asked_at(_socket.inet_ntoa(_socket.inet_aton(address)))
+            packed = socket.inet_pton(socket.AF_INET6, address)
+            return asked_at(socket.inet_ntop(socket.AF_INET6, packed))
+        return asked_at(socket.inet_ntoa(socket.inet_aton(address)))
     except OSError:
         return ""

@@ -10,12 +10,12 @@ the keeper says so by shutting its side down, or has died. The worker's death is
 
 from __future__ import annotations
 
-import posix
+import os
 import select
 
 import _socket
 
-from .preparing import close_all_but, enter
+from ..kernel.processes import close_all_but, enter
 from .relay import Place, Relay
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-READY_LIMIT = 5.0
+READY_TIMEOUT = 5.0
 """Seconds that a new worker may take until it has entered the sandbox."""
 LAST_WORDS = 0.5
 """Seconds to deliver what the command sent before it ended."""
@@ -41,7 +41,7 @@ class Worker:
         """Start one for these listening sockets, each with its place inside; it takes them over."""
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self.link, theirs = _socket.socketpair(_socket.AF_UNIX, kind, 0)
-        self.process = posix.fork()
+        self.process = os.fork()
         if self.process == 0:
             run(theirs, routes, namespaces, most_connections)
         theirs.close()
@@ -50,8 +50,8 @@ class Worker:
 
     def wait_until_ready(self) -> str:
         """Return "", or why it does not serve."""
-        if not self.has_word(READY_LIMIT):
-            return f"did not answer in {READY_LIMIT:g} s"
+        if not self.has_word(READY_TIMEOUT):
+            return f"did not answer in {READY_TIMEOUT:g} s"
         word = self.link.recv(4096).decode("utf-8", "replace")
         return "" if word == "ready" else word or "ended at once"
 
@@ -67,8 +67,8 @@ class Worker:
 
     def end(self) -> int:
         """Make sure that it has ended; return its wait status."""
-        posix.kill(self.process, 9)
-        return posix.waitpid(self.process, 0)[1]
+        os.kill(self.process, 9)
+        return os.waitpid(self.process, 0)[1]
 
 
 def run(
@@ -94,7 +94,7 @@ def run(
         def on_end() -> None:
             relay.unwatch(link.fileno())
             relay.finish(LAST_WORDS)
-            posix._exit(0)
+            os._exit(0)
 
         relay.watch(link.fileno(), on_end)
         link.send(b"ready")
@@ -103,4 +103,4 @@ def run(
     except Exception as error:
         link.send(f"failed: {error}".encode("utf-8", "replace"))
     finally:
-        posix._exit(1)
+        os._exit(1)

@@ -1,6 +1,6 @@
 """Datagrams: a UDP port inside that is answered by the same port of the host's loopback.
 
-Part of the keeper's lean interpreter (see `watch.py`), and in its epoll with the relay's sockets.
+They are in the keeper's epoll with the relay's sockets.
 Each client inside has a socket of its own towards the host, so that an answer finds its way back.
 """
 

@@ -1,7 +1,7 @@
 """The hand-over: the server inside is given the host's own listening socket, and serves by itself.
 
 The keeper stays in the host's namespaces. Each listen(2) and bind(2) inside waits for its answer
-(`notify.py`). When a server calls listen on the guest port, its socket is replaced, under the same
+(`seccomp.py`). When a server calls listen on the guest port, its socket is replaced, under the same
 number, by the host's; from then on it accepts the host's connections itself, at native speed. The
 keeper listens on the socket that was replaced: so the guest port stays taken inside, and clients
 inside still reach the server there, relayed to the host port.
@@ -12,21 +12,22 @@ Where that cannot be done, the keeper enters the sandbox and becomes the relay, 
 from __future__ import annotations
 
 import fcntl
-import posix
+import os
 import select
 import time
 
 import _socket
 
-from . import libc, notify
-from .relay import BACKLOG, GUESTS, Place
+from ..kernel import libc, seccomp
+from ..kernel.sockets import BACKLOG
+from .relay import GUESTS, Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
     from .relay import Relay
+    from .session import Session
 
 LOOK_SOON, LOOK_FIRST, LOOK_LAST = 0.001, 0.05, 1.0
 """Seconds until the next look for a server whose socket was not replaced, while clients wait: the
@@ -57,30 +58,32 @@ COPIED_OPTIONS = (
 """What a server may have set on its listening socket and accept(2) hands on to connections."""
 
 
-class Handover:
-    """Answers the sandbox's questions, and keeps the guest port inside."""
+class Native:
+    """Answers the sandbox's notifications, and keeps the guest port inside."""
 
     def __init__(
         self,
-        settings: dict[str, Any],
+        session: Session,
+        listener: int,
         relay: Relay,
         explain: Callable[[str], None],
         complain: Callable[[str], None],
-        go_inside: Callable[[list[_socket.socket], int], None],
+        relay_inside: Callable[[list[_socket.socket], int], None],
     ) -> None:
-        self.command: int = settings["command"]
-        self.guest_port: int = settings["guest_port"]
-        self.questions: int = settings["questions"]
-        self.network = posix.fstat(settings["namespaces"][-1]).st_ino  # user, network
-        machine = notify.this_machine()
+        go = session.go
+        self.command = go.command
+        self.guest_port = go.guest_port
+        self.listener = listener  # the seccomp listener
+        self.network = os.fstat(go.descriptors.network_namespace).st_ino
+        machine = seccomp.this_machine()
         assert machine is not None
         self.listen_call = machine.listen
         self.relay = relay
         self.explain = explain
         self.complain = complain
-        self.go_inside = go_inside  # relay from these sockets to this port in there
+        self.relay_inside = relay_inside  # relay from these sockets to this port in there
         self.place = Place(self.guest_port, GUESTS)  # where the clients inside are led
-        self.hosts = [_socket.socket(fileno=number) for number in settings["listeners"]]
+        self.hosts = [_socket.socket(fileno=number) for number in go.descriptors.listeners]
         self.host_links = {link_of(host) for host in self.hosts}
         self.original: _socket.socket | None = None  # the server's own, which we listen on
         self.server = ""  # the entry in /proc of the descriptor that was replaced last
@@ -90,34 +93,34 @@ class Handover:
         self.waiting = False  # clients of the host port wait for a server
         self.first_pause = LOOK_FIRST
         self.next_look, self.pause = 0.0, LOOK_FIRST
-        relay.watch(self.questions, self.on_question)
+        relay.watch(self.listener, self.on_notification)
         self.wait_for_clients()
 
-    # -- questions -------------------------------------------------------------------------
+    # -- notifications -------------------------------------------------------------------------
 
-    def on_question(self) -> None:
-        """Answer one question. Whatever goes wrong, the caller's own call proceeds."""
+    def on_notification(self) -> None:
+        """Answer one notification. Whatever goes wrong, the caller's own call proceeds."""
         poll = select.poll()
-        poll.register(self.questions, select.POLLIN)
-        state = dict(poll.poll(0)).get(self.questions, 0)
+        poll.register(self.listener, select.POLLIN)
+        state = dict(poll.poll(0)).get(self.listener, 0)
         if not state & select.POLLIN:
             if state:  # nobody is left to ask; receiving would wait for ever before Linux 6.12
-                self.relay.unwatch(self.questions)
+                self.relay.unwatch(self.listener)
             return  # the caller has been killed
         try:
-            question = notify.receive(self.questions)
+            notification = seccomp.receive(self.listener)
         except OSError:
             return  # a signal has ended the call, or the caller
         done = False
         try:
-            if question.call == self.listen_call:
-                done = self.on_listen(question)
+            if notification.call == self.listen_call:
+                done = self.on_listen(notification)
             else:
                 self.on_bind()
         except Exception:
             pass  # an exception must not end the session
         try:
-            notify.answer(self.questions, question, proceed=not done)
+            seccomp.respond(self.listener, notification, proceed=not done)
         except OSError:
             pass  # a signal has ended the call, or the caller
 
@@ -126,28 +129,28 @@ class Handover:
         if self.original is not None and not self.is_served():
             self.start_over()
 
-    def on_listen(self, question: notify.Question) -> bool:
+    def on_listen(self, notification: seccomp.Notification) -> bool:
         """Whether the caller has the host's socket now, which listens already."""
         if self.relaying:
             return False
-        number = notify.take_descriptor(question.thread, question.descriptor)
+        number = seccomp.take_descriptor(notification.thread, notification.descriptor)
         try:
             socket = _socket.socket(fileno=number)
         except OSError:
-            posix.close(number)
+            os.close(number)
             return False
         try:
-            notify.check_waiting(self.questions, question)
+            seccomp.id_valid(self.listener, notification)
             own = next((host for host in self.hosts if link_of(host) == link_of(socket)), None)
             if own is not None:
-                listen_again(own, question.backlog)
+                listen_again(own, notification.backlog)
                 return True
-            return self.is_the_servers(socket) and self.hand_over(socket, question)
+            return self.is_the_servers(socket) and self.hand_over(socket, notification)
         finally:
             if socket is not self.original:
                 socket.close()
 
-    def hand_over(self, socket: _socket.socket, question: notify.Question) -> bool:
+    def hand_over(self, socket: _socket.socket, notification: seccomp.Notification) -> bool:
         """Replace this socket of a server, unless there is a reason not to."""
         links = [link for _, link in descriptors_of_others()]
         if not self.host_links.isdisjoint(links):
@@ -157,9 +160,9 @@ class Handover:
             self.expect_relay(OTHER_FAMILY, LOOK_FIRST)  # its next socket may be of this one
             return False
         try:
-            why = why_not(socket, question, links)
+            why = why_not(socket, notification, links)
             if not why:
-                self.replace(socket, host, question)
+                self.replace(socket, host, notification)
         except OSError as error:
             why = f"the server's socket could not be replaced: {error.strerror}"
         if why:
@@ -172,7 +175,7 @@ class Handover:
         return (
             socket.proto in (IPPROTO_TCP, IPPROTO_MPTCP)
             and socket.getsockname()[1] == self.guest_port
-            and notify.network_namespace_of(socket.fileno()) == self.network
+            and seccomp.network_namespace_of(socket.fileno()) == self.network
         )
 
     def is_served(self) -> bool:
@@ -180,7 +183,7 @@ class Handover:
         that with shutdown(2)."""
         links = {link_of(host) for host in self.hosts if listens(host)}
         try:
-            if posix.readlink(self.server) in links:
+            if os.readlink(self.server) in links:
                 return True
         except OSError:
             pass
@@ -191,19 +194,19 @@ class Handover:
         return next((host for host in self.hosts if host.family == socket.family), None)
 
     def replace(
-        self, socket: _socket.socket, host: _socket.socket, question: notify.Question
+        self, socket: _socket.socket, host: _socket.socket, notification: seccomp.Notification
     ) -> None:
         """Put the host's socket in the place of the server's. Raises OSError."""
         copy_settings(socket, host)
-        process = notify.leader_of(question.thread)
-        place = f"/proc/{question.thread}/fdinfo/{question.descriptor}"
-        close_on_exec = descriptor_flags(place) & posix.O_CLOEXEC
+        process = seccomp.leader_of(notification.thread)
+        place = f"/proc/{notification.thread}/fdinfo/{notification.descriptor}"
+        close_on_exec = descriptor_flags(place) & os.O_CLOEXEC
         socket.listen(BACKLOG)
-        notify.replace_descriptor(self.questions, question, host.fileno(), close_on_exec)
+        seccomp.addfd(self.listener, notification, host.fileno(), close_on_exec)
         # As long as the server has asked for, not longer: what is queued here can only fill it up.
         # The kernel lowers it to net.core.somaxconn, a negative one, which is a large one, too.
-        listen_again(host, question.backlog)
-        self.server = f"/proc/{process}/fd/{question.descriptor}"
+        listen_again(host, notification.backlog)
+        self.server = f"/proc/{process}/fd/{notification.descriptor}"
         self.keep(socket, host)
         self.explain("forward: native, the server has the host port's own socket")
         if not self.watch_server(process):
@@ -243,7 +246,7 @@ class Handover:
     def stop_watching_server(self) -> None:
         if self.process >= 0:
             self.relay.unwatch(self.process)
-            posix.close(self.process)
+            os.close(self.process)
             self.process = -1
 
     def on_server_end(self) -> None:
@@ -317,12 +320,12 @@ class Handover:
         self.stop_watching_server()
         self.let_go()
         self.stop_waiting()
-        self.go_inside(self.hosts, self.guest_port)
+        self.relay_inside(self.hosts, self.guest_port)
 
 
-def why_not(socket: _socket.socket, question: notify.Question, links: list[str]) -> str:
+def why_not(socket: _socket.socket, notification: seccomp.Notification, links: list[str]) -> str:
     """Why this socket cannot be replaced, or nothing."""
-    if is_registered(question.thread, question.descriptor, socket):
+    if is_registered(notification.thread, notification.descriptor, socket):
         return "the server had its socket in an epoll or an io_uring before it called listen"
     if link_of(socket) not in links:
         return "the server does not let its descriptors be seen"
@@ -352,7 +355,7 @@ def listen_again(host: _socket.socket, backlog: int) -> None:
 
 def link_of(socket: _socket.socket) -> str:
     """How /proc/PID/fd names this socket (proc_pid_fd(5))."""
-    return f"socket:[{posix.fstat(socket.fileno()).st_ino}]"
+    return f"socket:[{os.fstat(socket.fileno()).st_ino}]"
 
 
 def reachable(address: str) -> str:
@@ -367,17 +370,17 @@ def descriptors_of_others() -> Iterator[tuple[int, str]]:
     Who is in ours has none of the sandbox's sockets, and on a node with many sessions most of what
     there is to read: their keepers'.
     """
-    ours = posix.readlink("/proc/self/ns/user")
-    for name in filter(str.isdigit, posix.listdir("/proc")):
+    ours = os.readlink("/proc/self/ns/user")
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if posix.readlink(f"/proc/{name}/ns/user") == ours:
+            if os.readlink(f"/proc/{name}/ns/user") == ours:
                 continue
-            numbers = posix.listdir(f"/proc/{name}/fd")
+            numbers = os.listdir(f"/proc/{name}/fd")
         except OSError:
             continue  # another user's, or gone
         for number in numbers:
             try:
-                yield int(name), posix.readlink(f"/proc/{name}/fd/{number}")
+                yield int(name), os.readlink(f"/proc/{name}/fd/{number}")
             except OSError:
                 continue
 
@@ -394,9 +397,9 @@ def descriptor_flags(place: str) -> int:
 def is_registered(thread: int, descriptor: int, socket: _socket.socket) -> bool:
     """Whether the caller has this socket in an epoll, or any file in an io_uring: both hold the
     socket itself, and would never see a client of the one that replaces it."""
-    node = posix.fstat(socket.fileno()).st_ino
+    node = os.fstat(socket.fileno()).st_ino
     folder = f"/proc/{thread}/fdinfo"
-    for name in posix.listdir(folder):
+    for name in os.listdir(folder):
         try:
             with open(f"{folder}/{name}", "rb") as file:
                 lines = [line.split() for line in file]

@@ -1,14 +1,10 @@
-"""Functions of the C library that Python has no words for.
-
-Called through the C half of `ctypes`: the other half costs a start 2 ms, and the keeper 0.5 MB.
-"""
+"""Functions of the C library that Python has none for."""
 
 from __future__ import annotations
 
-import posix
+import ctypes
+import os
 import sys
-
-import _ctypes
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE = 4
@@ -20,36 +16,16 @@ SYS_PIDFD_OPEN = 434  # the same on every architecture but Alpha
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
-class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """A C long, and what is as wide as one."""
-
-    _type_ = "l"
-
-
-class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    """A C int."""
-
-    _type_ = "i"
-
-
-class Function(_ctypes.CFuncPtr):
-    """A function of the C library that returns an int, and sets errno."""
-
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = Int
-
-
-_this_program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+_library = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: int | bytes) -> int:
     """Call the function of this name; bytes are passed as a pointer to them. Raises OSError."""
-    function = Function(_ctypes.dlsym(_this_program, name))
-    words = [word if isinstance(word, bytes) else Long(word) for word in arguments]
-    result: int = function(*words)
+    longs = [word if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments]
+    result: int = _library[name](*longs)
     if result == -1:
-        number = _ctypes.get_errno()
-        raise OSError(number, posix.strerror(number), name)
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
     return result
 
 

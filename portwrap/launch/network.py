@@ -1,19 +1,20 @@
-"""The way out of the sandbox: a network helper on its tap device. Inbound never goes through it."""
+"""The way out of the sandbox: a network driver on its tap device. Inbound never goes through it."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from .errors import PortwrapError, hint_for
+from ..diagnostics.errors import PortwrapError, hint_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Union
 
-    Helper = Union["Slirp4netns", "Pasta"]
+    NetworkDriver = Union["Slirp4netns", "Pasta"]
 
+NETWORK_DRIVERS = ("auto", "slirp4netns", "pasta", "none")
 SUBNETS = ("10.0.2", "172.31.2", "192.168.202", "198.18.2")
 """Beginnings of /24 networks for the inside; the first that the host has no route to is taken. The
 last one belongs to tests of networks (RFC 2544): real ones do not use it."""
@@ -44,13 +45,13 @@ class Slirp4netns:
     """
 
     name = "slirp4netns"
-    ready = 3  # number of that descriptor
+    ready_descriptor = 3  # number of that descriptor
 
     def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
         self.path = path
         self.subnet = free_subnet(routes)
 
-    def command(self, pid: int) -> list[str]:
+    def argv(self, pid: int) -> list[str]:
         """The command line for the namespaces of process `pid`."""
         return [
             self.path,
@@ -59,7 +60,7 @@ class Slirp4netns:
             f"--cidr={self.subnet}.0/24",
             # without it its router is the host's 127.0.0.1, with every service of every user there
             "--disable-host-loopback",
-            f"--ready-fd={self.ready}",
+            f"--ready-fd={self.ready_descriptor}",
             str(pid),
             "tap0",
         ]
@@ -72,20 +73,20 @@ class Pasta:
     """
 
     name = "pasta"
-    ready = 1  # number of the descriptor where it says so
+    ready_descriptor = 1  # number of the descriptor where it says so
 
     def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
         self.path = path
         self.subnet = free_subnet(routes)
         self.interface = _model_interface(routes)
 
-    def command(self, pid: int) -> list[str]:
+    def argv(self, pid: int) -> list[str]:
         """The command line for the namespaces of process `pid`."""
         return [
             self.path,
             "--foreground",
             "--quiet",
-            f"--pid=/proc/self/fd/{self.ready}",
+            f"--pid=/proc/self/fd/{self.ready_descriptor}",
             "--config-net",
             # By default every port that is open inside is open on the host too, and vice versa.
             *("--tcp-ports=none", "--udp-ports=none", "--tcp-ns=none", "--udp-ns=none"),
@@ -103,17 +104,17 @@ class Pasta:
         ]
 
 
-def choose(way: str, environ: Mapping[str, str]) -> Helper | None:
-    """The network helper to use, looked up on PATH; None for "none".
+def choose(wanted: str, environ: Mapping[str, str]) -> NetworkDriver | None:
+    """The network driver to use, looked up on PATH; None for "none".
 
     Raises PortwrapError where there is none to be had.
     """
-    if way == "none":
+    if wanted == "none":
         return None
     routes = read_routes()
     missing = []
     for kind in (Slirp4netns, Pasta):
-        if way not in ("auto", kind.name):
+        if wanted not in ("auto", kind.name):
             continue
         if kind is Pasta and os.geteuid() == 0:
             missing.append("pasta does not run for root")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-USAGE = 2
+EXIT_USAGE = 2
 """Exit status: the command line or the environment makes no sense."""
-OURS = 125
+EXIT_SANDBOX = 125
 """Exit status: the sandbox could not be made."""
-CANNOT_RUN = 126
+EXIT_NOT_EXECUTABLE = 126
 """Exit status: the command was found but cannot be run."""
-NOT_FOUND = 127
+EXIT_NOT_FOUND = 127
 """Exit status: the command was not found."""
 
 
 class PortwrapError(Exception):
     """An expected failure: what was tried and the answer, what to do, and the exit status."""
 
-    def __init__(self, message: str, hint: str = "", exit_code: int = OURS) -> None:
+    def __init__(self, message: str, hint: str = "", exit_code: int = EXIT_SANDBOX) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -33,9 +33,9 @@ def _one_line(text: str) -> str:
 
 
 def hint_for(message: str) -> str:
-    """What this message means and what mends it: the table in `messages.py` knows."""
+    """What this message means and what mends it: the table in `remedies.py` knows."""
     try:
-        from . import messages  # read only once something has failed
+        from . import remedies  # read only once something has failed
     except (ImportError, OSError):
         return ""  # the archive was replaced a moment ago, or there is no descriptor to read it
-    return messages.hint_for(message)
+    return remedies.hint_for(message)

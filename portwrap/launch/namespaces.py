@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import sys
 
-import _socket  # the C half of `socket`: the other half costs 5 ms of every start
-
-from . import libc
-from .errors import PortwrapError, hint_for
+from ..diagnostics.errors import PortwrapError, hint_for
+from ..kernel import libc
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -46,20 +45,6 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 def detach(target: str) -> None:
     """umount2(2) with MNT_DETACH. Raises OSError."""
     libc.call("umount2", os.fsencode(target), MNT_DETACH)
-
-
-def open_process(pid: int) -> tuple[int, bool]:
-    """Return (descriptor, True) for a pidfd, or (directory of /proc, False) before Linux 5.3.
-
-    Either one goes on meaning this very process after its number has been given to another.
-    """
-    try:
-        return libc.pidfd_open(pid), True
-    except OSError as error:
-        # EPERM: seccomp filters of older container engines answer it for calls they do not know
-        if error.errno not in (errno.ENOSYS, errno.EPERM):
-            raise
-    return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
 
 
 def enter_new(flags: int) -> None:
@@ -99,7 +84,7 @@ def _allow_ping(gid: int) -> None:
 
 def bring_up_loopback() -> None:
     """Set the interface lo of this network namespace up (netdevice(7)). Raises OSError."""
-    control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
         request = bytearray(b"lo".ljust(IFREQ_SIZE, b"\0"))
         fcntl.ioctl(control.fileno(), SIOCGIFFLAGS, request)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 
-import _socket  # the C half of `socket`: the other half costs 5 ms of every start
-
-from .errors import PortwrapError, hint_for
+from ..diagnostics.errors import PortwrapError, hint_for
+from ..kernel.sockets import BACKLOG, MAPPED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,14 +16,9 @@ if TYPE_CHECKING:
 
     Place = tuple[Any, ...]  # what bind(2) takes
 
-BACKLOG = 4096
-"""Connections the kernel keeps for us while we are busy; it lowers this to net.core.somaxconn."""
-
 HIGHEST = 65535
 EVERY_IPV4 = "0.0.0.0"
 EVERY_ADDRESS = "::"
-MAPPED = 10 * b"\0" + b"\xff\xff"
-"""What an IPv4 address begins with where it is written as an IPv6 one (RFC 4291, 2.5.5.2)."""
 HOST_PORT, PUBLISHED = "host port", "published port"
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """This node does not have the address, or no address of its family: a name may have others."""
@@ -40,13 +35,13 @@ class HostPort:
     def __init__(self, number: int, address: str) -> None:
         self.number = number
         self.address = address
-        self.listeners: list[_socket.socket] = []
-        self.reserved: list[_socket.socket] = []
+        self.listeners: list[socket.socket] = []
+        self.reserved: list[socket.socket] = []
 
     def close(self) -> None:
         """Let go of the port."""
-        for socket in self.listeners + self.reserved:
-            socket.close()
+        for sock in self.listeners + self.reserved:
+            sock.close()
 
 
 def parse_port(text: str) -> int | None:
@@ -90,7 +85,7 @@ def parse_networks(text: str) -> list[tuple[int, int, int]]:
 def _parse_network(text: str) -> tuple[int, int, int]:
     address, slash, bits = text.partition("/")
     try:
-        packed = _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     except (OSError, ValueError):
         raise ValueError(f"{text!r} is no address, nor a network ADDRESS/BITS") from None
     longest = 8 * len(packed)
@@ -160,11 +155,11 @@ def _places_of(address: str, number: int) -> list[tuple[int, Place]]:
     """Family and socket address of each place that this address or host name stands for."""
     if address in ("", EVERY_ADDRESS):
         v4, v6 = (EVERY_IPV4, number), (EVERY_ADDRESS, number)
-        return [(_socket.AF_INET, v4), (_socket.AF_INET6, v6)]
+        return [(socket.AF_INET, v4), (socket.AF_INET6, v6)]
     try:
-        found = _socket.getaddrinfo(address, number, type=_socket.SOCK_STREAM)
+        found = socket.getaddrinfo(address, number, type=socket.SOCK_STREAM)
     except UnicodeError:  # an empty label, or one that is too long
-        raise _socket.gaierror(_socket.EAI_NONAME, "not a host name") from None
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
     places = [_as_ipv4(family, place) for family, _, _, _, place in found]
     return list(dict.fromkeys(places))  # a name may have an address twice in /etc/hosts
 
@@ -172,14 +167,14 @@ def _places_of(address: str, number: int) -> list[tuple[int, Place]]:
 def _as_ipv4(family: int, place: Place) -> tuple[int, Place]:
     """An IPv4 address that is written as an IPv6 one is bound as what it is: an IPv6 socket takes
     it only if it takes both families."""
-    if family == _socket.AF_INET6:
-        packed = _socket.inet_pton(family, place[0].partition("%")[0])
+    if family == socket.AF_INET6:
+        packed = socket.inet_pton(family, place[0].partition("%")[0])
         if packed.startswith(MAPPED):
-            return _socket.AF_INET, (_socket.inet_ntoa(packed[len(MAPPED) :]), place[1])
+            return socket.AF_INET, (socket.inet_ntoa(packed[len(MAPPED) :]), place[1])
     return family, place
 
 
-def _listen(family: int, place: Place) -> _socket.socket:
+def _listen(family: int, place: Place) -> socket.socket:
     """Listen, with SO_REUSEADDR only where the port is not free without it.
 
     Connections in TIME_WAIT make bind(2) fail without the option. With it a rival who has bound,
@@ -187,20 +182,20 @@ def _listen(family: int, place: Place) -> _socket.socket:
     EADDRINUSE there means busy.
     """
     try:
-        socket = _bind(family, place)
+        sock = _bind(family, place)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        socket = _bind(family, place, _socket.SO_REUSEADDR)
+        sock = _bind(family, place, socket.SO_REUSEADDR)
     try:
-        socket.listen(BACKLOG)
+        sock.listen(BACKLOG)
         # Accepted connections inherit it, and in their TIME_WAIT it lets the next server bind
         # (both sides of the comparison must have it). While we listen it opens nothing.
-        socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError:
-        socket.close()
+        sock.close()
         raise
-    return socket
+    return sock
 
 
 def _reserve(port: HostPort) -> None:
@@ -211,47 +206,47 @@ def _reserve(port: HostPort) -> None:
     Linux 6.1 to 6.8 may look no further than the newest socket of a wildcard address.
     """
     for listener in port.listeners:
-        listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # For connections in TIME_WAIT, as above. Without it no rival gets in any more.
     reserved = _bind_everywhere(port.number)
     port.reserved.append(reserved)
-    reserved.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 0)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     # Nor has one begun to listen before that, or this fails.
     _bind_everywhere(port.number).close()
     for listener in port.listeners:
-        listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
 
-def _bind_everywhere(number: int) -> _socket.socket:
+def _bind_everywhere(number: int) -> socket.socket:
     """A socket that is bound to every address of both families, as far as there are both."""
-    options = (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT)
+    options = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)
     try:
-        return _bind(_socket.AF_INET6, (EVERY_ADDRESS, number), *options, both=True)
+        return _bind(socket.AF_INET6, (EVERY_ADDRESS, number), *options, both=True)
     except OSError as error:
         if error.errno != errno.EAFNOSUPPORT:  # a kernel started with ipv6.disable=1
             raise
-    return _bind(_socket.AF_INET, (EVERY_IPV4, number), *options)
+    return _bind(socket.AF_INET, (EVERY_IPV4, number), *options)
 
 
-def _bind(family: int, place: Place, *options: int, both: bool = False) -> _socket.socket:
+def _bind(family: int, place: Place, *options: int, both: bool = False) -> socket.socket:
     """A bound socket with these options of SOL_SOCKET; `both`: an IPv6 one for IPv4, too."""
-    socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        if family == _socket.AF_INET6:
-            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, not both)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         for option in options:
-            socket.setsockopt(_socket.SOL_SOCKET, option, 1)
-        socket.bind(place)
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.bind(place)
     except OSError:
-        socket.close()
+        sock.close()
         raise
-    return socket
+    return sock
 
 
 def _cannot_bind(error: OSError, port: HostPort, role: str) -> PortwrapError:
     address = port.address or EVERY_ADDRESS
     where = f"[{address}]:{port.number}" if ":" in address else f"{address}:{port.number}"
     message = f"{role} {where}: {os.strerror(error.errno or 0)}"
-    if isinstance(error, _socket.gaierror):
+    if isinstance(error, socket.gaierror):
         message = f"cannot look up the host address {address!r}: {error.strerror}"
     return PortwrapError(message, hint_for(message))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import posix
+import os
 import struct
 import sys
 
@@ -29,7 +29,7 @@ USER_NOTIF_FLAG_CONTINUE = 1
 ADDFD_FLAG_SETFD = 1
 
 SYS_PIDFD_GETFD = 438
-PIDFD_THREAD = posix.O_EXCL
+PIDFD_THREAD = os.O_EXCL
 
 SIOCGSKNS = 0x894C
 
@@ -80,12 +80,12 @@ NOTIF_ADDFD_IOCTL = _ioc(1, 3, NOTIF_ADDFD.size)
 def this_machine() -> Machine | None:
     """The numbers of this machine, if we have them for the kind of program that this one is."""
     is_64_bit = sys.maxsize > 2**32
-    return MACHINES.get(posix.uname().machine) if is_64_bit and sys.byteorder == "little" else None
+    return MACHINES.get(os.uname().machine) if is_64_bit and sys.byteorder == "little" else None
 
 
 def install_filter(machine: Machine) -> int:
     """Have this process and all it starts ask before listen(2) and bind(2). Returns the descriptor
-    that the questions arrive on.
+    that the notifications arrive on.
 
     Needs CAP_SYS_ADMIN in this user namespace; with it no_new_privs need not be set. Raises
     OSError: EBUSY where a listener exists already, EINVAL or ENOSYS on a kernel without it.
@@ -111,7 +111,7 @@ def install_filter(machine: Machine) -> int:
     raise AssertionError
 
 
-class Question:
+class Notification:
     """A system call inside that waits for an answer."""
 
     def __init__(self, data: bytes) -> None:
@@ -121,27 +121,29 @@ class Question:
         self.backlog = fields[7] & 0xFFFFFFFF  # the second one of listen
 
 
-def receive(listener: int) -> Question:
-    """The next question. Raises OSError: ENOENT where the asking process has gone."""
+def receive(listener: int) -> Notification:
+    """The next notification. Raises OSError: ENOENT where the asking process has gone."""
     buffer = bytearray(NOTIF.size)  # must be all zeros
     fcntl.ioctl(listener, NOTIF_RECV, buffer)
-    return Question(bytes(buffer))
+    return Notification(bytes(buffer))
 
 
-def answer(listener: int, question: Question, proceed: bool) -> None:
+def respond(listener: int, notification: Notification, proceed: bool) -> None:
     """Let the call proceed, or have it return 0 without running. Raises OSError."""
     flags = USER_NOTIF_FLAG_CONTINUE if proceed else 0
-    fcntl.ioctl(listener, NOTIF_SEND, NOTIF_RESP.pack(question.id, 0, 0, flags))
+    fcntl.ioctl(listener, NOTIF_SEND, NOTIF_RESP.pack(notification.id, 0, 0, flags))
 
 
-def check_waiting(listener: int, question: Question) -> None:
+def id_valid(listener: int, notification: Notification) -> None:
     """Raise OSError (ENOENT) unless the caller still waits: its number may be another's by now."""
-    fcntl.ioctl(listener, NOTIF_ID_VALID, struct.pack("=Q", question.id))
+    fcntl.ioctl(listener, NOTIF_ID_VALID, struct.pack("=Q", notification.id))
 
 
-def replace_descriptor(listener: int, question: Question, source: int, flags: int) -> None:
+def addfd(listener: int, notification: Notification, source: int, flags: int) -> None:
     """Put a duplicate of our `source` in the place of the caller's descriptor. Raises OSError."""
-    request = NOTIF_ADDFD.pack(question.id, ADDFD_FLAG_SETFD, source, question.descriptor, flags)
+    request = NOTIF_ADDFD.pack(
+        notification.id, ADDFD_FLAG_SETFD, source, notification.descriptor, flags
+    )
     fcntl.ioctl(listener, NOTIF_ADDFD_IOCTL, request)
 
 
@@ -156,7 +158,7 @@ def take_descriptor(thread: int, descriptor: int) -> int:
     try:
         return system_call(SYS_PIDFD_GETFD, process, descriptor, 0)
     finally:
-        posix.close(process)
+        os.close(process)
 
 
 def leader_of(thread: int) -> int:
@@ -165,13 +167,13 @@ def leader_of(thread: int) -> int:
         for line in file:
             if line.startswith(b"Tgid:"):
                 return int(line.split()[1])
-    raise OSError(errno.ESRCH, posix.strerror(errno.ESRCH))
+    raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 def network_namespace_of(socket: int) -> int:
     """The inode number of a socket's network namespace. Raises OSError."""
     namespace = fcntl.ioctl(socket, SIOCGSKNS)
     try:
-        return posix.fstat(namespace).st_ino
+        return os.fstat(namespace).st_ino
     finally:
-        posix.close(namespace)
+        os.close(namespace)

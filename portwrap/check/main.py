@@ -23,9 +23,12 @@ import subprocess
 import sys
 import time
 
-from . import __version__, dns, keeper, messages, namespaces, network, services
-from .errors import OURS, PortwrapError
-from .launching import Sandbox, launch
+from .. import __version__
+from ..diagnostics import remedies as messages
+from ..diagnostics.errors import EXIT_SANDBOX, PortwrapError
+from ..launch import dns, lifeline, namespaces, network, services
+from ..launch.sandbox import Sandbox
+from ..launch.story import launch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
-COLOURS = {OK: "32", WARNING: "33", FAILED: "31"}
+COLEXIT_SANDBOX = {OK: "32", WARNING: "33", FAILED: "31"}
 
 START_LIMIT = 5.0
 """Seconds that a session may take to start."""
@@ -104,9 +107,10 @@ class Session:
         try:
             for number, end in enumerate(ends):
                 os.dup2(end, number)
-            text = keeper.source_of("probe").decode()
             plan["limit"] = LOOK_LIMIT
-            words = keeper.interpreter_command(f"{text}\n\nmain({plan!r})\n")
+            place = f"import sys; sys.path.append({lifeline.modules_path()!r})"
+            probe = f"{place}; from portwrap.check.probe import main; main({plan!r})"
+            words = lifeline.interpreter_command(probe)
             ports = {"host_port": self.host_port, "guest_port": self.guest_port}
             sandbox = Sandbox(**{**settings, **ports, "host": "127.0.0.1", "announce": announce})
             launch(sandbox, words, os.environ)
@@ -115,7 +119,7 @@ class Session:
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
-            os._exit(OURS)
+            os._exit(EXIT_SANDBOX)
 
     def wait_for(self, name: str, until: float) -> Any:
         """What was told under this name; None if that was not in time, or never will be."""
@@ -313,7 +317,7 @@ def check_session(session: Session, hub: str) -> list[Result]:
     took = round(1000 * (time.monotonic() - session.began))
     made = session.told["made"]
     way_out = made["way out"]
-    about = version_of(way_out) if way_out in keeper.WAYS_OUT[1:3] else "no way out"
+    about = version_of(way_out) if way_out in network.NETWORK_DRIVERS[1:3] else "no way out"
     views = f", private views {made['private views']}" if made["private views"] else ""
     results = [
         Result("session", OK, f"started in {took} ms with {about or way_out}{views}"),
@@ -450,7 +454,7 @@ def look(settings: Mapping[str, Any], hub: str) -> list[Result]:
 
 def start_others(settings: Mapping[str, Any]) -> list[tuple[str, Session]]:
     """A session with the network helper that "auto" does not take, where that one is here, too."""
-    ways = keeper.WAYS_OUT[1:3] if settings["network"] == "auto" else ()
+    ways = network.NETWORK_DRIVERS[1:3] if settings["network"] == "auto" else ()
     here = [way for way in ways if network.find_executable(way, os.environ)]
     if os.geteuid() == 0:
         here = here[:1]  # pasta refuses to run for root
@@ -480,7 +484,7 @@ def main(program: str, settings: Mapping[str, Any], hub: str, as_json: bool) -> 
         "checks": [result.as_dict() for result in results],
     }
     sys.stdout.write(json.dumps(facts) + "\n" if as_json else as_text(program, facts))
-    return OURS if failed else 0
+    return EXIT_SANDBOX if failed else 0
 
 
 def as_text(program: str, facts: Mapping[str, Any]) -> str:
@@ -518,7 +522,7 @@ def in_colour(status: str) -> str:
     text = f"{status:<9}"
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
-    return f"\033[{COLOURS[status]}m{text}\033[0m"
+    return f"\033[{COLEXIT_SANDBOX[status]}m{text}\033[0m"
 
 
 # ---- AppArmor ----------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""--check: would a session start on this node?"""

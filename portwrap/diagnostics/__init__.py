@@ -1,0 +1,1 @@
+"""What users read when something fails: errors, causes and remedies."""

@@ -1,0 +1,115 @@
+"""The network driver: slirp4netns or pasta, a child of the keeper on the command's namespaces."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import _signal as signal
+
+from ..kernel import libc
+from ..kernel.processes import close_all_but
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from .. import protocol
+
+REAP_PAUSE = 0.005
+"""Seconds between two looks at a driver that is about to end."""
+
+
+class DriverProcess:
+    """A network driver that has been started."""
+
+    def __init__(self, driver: protocol.Driver, has_pidfd: bool) -> None:
+        """Start it. Raises OSError."""
+        self.name = driver.name
+        self.timeout = driver.timeout
+        self.ready, ready_end = os.pipe()
+        self.messages, messages_end = os.pipe()  # its standard error
+        self.tail = b""  # the end of them
+        self.messages_end_reached = False
+        keeper = os.getpid()
+        self.pid = os.fork()  # 0: it has ended
+        if self.pid == 0:
+            _become(driver, keeper, ready_end, messages_end)
+        os.close(ready_end)  # else one that has ended looks like a slow one
+        os.close(messages_end)
+        self.pidfd = libc.pidfd_open(self.pid) if has_pidfd else -1
+
+    def read_messages(self) -> bool:
+        """Keep the end of what it prints. False: it has closed its pipe."""
+        data = os.read(self.messages, 4096)
+        self.tail = (self.tail + data)[-1024:]
+        self.messages_end_reached = not data
+        return bool(data)
+
+    def drain(self) -> None:
+        """Read what is left in the pipe of a driver that has ended, without waiting."""
+        os.set_blocking(self.messages, False)
+        try:
+            while not self.messages_end_reached and self.read_messages():
+                pass
+        except OSError:
+            pass
+
+    def last_messages(self) -> str:
+        """What it printed last, behind a colon; "" for nothing."""
+        lines = self.tail.decode("utf-8", "replace").split("\n")
+        # pasta also reports that nobody takes its messages, on nodes without a system log
+        kept = (line.strip() for line in lines if not line.startswith("Failed to send "))
+        text = "; ".join(filter(None, kept))
+        return f": {text[-400:]}" if text else ""
+
+    def why_not_ready(self) -> str:
+        """How it ended, if it did, and what it printed."""
+        pid, status = self.reap(0.2)
+        self.drain()
+        if pid == 0:
+            return self.last_messages()
+        return f" ({how_ended(status)}{self.last_messages()})"
+
+    def reap(self, timeout: float = 0.0) -> tuple[int, int]:
+        """waitpid(2), `timeout` seconds at most: its process number, or 0, and its status."""
+        until = time.monotonic() + timeout
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid or time.monotonic() >= until:
+                self.pid = 0 if pid else self.pid
+                return pid, status
+            time.sleep(REAP_PAUSE)
+
+    def kill(self) -> None:
+        """End it."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def how_ended(status: int) -> str:
+    """How a process ended, from its wait status."""
+    if os.WIFSIGNALED(status):
+        return f"ended by signal {os.WTERMSIG(status)}"
+    return f"ended with status {os.WEXITSTATUS(status)}"
+
+
+def _become(driver: protocol.Driver, keeper: int, ready: int, messages: int) -> NoReturn:
+    """Become the network driver, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
+    argv, number = driver.argv, driver.ready_descriptor
+    try:
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:
+            os._exit(0)  # the keeper died before the kernel had been told
+        # pasta gives up where Python's "ignore" stays
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.dup2(messages, 2)
+        os.dup2(ready, number)
+        os.set_inheritable(number, True)  # dup2 does not where it is that number already
+        close_all_but({0, 1, 2, number})
+        os.execv(argv[0], argv)
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(0)

@@ -1,0 +1,146 @@
+"""The lifecycle: whose end the keeper waits for, and what it does then."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from .. import protocol
+from .worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from .driver import DriverProcess
+    from .session import Session
+
+
+class Lifecycle:
+    """The command, the network driver, the workers, and the keeper's end of the lifeline."""
+
+    def __init__(self, session: Session) -> None:
+        go = session.go
+        self.program = go.program
+        self.verbose = go.verbose
+        self.lifeline = session.lifeline
+        self.command = go.command  # process number
+        self.process = go.descriptors.process  # its pidfd, or the directory of its /proc entry
+        self.has_pidfd = go.has_pidfd
+        self.ready = False  # what fails from here on ends the command; before, there is none
+        self.driver = session.driver
+        self.workers: list[Worker] = []
+
+    # -- the command -----------------------------------------------------------------------
+
+    def is_gone(self) -> bool:
+        """Whether the command has ended: a zombie has, too."""
+        if self.has_pidfd:
+            poll = select.poll()
+            poll.register(self.process, select.POLLIN)
+            return bool(poll.poll(0))
+        return has_ended(self.process)
+
+    def end_command(self) -> None:
+        """SIGTERM for the command, exactly once.
+
+        The kernel sends it when the last descriptor of our end of the lifeline closes
+        (F_SETSIG, fcntl(2)); by hand only where the command has let its own end go.
+        """
+        poll = select.poll()
+        poll.register(self.lifeline.fileno(), select.POLLIN)
+        if poll.poll(0):
+            os.kill(self.command, 15)
+        self.lifeline.close()  # now: the command may let its end go while we end the helper
+
+    # -- the network driver ----------------------------------------------------------------
+
+    def wait_for_driver(self, driver: DriverProcess) -> None:
+        """Return when the network driver has reported that it is ready; else have the launching
+        process report why not."""
+        poll = select.poll()
+        for descriptor in (driver.ready, self.lifeline.fileno(), driver.messages):
+            poll.register(descriptor, select.POLLIN)
+        until = time.monotonic() + driver.timeout
+        while True:
+            events = dict(poll.poll(max(0, 1000 * (until - time.monotonic()))))
+            if self.lifeline.fileno() in events:
+                self.leave()  # the command ended before it began
+            if driver.messages in events and not driver.read_messages():
+                poll.unregister(driver.messages)
+            if driver.ready in events and os.read(driver.ready, 1):
+                os.close(driver.ready)
+                return
+            if driver.ready in events:
+                self.give_up(f"{driver.name} ended before it was ready{driver.why_not_ready()}")
+            if not events:
+                limit = f"{driver.timeout} s"
+                self.give_up(f"{driver.name} was not ready in {limit}{driver.why_not_ready()}")
+
+    # -- endings ---------------------------------------------------------------------------
+
+    def fail(self, why: str) -> NoReturn:
+        """End the session, or have none."""
+        if self.ready:
+            self.end_session(why)
+        self.give_up(why)
+
+    def end_session(self, why: str) -> NoReturn:
+        """Say why, end the command and end."""
+        if not self.is_gone():
+            self.complain(f"{why}; ending the command (SIGTERM)")
+            self.end_command()
+        self.leave()
+
+    def give_up(self, why: str) -> NoReturn:
+        """Have the launching process say why there is no session."""
+        self.send(protocol.Refused(why))
+        self.leave()
+
+    def send(self, answer: protocol.Message) -> None:
+        """Answer the launching process; if it has ended meanwhile, nobody is left to serve."""
+        try:
+            protocol.send(self.lifeline, answer)
+        except OSError:
+            self.leave()
+
+    def explain(self, text: str) -> None:
+        """Say what happens, where the user has asked to be told."""
+        if self.verbose:
+            self.complain(text)
+
+    def complain(self, text: str) -> None:
+        """Say it; where nobody reads it, do without: to wait would keep the command unwatched."""
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        try:
+            if poll.poll(0):
+                os.write(2, f"{self.program}: {text}\n".encode())
+        except OSError:
+            pass
+
+    def leave(self) -> NoReturn:
+        """End the other processes and this one; the kernel closes the rest."""
+        for worker in self.workers:
+            worker.end()
+        if self.driver is not None:
+            self.driver.kill()
+        os._exit(0)
+
+
+def has_ended(process: int) -> bool:
+    """Whether the process of this directory of /proc is gone, or a zombie."""
+    try:
+        stat = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+    except OSError:
+        return True
+    try:
+        # proc_pid_stat(5): the state stands behind the name, which may hold anything but is in
+        # brackets. A process whose first thread has ended before the others is no zombie yet.
+        words = os.read(stat, 4096).rpartition(b")")[2].split()
+        return words[0] in (b"Z", b"X") and int(words[17]) <= 1
+    except OSError:
+        return True
+    finally:
+        os.close(stat)

@@ -1,0 +1,208 @@
+"""The main loop: what the keeper does for the rest of its life.
+
+It ends when the command is gone, ends the command when the network driver is gone (`lifecycle.py`),
+and in between runs the relay (`relay.py`) or native forwarding (`native.py`). It is in the sandbox
+where it relays into it only; else it stays with the host, and a worker (`worker.py`) is in there.
+"""
+
+from __future__ import annotations
+
+import os
+
+import _socket
+
+from ..kernel.processes import enter
+from .driver import how_ended
+from .relay import GUESTS, Place, Relay
+from .worker import LAST_WORDS, Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from .datagrams import Datagrams
+    from .lifecycle import Lifecycle
+    from .native import Native
+    from .session import Session
+
+PROC_INTERVAL = 2.0
+"""Seconds between two looks at the command's /proc entry where the kernel has no pidfd."""
+
+
+def load(session: Session) -> None:
+    """Import what serves this session: later the file may be gone. Raises ImportError."""
+    if session.seccomp_listener is not None:
+        from . import native  # noqa: F401
+    if session.go.descriptors.services:
+        from . import datagrams  # noqa: F401
+
+
+class Keeper:
+    """Watches over the command, the network driver and the lifeline, and runs the relay."""
+
+    def __init__(self, session: Session, lifecycle: Lifecycle) -> None:
+        self.session = session
+        self.lifecycle = lifecycle
+        self.native: Native | None = None
+        self.relay = Relay(session.max_connections)
+        self.datagrams: list[Datagrams] = []
+
+    def run(self) -> NoReturn:
+        """Serve until the command is gone."""
+        self.begin_forwarding()
+        self.watch()
+        while True:
+            self.relay.turn(self.patience())
+            if not self.lifecycle.has_pidfd:
+                self.look_at_both()
+            if self.native is not None:
+                self.native.look()
+            for datagrams in self.datagrams:
+                datagrams.look()
+
+    def begin_forwarding(self) -> None:
+        """Forward every port, or be ready to give the host port's socket to the server."""
+        go, listener = self.session.go, self.session.seccomp_listener
+        descriptors = go.descriptors
+        inward = [
+            (_socket.socket(fileno=number), Place(port, GUESTS)) for number, port in go.published
+        ]
+        if listener is None:
+            guest = Place(go.guest_port, GUESTS, allowed=go.allowed)
+            inward += [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
+        if self.session.inside:
+            self.serve_inward(inward)
+        elif inward:
+            self.start_worker(inward)
+        for number in descriptors.services:
+            self.offer(_socket.socket(fileno=number))
+        if listener is not None:
+            from .native import Native
+
+            self.native = Native(
+                self.session,
+                listener,
+                self.relay,
+                self.lifecycle.explain,
+                self.lifecycle.complain,
+                self.relay_inside,
+            )
+
+    def serve_inward(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
+        """Relay from these sockets of the host to these places inside, where we are."""
+        for listener, place in routes:
+            self.relay.serve(listener, place)
+
+    def offer(self, listener: _socket.socket) -> None:
+        """Relay from this socket inside to the same address and port of the host, where we are."""
+        if listener.type == _socket.SOCK_DGRAM:
+            from .datagrams import Datagrams
+
+            self.datagrams.append(Datagrams(self.relay, listener))
+            return
+        address, port = listener.getsockname()[:2]
+        self.relay.serve(listener, Place(port, [(listener.family, address)], inward=False))
+
+    def relay_inside(self, hosts: list[_socket.socket], port: int) -> None:
+        """Relay from these sockets of the host to this port in the sandbox, for good."""
+        routes = [(host, Place(port, GUESTS)) for host in hosts]
+        if self.session.go.descriptors.services:
+            self.start_worker(routes)  # the host's services are reached from out here only
+            return
+        enter(self.session.namespaces)
+        self.session.inside = True
+        self.serve_inward(routes)
+
+    def start_worker(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
+        """Have a process in the sandbox relay from these sockets of the host."""
+        worker = Worker(routes, self.session.namespaces, self.session.max_connections)
+        self.lifecycle.workers.append(worker)
+        why = worker.wait_until_ready()
+        if why:
+            self.lifecycle.fail(f"the relay in the sandbox {why}")
+        self.relay.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
+
+    def patience(self) -> float:
+        """Seconds until something is to be looked at that gives no event; -1: nothing is."""
+        limits = [PROC_INTERVAL] if not self.lifecycle.has_pidfd else []
+        if self.native is not None and self.native.waiting:
+            limits.append(self.native.patience())
+        limits += [datagrams.patience() for datagrams in self.datagrams if datagrams.clients]
+        return min(limits, default=-1.0)
+
+    def watch(self) -> None:
+        """Put everything that can end the session into the relay's loop."""
+        lifecycle = self.lifecycle
+        if lifecycle.is_gone():
+            self.finish()
+        self.relay.watch(lifecycle.lifeline.fileno(), self.on_lifeline)
+        if lifecycle.has_pidfd:
+            self.relay.watch(lifecycle.process, self.finish)
+        driver = lifecycle.driver
+        if driver is not None:
+            self.relay.watch(driver.messages, self.on_driver_messages)
+        if driver is not None and lifecycle.has_pidfd:
+            self.relay.watch(driver.pidfd, self.on_driver_end)
+
+    # -- the command -----------------------------------------------------------------------
+
+    def on_lifeline(self) -> None:
+        """End of file is no end of the command: some launchers close whatever they do not know."""
+        if self.lifecycle.is_gone():
+            self.finish()
+        self.relay.unwatch(self.lifecycle.lifeline.fileno())
+
+    def finish(self) -> NoReturn:
+        """Deliver what the command sent before it ended, and end."""
+        links = [worker.link.fileno() for worker in self.lifecycle.workers]
+        # Whatever ends meanwhile, too, changes nothing any more.
+        for descriptor in (self.lifecycle.lifeline.fileno(), self.lifecycle.process, *links):
+            if descriptor in self.relay.watched:
+                self.relay.unwatch(descriptor)
+        for worker in self.lifecycle.workers:
+            worker.finish()
+        for number in self.session.go.descriptors.reserved:
+            os.close(number)
+        self.relay.finish(LAST_WORDS)
+        for worker in self.lifecycle.workers:
+            worker.has_word(LAST_WORDS)
+        self.lifecycle.leave()
+
+    def look_at_both(self) -> None:
+        """Without pidfds: see whether the command or the network driver has ended."""
+        if self.lifecycle.is_gone():
+            self.finish()
+        self.on_driver_end()
+
+    # -- ours ------------------------------------------------------------------------------
+
+    def on_driver_messages(self) -> None:
+        driver = self.lifecycle.driver
+        if driver is not None and not driver.read_messages():
+            self.relay.unwatch(driver.messages)
+            self.on_driver_end()
+
+    def on_driver_end(self) -> None:
+        """End the session if the network driver is gone: a job without a network is lost."""
+        driver = self.lifecycle.driver
+        pid, status = driver.reap() if driver is not None else (0, 0)
+        if driver is None or pid == 0:
+            return
+        driver.drain()
+        # One that was killed had no time to report why: its last messages are about its start.
+        messages = "" if os.WIFSIGNALED(status) else driver.last_messages()
+        self.lifecycle.end_session(f"{driver.name} {how_ended(status)}{messages}")
+
+    def on_worker_end(self, worker: Worker) -> None:
+        """End the session if a worker is gone: the way in is lost."""
+        self.lifecycle.workers.remove(worker)
+        self.lifecycle.end_session(f"the relay in the sandbox {how_ended(worker.end())}")
+
+
+def main(session: Session, lifecycle: Lifecycle) -> NoReturn:
+    """Serve this session."""
+    try:
+        Keeper(session, lifecycle).run()
+    except (OSError, ImportError) as error:  # a limit is used up, or the kernel forbids a step
+        lifecycle.fail(f"the keeper failed: {error}")

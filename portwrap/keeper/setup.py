@@ -1,0 +1,150 @@
+"""The keeper before it serves: it starts the network driver, and agrees on how to forward.
+
+No more code than this needs is loaded before the command begins: it would keep it waiting.
+"""
+
+from __future__ import annotations
+
+import os
+
+import _socket
+
+from ..kernel import processes
+from ..protocol import (
+    MalformedMessage,
+    NativePossible,
+    NotNative,
+    Ready,
+    Refused,
+    decode_go,
+    decode_seccomp_listener,
+    receive,
+    send,
+)
+from .session import Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .lifecycle import Lifecycle
+
+OWN_DESCRIPTORS = 32
+"""File descriptors that the keeper needs besides those of the connections that it relays."""
+LATER_DESCRIPTORS = 8
+"""Those of them that it makes when the command has begun, and a few for the first clients."""
+
+
+def main(number: int, modules: int | None) -> None:
+    """Be the keeper whose end of the lifeline has this number; `modules` is the descriptor of the
+    archive that it imports from, if it does."""
+    lifeline = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, number)
+    try:
+        if os.fork():
+            os._exit(0)  # so that the command has no child that it does not know
+        os.chdir("/")
+        # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
+        with open("/proc/self/comm", "w") as comm:
+            comm.write("portwrap-keeper")
+        processes.close_all_but({0, 1, 2, number, modules})
+        session = prepare(lifeline)
+        from .lifecycle import Lifecycle
+
+        lifecycle = Lifecycle(session)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the other end is gone: it has reported why
+    # ImportError: there was no file descriptor left to open a module
+    except (OSError, MalformedMessage, ImportError) as error:
+        refuse(lifeline, f"the keeper failed: {error}")
+        return
+    begin(session, lifecycle, modules)
+
+
+def refuse(lifeline: _socket.socket, reason: str) -> None:
+    """Report to the launching process why there is no session."""
+    try:
+        send(lifeline, Refused(reason))
+    except OSError:
+        pass  # it is gone
+
+
+def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
+    """Let the command begin, and serve."""
+    try:
+        if session.driver is not None:
+            lifecycle.wait_for_driver(session.driver)
+        # Clients wait in the host's socket, and the command's calls of listen for our response,
+        # until we have loaded what serves them: meanwhile the command begins.
+        lifecycle.send(Ready())
+        lifecycle.ready = True
+        from . import main_loop
+
+        main_loop.load(session)
+        if modules is not None:
+            os.close(modules)
+    except (OSError, ImportError) as error:
+        lifecycle.fail(f"the keeper failed: {error}")
+    main_loop.main(session, lifecycle)
+
+
+def prepare(lifeline: _socket.socket) -> Session:
+    """Wait for "go", start the network driver, and be where we have to be: in the sandbox if all
+    that we do is to relay into it, else outside. Raises OSError and MalformedMessage, and
+    ImportError where no file descriptor is left to open a module."""
+    limit = raise_descriptor_limit()
+    data, received = receive(lifeline)
+    if not data:
+        raise ConnectionResetError
+    go = decode_go(data, received)
+    held = sum(go.counts) + OWN_DESCRIPTORS
+    session = Session(go, lifeline, max(1, (limit - held) // 2))  # two descriptors each
+    if go.driver is not None:
+        from .driver import DriverProcess
+
+        session.driver = DriverProcess(go.driver, go.has_pidfd)
+    if not go.relay_only:
+        session.seccomp_listener = agree_on_native(session)
+    if session.seccomp_listener is None and not go.descriptors.services:
+        processes.enter(session.namespaces)
+        session.inside = True
+    # Here their want is a refusal; later it would end the command.
+    for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:
+        os.close(number)
+    return session
+
+
+def agree_on_native(session: Session) -> int | None:
+    """Report whether we can take descriptors from the command, as native forwarding must; return
+    the descriptor of its seccomp listener if it has one. Raises OSError and MalformedMessage."""
+    why = why_not_native(session)
+    send(session.lifeline, NotNative(why) if why else NativePossible())
+    if why:
+        return None
+    data, received = receive(session.lifeline)
+    if not data:
+        raise ConnectionResetError
+    return decode_seccomp_listener(data, received)
+
+
+def why_not_native(session: Session) -> str:
+    """Why native forwarding is not possible here, or nothing."""
+    from ..kernel import seccomp
+
+    if seccomp.this_machine() is None:
+        return "the system call numbers of this architecture are not known"
+    try:
+        os.close(seccomp.take_descriptor(session.go.command, session.go.lifeline))
+    except OSError as error:
+        return f"pidfd_getfd: {error.strerror}"
+    return ""
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit to the hard one, and return it. Never unlimited: fs.nr_open is the
+    most."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft  # the hard one is more than fs.nr_open allows by now
+    return hard

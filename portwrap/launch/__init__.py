@@ -1,0 +1,1 @@
+"""The process that becomes the command. Read `story.py` first."""

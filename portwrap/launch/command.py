@@ -1,0 +1,126 @@
+"""The command: found before the sandbox is made, and exec'ed in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+
+from ..diagnostics.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, PortwrapError
+from . import lifeline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping, Sequence
+    from typing import NoReturn
+
+
+def find_command(name: str, environ: Mapping[str, str]) -> str:
+    """Return the path that execvp(3) would run. Raises PortwrapError, status 126 or 127."""
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    candidates = [name] if "/" in name else [os.path.join(folder, name) for folder in folders]
+    found = [path for path in candidates if os.path.exists(path)] if name else []
+    for path in found:
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            _check_interpreter(path)
+            return path
+    if not found:
+        where = "no such file" if "/" in name else "not found on PATH"
+        hint = f"PATH is {environ.get('PATH', os.defpath)}" if "/" not in name else ""
+        raise PortwrapError(f"{name}: {where}", hint or "Check the path.", EXIT_NOT_FOUND)
+    if os.path.isdir(found[0]):
+        raise PortwrapError(
+            f"{found[0]}: is a directory", "Name the program in it.", EXIT_NOT_EXECUTABLE
+        )
+    raise PortwrapError(f"{found[0]}: permission denied", _MODE_HINT, EXIT_NOT_EXECUTABLE)
+
+
+_MODE_HINT = "Its user must have the right to execute it: 'chmod +x', or a mount without noexec."
+
+
+def _check_interpreter(path: str) -> None:
+    """A script's #! line must name a program that exists: exec would say so too late."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return  # executable, but not readable: not a script
+    # The kernel knows blanks and tabs only: with a carriage return the name is another one.
+    words = first[2:].partition(b"\n")[0].replace(b"\t", b" ").strip(b" ").split(b" ")
+    if first.startswith(b"#!") and words[0] and not os.path.exists(words[0]):
+        interpreter = os.fsdecode(words[0])
+        raise PortwrapError(
+            f"{path}: its interpreter {interpreter} does not exist",
+            "Install it, or mend the first line of the script.",
+            EXIT_NOT_EXECUTABLE,
+        )
+
+
+def restore_signals() -> None:
+    """Give every signal that Python handles its default action, as exec would: until then it ends
+    this process at once, without a traceback, and the keeper sees that it is gone."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def reexec(entry: str, argv: Sequence[str]) -> NoReturn:
+    """Exec this interpreter anew with the same program: `entry` is "module:function"."""
+    module, _, function = entry.partition(":")
+    place = lifeline.modules_path()
+    text = (
+        f"import sys; sys.path.append({place!r}); sys.argv[0] = {sys.argv[0]!r}\n"
+        f"from {module} import {function}; sys.exit({function}(afresh=True))"
+    )
+    command = lifeline.interpreter_command(text, *argv)
+    _flush_output()
+    os.execv(lifeline.INTERPRETER, command)
+
+
+def exec_command(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Exec the command, with the signal settings it would have had without us."""
+    # Python ignores these two at start-up, and "ignored" survives exec.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    _flush_output()
+    try:
+        os.execve(path, list(command), _without_coercion(environ))
+    except OSError as error:
+        missing = error.errno == errno.ENOENT
+        raise PortwrapError(
+            f"{path}: {os.strerror(error.errno or 0)}",
+            "The file cannot be run on this node: 'file' and 'ldd' tell what it needs.",
+            EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE,
+        ) from error
+
+
+def keep_across_exec(kept: Container[int]) -> None:
+    """Hand on these descriptors and 0-2 at exec; everything else closes there."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2:
+            try:
+                os.set_inheritable(descriptor, descriptor in kept)
+            except OSError as error:
+                if error.errno != errno.EBADF:  # that of the listing itself
+                    raise
+
+
+def _flush_output() -> None:
+    """Write out what the program that runs us has printed: exec drops it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody takes it, or it is closed
+
+
+def _without_coercion(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the LC_CTYPE that Python itself sets in the C locale (PEP 538)."""
+    given = dict(environ)
+    if given.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
+        with open("/proc/self/environ", "rb") as file:  # as it was when this program was exec'ed
+            if not any(item.startswith(b"LC_CTYPE=") for item in file.read().split(b"\0")):
+                del given["LC_CTYPE"]
+    return given

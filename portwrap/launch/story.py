@@ -1,0 +1,206 @@
+"""The story: from the arguments to the command running in its sandbox. Read this first.
+
+    P  the launching process, which the batch system started; it ends up being the command itself
+    K  the keeper (package `keeper`), the one helper that stays, with the network driver as child
+
+     1  P starts K, a fresh interpreter; the archive does so while it loads the rest of this
+     2  P binds and listens on the host port, and on those to be published
+     3  P moves into new user and network namespaces, listens there for the host services, and
+        tells K to go, with all these sockets and what K needs of P
+     4  K starts the network driver on them and enters the sandbox too, to be the relay; it stays
+        with the host for host services and for native forwarding
+     5  K reports that it is ready: outbound works, and clients can connect
+     6  P arms the lifeline and execs the command in place. Meanwhile K loads the code that serves;
+        where it has to relay and is outside, a worker of it does so in the sandbox
+
+There is no supervisor. The command keeps its PID, parent, terminal and exit status, because it is
+exec'ed; K ends when the command does, because it holds a pidfd of it; and the command gets SIGTERM
+when K ends, because the kernel sends it when K's end of the lifeline closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+
+from ..diagnostics.errors import PortwrapError
+from ..diagnostics.log import log
+from ..kernel.processes import open_process
+from ..protocol import Descriptors, Driver, Go
+from . import lifeline as keeper
+from . import ports, services
+from .command import exec_command, find_command, keep_across_exec, restore_signals
+from .startup_line import log_step, what_was_made
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from socket import socket
+    from typing import NoReturn
+
+    from .lifeline import Lifeline
+    from .network import NetworkDriver
+    from .ports import HostPort
+    from .sandbox import Sandbox
+
+LIFELINE_FROM = 960
+"""Lowest descriptor number of the lifeline: far above those a program expects to get next."""
+
+
+def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Make the sandbox and become the command. Returns only by raising PortwrapError: the caller
+    is in the new namespaces then, with signals at their defaults, and has to end."""
+    restore_signals()
+    path = find_command(command[0], environ)
+    log_step(sandbox, f"the command is {path}")
+    lifeline = keeper.start(sandbox.program)
+    log_step(sandbox, "the keeper is starting")
+    port = ports.bind(sandbox.host, sandbox.host_port)
+    log_step(sandbox, f"listening on {sandbox.address}")
+    published = [
+        (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
+        for number, guest in sandbox.published
+    ]
+    # Imported here, and further below: while the keeper's interpreter and the driver start.
+    from . import dns, namespaces, network, ssh_config
+
+    driver = network.choose(sandbox.network, environ)
+    resolvers = dns.needed()
+    covered = ssh_config.needed(environ)
+    offered = services.distinct([*sandbox.host_services, *resolvers])
+    services.check(offered, sandbox.guest_port, sandbox.published)
+    namespaces.enter_new(0)
+    listeners = services.listen(offered)
+    _send_go(lifeline, sandbox, port, published, driver, listeners)
+    ssh_folders = _cover_ssh_config(sandbox, covered)
+    log_step(sandbox, "in user and network namespaces of our own")
+    forward = _choose_forward(sandbox, lifeline)
+    lifeline.wait_until_ready()
+    log_step(sandbox, "the keeper is ready" + (", and so is the way out" if driver else ""))
+    if sandbox.announce:
+        outbound = driver.name if driver else "none"
+        facts = what_was_made(sandbox, forward, outbound, ssh_folders, resolvers)
+        sandbox.announce(sandbox, facts)
+    _arm(lifeline)
+    exec_command(path, command, environ)
+
+
+def _send_go(
+    lifeline: Lifeline,
+    sandbox: Sandbox,
+    port: HostPort,
+    published: Sequence[tuple[HostPort, int]],
+    driver: NetworkDriver | None,
+    host_services: Sequence[socket],
+) -> None:
+    """Tell the keeper to go, with these sockets, and close them here. Raises PortwrapError.
+
+    `published` are more ports of the host, each with its guest port; `host_services` listen in the
+    sandbox.
+    """
+    command = os.getpid()
+    process, has_pidfd = open_process(command)
+    user_namespace = os.open("/proc/self/ns/user", os.O_RDONLY)
+    network_namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
+    routes = [(socket, guest) for other, guest in published for socket in other.listeners]
+    reserved = [socket for each in (port, *dict(published)) for socket in each.reserved]
+    descriptors = Descriptors(
+        process,
+        user_namespace,
+        network_namespace,
+        listeners=_numbers(port.listeners),
+        published=_numbers([socket for socket, _ in routes]),
+        reserved=_numbers(reserved),
+        services=_numbers(host_services),
+    )
+    go = Go(
+        program=sandbox.program,
+        verbose=sandbox.verbose,
+        command=command,
+        has_pidfd=has_pidfd,
+        lifeline=lifeline.socket.fileno(),
+        guest_port=sandbox.guest_port,
+        relay_only=sandbox.forward == "relay",
+        allowed=sandbox.allowed,
+        published_to=[guest for _, guest in routes],
+        driver=_how_to_start(driver, command) if driver else None,
+        descriptors=descriptors,
+    )
+    try:
+        lifeline.send_go(go)
+    finally:
+        for descriptor in (process, user_namespace, network_namespace):
+            os.close(descriptor)
+    for host_port in (port, *dict(published)):
+        host_port.close()
+    for socket in host_services:
+        socket.close()
+
+
+def _how_to_start(driver: NetworkDriver, command: int) -> Driver:
+    """What the keeper needs to start this driver on the namespaces of the command."""
+    return Driver(driver.name, driver.argv(command), driver.ready_descriptor, keeper.DRIVER_TIMEOUT)
+
+
+def _numbers(sockets: Sequence[socket]) -> list[int]:
+    return [socket.fileno() for socket in sockets]
+
+
+def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
+    """Have ssh accept the configuration that root has given it; return which directories it is."""
+    from . import ssh_config
+
+    why = ssh_config.apply(covered)
+    folders = ", ".join(sorted(covered))
+    if why:
+        log(f"{sandbox.program}: ssh will refuse root's files in {folders}: {why}\n")
+    return "" if why else folders
+
+
+def _choose_forward(sandbox: Sandbox, lifeline: Lifeline) -> str:
+    """Forward natively where that works, else leave it to the relay.
+
+    Returns which of the two it is, and why where it was not wanted.
+    """
+    if sandbox.forward == "relay":
+        return "relay"
+    why = lifeline.offer_native()
+    if why and sandbox.forward == "native":
+        raise PortwrapError(
+            f"--forward native is not possible: {why}",
+            "It needs Linux 5.9 or newer and no other seccomp listener; --forward auto relays"
+            " where it cannot be had.",
+        )
+    if why:
+        log_step(sandbox, f"forward: relay, because {why}")
+    return f"relay ({why})" if why else "native"
+
+
+def _arm(lifeline: Lifeline) -> None:
+    """Have the kernel send this process SIGTERM when the keeper's end of the lifeline closes.
+
+    The setting belongs to the open file, so it outlives exec (fcntl(2)). Set first, looked at
+    afterwards: in the other order a keeper that ends in between is never noticed.
+    """
+    descriptor = _high_descriptor(lifeline.socket.fileno())
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGTERM)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        lifeline.check_alive()
+    finally:
+        keep_across_exec([descriptor])
+
+
+def _high_descriptor(descriptor: int) -> int:
+    """A duplicate with a high number, or as high as the limit of descriptors allows."""
+    for lowest in (LIFELINE_FROM, 200, 20, 3):
+        try:
+            return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EMFILE):
+                raise
+    return descriptor

@@ -1,0 +1,297 @@
+"""What the launching process and the keeper send each other over the lifeline.
+
+    launching process                          keeper
+    Go, with descriptors            ------->
+                                    <-------   NativePossible, NotNative or Refused
+    SeccompListener, if possible    ------->
+                                    <-------   Ready, or Refused
+
+Where forwarding is relayed from the start, the keeper answers Go with Ready or Refused at once. The
+lifeline is a socket pair of SOCK_SEQPACKET, which keeps the boundaries of messages. After Ready
+nobody writes to it: a byte would be a signal to the command (see `launch.story`).
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import sys
+
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Union
+
+    Answer = Union["Ready", "NativePossible", "NotNative", "Refused"]
+
+MAX_DESCRIPTORS = 253
+"""File descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
+PART = 32768
+"""Bytes of a message at most: it must find room in a socket's buffer."""
+MORE, LAST = b"+", b"."
+"""First byte of a part: whether another one follows."""
+
+
+class MalformedMessage(Exception):
+    """A message that the other side cannot have sent, or only a part of one."""
+
+
+class Message:
+    """One message. FIELDS names its attributes, each with the shape that its value must have: a
+    type, [shape] for a list, (shape, shape) for a tuple."""
+
+    FIELDS: Sequence[tuple[str, Any]] = ()
+
+    def encode(self) -> bytes:
+        """The message as it is sent."""
+        values = [getattr(self, name) for name, _ in self.FIELDS]
+        return marshal.dumps((type(self).__name__, *values))
+
+
+class Ready(Message):
+    """Outbound works and clients can connect: the command may begin."""
+
+
+class NativePossible(Message):
+    """The keeper can take file descriptors from the command: a seccomp listener is of use."""
+
+
+class NotNative(Message):
+    """Forwarding has to be relayed."""
+
+    FIELDS = (("reason", str),)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Refused(Message):
+    """There is no session."""
+
+    FIELDS = (("reason", str),)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class SeccompListener(Message):
+    """Whether the kernel gave a seccomp listener; its descriptor comes with the message then."""
+
+    FIELDS = (("installed", bool),)
+
+    def __init__(self, installed: bool) -> None:
+        self.installed = installed
+
+
+class Driver:
+    """How to start a network driver.
+
+    It reports that it is ready by writing to the file descriptor of this number, within `timeout`
+    seconds.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], ready_descriptor: int, timeout: float
+    ) -> None:
+        self.name = name
+        self.argv = list(argv)
+        self.ready_descriptor = ready_descriptor
+        self.timeout = timeout
+
+
+class Descriptors:
+    """The file descriptors that come with Go."""
+
+    def __init__(
+        self,
+        process: int,
+        user_namespace: int,
+        network_namespace: int,
+        listeners: Sequence[int] = (),
+        published: Sequence[int] = (),
+        reserved: Sequence[int] = (),
+        services: Sequence[int] = (),
+    ) -> None:
+        self.process = process  # a pidfd of the command, or the directory of its /proc entry
+        self.user_namespace = user_namespace
+        self.network_namespace = network_namespace
+        self.listeners = listeners  # of the host port
+        self.published = published  # of published ports
+        self.reserved = reserved  # sockets that only keep others off an address of the host port
+        self.services = services  # in the sandbox, of host services
+
+    @property
+    def counts(self) -> list[int]:
+        """How many there are of each kind of socket."""
+        kinds = (self.listeners, self.published, self.reserved, self.services)
+        return [len(kind) for kind in kinds]
+
+    def in_order(self) -> list[int]:
+        """All of them, as `from_order` takes them."""
+        places = [self.process, self.user_namespace, self.network_namespace]
+        return [*places, *self.listeners, *self.published, *self.reserved, *self.services]
+
+    @classmethod
+    def from_order(cls, descriptors: Sequence[int], counts: Sequence[int]) -> Descriptors:
+        """Raises MalformedMessage."""
+        if len(counts) != 4 or min(counts) < 0 or len(descriptors) != 3 + sum(counts):
+            raise MalformedMessage(f"{len(descriptors)} file descriptors for {counts}")
+        process, user, network = descriptors[:3]
+        groups, start = [], 3
+        for count in counts:
+            groups.append(descriptors[start : start + count])
+            start += count
+        return cls(process, user, network, *groups)
+
+
+class Go(Message):
+    """What the keeper is to do. `descriptors` travel with the message."""
+
+    FIELDS = (
+        ("program", str),
+        ("verbose", bool),
+        ("command", int),
+        ("has_pidfd", bool),
+        ("lifeline", int),
+        ("guest_port", int),
+        ("relay_only", bool),
+        ("allowed", [(int, int, int)]),
+        ("published_to", [int]),
+        ("driver_fields", [(str, [str], int, float)]),
+        ("counts", [int]),
+    )
+    descriptors: Descriptors
+
+    def __init__(
+        self,
+        program: str,
+        verbose: bool,
+        command: int,
+        has_pidfd: bool,
+        lifeline: int,
+        guest_port: int,
+        relay_only: bool,
+        allowed: Sequence[tuple[int, int, int]],
+        published_to: Sequence[int],
+        driver: Driver | None,
+        descriptors: Descriptors,
+    ) -> None:
+        self.program = program  # for messages
+        self.verbose = verbose
+        self.command = command  # process number
+        self.has_pidfd = has_pidfd  # of the command; else we have the directory of its /proc entry
+        self.lifeline = lifeline  # number that the command's end of it has in the command
+        self.guest_port = guest_port
+        self.relay_only = relay_only
+        self.allowed = list(allowed)  # networks of the clients (`launch.ports`); []: all
+        self.published_to = list(published_to)  # the guest port of each published socket
+        fields = driver and (driver.name, driver.argv, driver.ready_descriptor, driver.timeout)
+        self.driver_fields = [fields] if fields else []
+        self.descriptors = descriptors
+        self.counts = descriptors.counts
+
+    @property
+    def driver(self) -> Driver | None:
+        """The network driver to start; None: no outbound network."""
+        return Driver(*self.driver_fields[0]) if self.driver_fields else None
+
+    @property
+    def published(self) -> list[tuple[int, int]]:
+        """Each published socket with its guest port."""
+        return list(zip(self.descriptors.published, self.published_to))
+
+    def take(self, descriptors: Sequence[int]) -> None:
+        """Give the descriptors that came with the message their places. Raises MalformedMessage."""
+        self.descriptors = Descriptors.from_order(descriptors, self.counts)
+        if len(self.published_to) != len(self.descriptors.published):
+            raise MalformedMessage(f"published ports {self.published_to} for {self.counts}")
+
+
+def decode(data: bytes, expected: Sequence[type[Message]]) -> Message:
+    """The message that this is, one of `expected`. Raises MalformedMessage."""
+    try:
+        name, *values = marshal.loads(data)
+    except (EOFError, ValueError, TypeError) as error:
+        raise MalformedMessage(f"no message: {error}") from None
+    kind = next((kind for kind in expected if kind.__name__ == name), None)
+    if kind is None:
+        raise MalformedMessage(f"a message {name!r}, which was not expected")
+    if not _fits(tuple(values), tuple(shape for _, shape in kind.FIELDS)):
+        raise MalformedMessage(f"a message {name} with other fields than it has")
+    message = kind.__new__(kind)
+    for (field, _), value in zip(kind.FIELDS, values):
+        setattr(message, field, value)
+    return message
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, list):
+        return type(value) is list and all(_fits(each, shape[0]) for each in value)
+    if isinstance(shape, tuple):
+        same = type(value) is tuple and len(value) == len(shape)
+        return same and all(_fits(each, part) for each, part in zip(value, shape))
+    return type(value) is shape
+
+
+def decode_answer(data: bytes) -> Answer:
+    """The keeper's answer. Raises MalformedMessage."""
+    answer = decode(data, (Ready, NativePossible, NotNative, Refused))
+    assert isinstance(answer, (Ready, NativePossible, NotNative, Refused))
+    return answer
+
+
+def decode_go(data: bytes, descriptors: Sequence[int]) -> Go:
+    """What the keeper is to do. Raises MalformedMessage."""
+    go = decode(data, (Go,))
+    assert isinstance(go, Go)
+    go.take(descriptors)
+    return go
+
+
+def decode_seccomp_listener(data: bytes, descriptors: Sequence[int]) -> int | None:
+    """The descriptor of the seccomp listener; None: there is none. Raises MalformedMessage."""
+    message = decode(data, (SeccompListener,))
+    assert isinstance(message, SeccompListener)
+    if len(descriptors) != message.installed:
+        raise MalformedMessage(f"{len(descriptors)} file descriptors for one seccomp listener")
+    return descriptors[0] if descriptors else None
+
+
+def send(socket: _socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Send a message, with file descriptors. Raises OSError."""
+    data = message.encode()
+    more = True
+    while more:
+        part, data = data[:PART], data[PART:]
+        given, descriptors = descriptors[:MAX_DESCRIPTORS], descriptors[MAX_DESCRIPTORS:]
+        more = bool(data or descriptors)
+        rights = b"".join(number.to_bytes(4, sys.byteorder) for number in given)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
+        socket.sendmsg([(MORE if more else LAST) + part], ancillary)
+
+
+def receive(socket: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
+    """The next message and the file descriptors that came with it; b"" at the end of file.
+
+    Raises MalformedMessage and OSError, which is EMFILE where there is no room for a descriptor.
+    """
+    data = b""
+    descriptors: list[int] = []
+    mark = MORE
+    while mark == MORE:
+        room = _socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+        part, ancillary, result, _ = socket.recvmsg(PART + 1, room, flags)
+        if not part and not data:
+            return b"", []
+        mark = part[:1]
+        if mark not in (MORE, LAST) or result & _socket.MSG_TRUNC:
+            raise MalformedMessage("a part of a message")
+        if result & _socket.MSG_CTRUNC:  # those that the limit leaves no room for are lost
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        data += part[1:]
+        for _, _, rights in ancillary:
+            descriptors += memoryview(rights).cast("i")
+    return data, descriptors
