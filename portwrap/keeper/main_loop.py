@@ -33,7 +33,7 @@ PROC_INTERVAL = 2.0
 def load(session: Session) -> None:
     """Import what serves this session: later the file may be gone. Raises ImportError."""
     if session.seccomp_listener is not None:
-        from . import native  # noqa: F401
+        from . import native, responder  # noqa: F401
     if session.go.descriptors.services:
         from . import datagrams  # noqa: F401
 
@@ -79,10 +79,11 @@ class Keeper:
             self.offer(_socket.socket(fileno=number))
         if listener is not None:
             from .native import Native
+            from .responder import Responder
 
             self.native = Native(
                 self.session,
-                listener,
+                Responder(listener, self.relay),
                 self.relay,
                 self.lifecycle.explain,
                 self.lifecycle.complain,

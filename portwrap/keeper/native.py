@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import time
 
 import _socket
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .relay import Relay
+    from .responder import Responder
     from .session import Session
 
 LOOK_SOON, LOOK_FIRST, LOOK_LAST = 0.001, 0.05, 1.0
@@ -59,12 +59,12 @@ COPIED_OPTIONS = (
 
 
 class Native:
-    """Answers the sandbox's notifications, and keeps the guest port inside."""
+    """Gives the server the host's socket, and keeps the guest port in the sandbox."""
 
     def __init__(
         self,
         session: Session,
-        listener: int,
+        responder: Responder,
         relay: Relay,
         explain: Callable[[str], None],
         complain: Callable[[str], None],
@@ -73,11 +73,7 @@ class Native:
         go = session.go
         self.command = go.command
         self.guest_port = go.guest_port
-        self.listener = listener  # the seccomp listener
         self.network = os.fstat(go.descriptors.network_namespace).st_ino
-        machine = seccomp.this_machine()
-        assert machine is not None
-        self.listen_call = machine.listen
         self.relay = relay
         self.explain = explain
         self.complain = complain
@@ -93,59 +89,37 @@ class Native:
         self.waiting = False  # clients of the host port wait for a server
         self.first_pause = LOOK_FIRST
         self.next_look, self.pause = 0.0, LOOK_FIRST
-        relay.watch(self.listener, self.on_notification)
+        machine = seccomp.this_machine()
+        assert machine is not None
+        responder.on(machine.bind, self.on_bind)
+        responder.on(machine.listen, self.on_listen)
         self.wait_for_clients()
 
-    # -- notifications -------------------------------------------------------------------------
+    # -- system calls ----------------------------------------------------------------------
 
-    def on_notification(self) -> None:
-        """Answer one notification. Whatever goes wrong, the caller's own call proceeds."""
-        poll = select.poll()
-        poll.register(self.listener, select.POLLIN)
-        state = dict(poll.poll(0)).get(self.listener, 0)
-        if not state & select.POLLIN:
-            if state:  # nobody is left to ask; receiving would wait for ever before Linux 6.12
-                self.relay.unwatch(self.listener)
-            return  # the caller has been killed
-        try:
-            notification = seccomp.receive(self.listener)
-        except OSError:
-            return  # a signal has ended the call, or the caller
-        done = False
-        try:
-            if notification.call == self.listen_call:
-                done = self.on_listen(notification)
-            else:
-                self.on_bind()
-        except Exception:
-            pass  # an exception must not end the session
-        try:
-            seccomp.respond(self.listener, notification, proceed=not done)
-        except OSError:
-            pass  # a signal has ended the call, or the caller
-
-    def on_bind(self) -> None:
+    def on_bind(self, _: seccomp.Notification) -> None:
         """A server that listens anew needs the guest port that we keep."""
         if self.original is not None and not self.is_served():
             self.start_over()
 
-    def on_listen(self, notification: seccomp.Notification) -> bool:
-        """Whether the caller has the host's socket now, which listens already."""
+    def on_listen(self, notification: seccomp.Notification) -> int | None:
+        """0: the caller has the host's socket now, which listens already."""
         if self.relaying:
-            return False
+            return None
         number = seccomp.take_descriptor(notification.thread, notification.descriptor)
         try:
             socket = _socket.socket(fileno=number)
         except OSError:
             os.close(number)
-            return False
+            return None
         try:
-            seccomp.id_valid(self.listener, notification)
+            seccomp.id_valid(notification)
             own = next((host for host in self.hosts if link_of(host) == link_of(socket)), None)
             if own is not None:
-                listen_again(own, notification.backlog)
-                return True
-            return self.is_the_servers(socket) and self.hand_over(socket, notification)
+                listen_again(own, backlog_of(notification))
+                return 0
+            done = self.is_the_servers(socket) and self.hand_over(socket, notification)
+            return 0 if done else None
         finally:
             if socket is not self.original:
                 socket.close()
@@ -202,10 +176,10 @@ class Native:
         place = f"/proc/{notification.thread}/fdinfo/{notification.descriptor}"
         close_on_exec = descriptor_flags(place) & os.O_CLOEXEC
         socket.listen(BACKLOG)
-        seccomp.addfd(self.listener, notification, host.fileno(), close_on_exec)
+        seccomp.addfd(notification, host.fileno(), close_on_exec)
         # As long as the server has asked for, not longer: what is queued here can only fill it up.
         # The kernel lowers it to net.core.somaxconn, a negative one, which is a large one, too.
-        listen_again(host, notification.backlog)
+        listen_again(host, backlog_of(notification))
         self.server = f"/proc/{process}/fd/{notification.descriptor}"
         self.keep(socket, host)
         self.explain("forward: native, the server has the host port's own socket")
@@ -351,6 +325,11 @@ def listen_again(host: _socket.socket, backlog: int) -> None:
         host.listen(min(backlog, BACKLOG))
     finally:
         host.setsockopt(SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+
+
+def backlog_of(notification: seccomp.Notification) -> int:
+    """The second argument of listen."""
+    return int(notification.arguments[1]) & 0xFFFFFFFF
 
 
 def link_of(socket: _socket.socket) -> str:

@@ -1,7 +1,8 @@
-"""Seccomp user notification: the sandbox's listen(2) and bind(2) calls wait for the keeper's word.
+"""Seccomp user notification: system calls of one process wait for the response of another.
 
 Numbers and structures are from the kernel's headers: linux/seccomp.h, linux/filter.h,
-linux/audit.h, asm/unistd.h, linux/sockios.h; seccomp(2) and seccomp_unotify(2) tell their rules.
+linux/bpf_common.h, linux/audit.h, asm/unistd.h, linux/sockios.h; seccomp(2) and seccomp_unotify(2)
+have the rules.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ import sys
 
 from . import libc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Instruction = tuple[int, int, int, int]
+    """struct sock_filter: code, jump if true, jump if false, constant"""
+
 SECCOMP_SET_MODE_FILTER = 1
 FILTER_FLAG_SPEC_ALLOW = 1 << 2
 FILTER_FLAG_NEW_LISTENER = 1 << 3
 FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
 RET_USER_NOTIF = 0x7FC00000
 RET_ALLOW = 0x7FFF0000
+
+LOAD, JUMP_EQUAL, JUMP_GREATER, RETURN = 0x20, 0x15, 0x25, 0x06
+NUMBER, ARCH, ARGUMENTS = 0, 4, 16
+"""Where struct seccomp_data has them."""
+ALLOW: Instruction = (RETURN, 0, 0, RET_ALLOW)
+NOTIFY: Instruction = (RETURN, 0, 0, RET_USER_NOTIF)
 
 # struct seccomp_notif: id, pid, flags; struct seccomp_data: nr, arch, instruction pointer, args
 NOTIF = struct.Struct("=QIIiIQ6Q")
@@ -32,17 +46,6 @@ SYS_PIDFD_GETFD = 438
 PIDFD_THREAD = os.O_EXCL
 
 SIOCGSKNS = 0x894C
-
-ALLOW_ALL_BUT_TWO = (
-    # struct sock_filter: code, jump if true, jump if false, constant
-    (0x20, 0, 0, 4),  # load seccomp_data.arch
-    (0x15, 0, 4, "arch"),  # another one, such as the 32-bit one: allow
-    (0x20, 0, 0, 0),  # load seccomp_data.nr
-    (0x15, 1, 0, "listen"),
-    (0x15, 0, 1, "bind"),
-    (0x06, 0, 0, RET_USER_NOTIF),
-    (0x06, 0, 0, RET_ALLOW),
-)
 
 
 class Machine:
@@ -83,28 +86,69 @@ def this_machine() -> Machine | None:
     return MACHINES.get(os.uname().machine) if is_64_bit and sys.byteorder == "little" else None
 
 
-def install_filter(machine: Machine) -> int:
-    """Have this process and all it starts ask before listen(2) and bind(2). Returns the descriptor
-    that the notifications arrive on.
+class Trap:
+    """A system call that waits for a response: each one, or where the lower half of an argument is
+    among these values or above a limit."""
+
+    def __init__(
+        self,
+        number: int,
+        argument: int | None = None,
+        values: Sequence[int] = (),
+        above: int | None = None,
+    ) -> None:
+        self.number = number
+        self.argument = argument  # counted from 0
+        self.values = values
+        self.above = above
+
+    def instructions(self) -> list[Instruction]:
+        """What becomes of a call that has this number."""
+        if self.argument is None:
+            return [NOTIFY]
+        tests = [(JUMP_EQUAL, value) for value in self.values]
+        if self.above is not None:
+            tests.append((JUMP_GREATER, self.above))
+        # Jumps count from the next instruction on; behind the tests stand ALLOW and NOTIFY.
+        jumps = [(code, len(tests) - place, 0, k) for place, (code, k) in enumerate(tests)]
+        return [(LOAD, 0, 0, ARGUMENTS + 8 * self.argument), *jumps, ALLOW, NOTIFY]
+
+
+def filter_program(machine: Machine, traps: Sequence[Trap]) -> list[Instruction]:
+    """The filter that lets these system calls wait, and all others pass. Programs of another kind,
+    such as 32-bit ones, have other numbers: theirs all pass."""
+    program: list[Instruction] = [
+        (LOAD, 0, 0, ARCH),
+        (JUMP_EQUAL, 1, 0, machine.arch),
+        ALLOW,
+        (LOAD, 0, 0, NUMBER),
+    ]
+    for trap in traps:
+        instructions = trap.instructions()
+        program += [(JUMP_EQUAL, 0, len(instructions), trap.number), *instructions]
+    return [*program, ALLOW]
+
+
+def install_filter(machine: Machine, traps: Sequence[Trap]) -> int:
+    """Have these system calls of this process, and of all that it starts, wait for a response.
+    Returns the descriptor that the notifications arrive on.
 
     Needs CAP_SYS_ADMIN in this user namespace; with it no_new_privs need not be set. Raises
     OSError: EBUSY where a listener exists already, EINVAL or ENOSYS on a kernel without it.
     """
     import array  # for this call alone, in the launching process
 
-    words = [
-        (code, true, false, getattr(machine, k) if isinstance(k, str) else k)
-        for code, true, false, k in ALLOW_ALL_BUT_TWO
-    ]
-    code = array.array("B", b"".join(struct.pack("=HBBI", *word) for word in words))
-    sock_fprog = struct.pack("@HP", len(words), code.buffer_info()[0])
-    program = array.array("B", sock_fprog)
-    address = program.buffer_info()[0]
+    program = filter_program(machine, traps)
+    code = array.array("B", b"".join(struct.pack("=HBBI", *row) for row in program))
+    sock_fprog = struct.pack("@HP", len(program), code.buffer_info()[0])
+    address = array.array("B", sock_fprog)
     # Without SPEC_ALLOW, kernels before 5.16 turn speculation off for the whole session.
     flags = FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_SPEC_ALLOW
     for more in (FILTER_FLAG_WAIT_KILLABLE_RECV, 0):
         try:
-            return system_call(machine.seccomp, SECCOMP_SET_MODE_FILTER, flags | more, address)
+            return system_call(
+                machine.seccomp, SECCOMP_SET_MODE_FILTER, flags | more, address.buffer_info()[0]
+            )
         except OSError as error:
             if error.errno != errno.EINVAL or not more:
                 raise
@@ -112,39 +156,48 @@ def install_filter(machine: Machine) -> int:
 
 
 class Notification:
-    """A system call inside that waits for an answer."""
+    """A system call that waits for our response."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, listener: int, data: bytes) -> None:
         fields = NOTIF.unpack(data)
+        self.listener = listener
         self.id, self.thread, _, self.call = fields[:4]
-        self.descriptor = fields[6] & 0xFFFFFFFF  # the first argument of both calls
-        self.backlog = fields[7] & 0xFFFFFFFF  # the second one of listen
+        self.arguments = fields[6:]
+
+    @property
+    def descriptor(self) -> int:
+        """The first argument of calls such as bind, connect and listen."""
+        return int(self.arguments[0]) & 0xFFFFFFFF
 
 
 def receive(listener: int) -> Notification:
-    """The next notification. Raises OSError: ENOENT where the asking process has gone."""
+    """The next notification. Raises OSError: ENOENT where the caller has gone."""
     buffer = bytearray(NOTIF.size)  # must be all zeros
     fcntl.ioctl(listener, NOTIF_RECV, buffer)
-    return Notification(bytes(buffer))
+    return Notification(listener, bytes(buffer))
 
 
-def respond(listener: int, notification: Notification, proceed: bool) -> None:
-    """Let the call proceed, or have it return 0 without running. Raises OSError."""
-    flags = USER_NOTIF_FLAG_CONTINUE if proceed else 0
-    fcntl.ioctl(listener, NOTIF_SEND, NOTIF_RESP.pack(notification.id, 0, 0, flags))
+def respond(notification: Notification, result: int | None) -> None:
+    """Have the call return this result without running, where a negative one is an errno; None lets
+    it run. Raises OSError: ENOENT where the caller has gone, or has been interrupted."""
+    flags = USER_NOTIF_FLAG_CONTINUE if result is None else 0
+    value, error = max(result or 0, 0), min(result or 0, 0)
+    fcntl.ioctl(
+        notification.listener, NOTIF_SEND, NOTIF_RESP.pack(notification.id, value, error, flags)
+    )
 
 
-def id_valid(listener: int, notification: Notification) -> None:
+def id_valid(notification: Notification) -> None:
     """Raise OSError (ENOENT) unless the caller still waits: its number may be another's by now."""
-    fcntl.ioctl(listener, NOTIF_ID_VALID, struct.pack("=Q", notification.id))
+    fcntl.ioctl(notification.listener, NOTIF_ID_VALID, struct.pack("=Q", notification.id))
 
 
-def addfd(listener: int, notification: Notification, source: int, flags: int) -> None:
+def addfd(notification: Notification, source: int, flags: int) -> None:
     """Put a duplicate of our `source` in the place of the caller's descriptor. Raises OSError."""
     request = NOTIF_ADDFD.pack(
         notification.id, ADDFD_FLAG_SETFD, source, notification.descriptor, flags
     )
-    fcntl.ioctl(listener, NOTIF_ADDFD_IOCTL, request)
+    fcntl.ioctl(notification.listener, NOTIF_ADDFD_IOCTL, request)
 
 
 def take_descriptor(thread: int, descriptor: int) -> int:

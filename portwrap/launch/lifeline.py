@@ -94,7 +94,8 @@ class Lifeline:
         if not isinstance(answer, NativePossible) or machine is None:
             raise _refusal(answer)
         try:
-            listener = seccomp.install_filter(machine)
+            traps = [seccomp.Trap(number) for number in (machine.bind, machine.listen)]
+            listener = seccomp.install_filter(machine, traps)
         except OSError as error:
             self.send(SeccompListener(False))
             return f"the kernel gives no seccomp listener: {error.strerror}"

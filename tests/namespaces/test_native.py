@@ -1,4 +1,4 @@
-"""The hand-over: which server gets the host's own socket, and that the others are relayed."""
+"""Native forwarding: which server gets the host's own socket, and that the others are relayed."""
 
 from __future__ import annotations
 
@@ -953,7 +953,7 @@ print("listens:", made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 """
 TAKE = """
 import socket, sys
-from portwrap.kernel import seccomp as notify
+from portwrap.kernel import seccomp
 taken = socket.socket(fileno=seccomp.take_descriptor(int(sys.argv[1]), int(sys.argv[2])))
 print(taken.getsockname()[1])
 """
