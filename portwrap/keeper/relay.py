@@ -29,6 +29,9 @@ PIPE_SIZE = 1024 * 1024
 """Bytes moved by one splice at most: what an account may give a pipe (pipe(7), pipe-max-size)."""
 MOST_PIPES = 8
 """Of the 64 of this size that all sessions of an account have (pipe(7), pipe-user-pages-soft)."""
+MAX_UNSENT = 2 * 1024 * 1024
+"""Bytes that all connections together keep for slow readers. Beyond it what these do not take stays
+in the kernel, which bounds it for each connection."""
 TURN = 16
 """Reads in a row for one connection before the others have their turn."""
 ACCEPTS = 64
@@ -50,7 +53,8 @@ splice: Any = getattr(os, "splice", None)  # Python 3.10
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 SPLICE_F_NONBLOCK = 2  # linux/splice.h
 
-MSG_DONTWAIT = _socket.MSG_DONTWAIT
+MSG_DONTWAIT, MSG_PEEK = _socket.MSG_DONTWAIT, _socket.MSG_PEEK
+MSG_TRUNC = _socket.MSG_TRUNC  # TCP throws away what it would copy (tcp(7))
 IN_OR_END = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 END = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -86,18 +90,21 @@ class Side:
     """One of the two sockets of a relayed connection, and what flows out of it."""
 
     __slots__ = (
+        "broken",
         "bulk",
         "chunk",
         "continues",
         "descriptor",
         "dialling",
         "ended",
+        "full",
         "hung_up",
         "inward",
         "peer",
         "prompt",
         "readable",
         "socket",
+        "taken",
         "unsent",
     )
 
@@ -110,9 +117,12 @@ class Side:
         self.hung_up = False  # the kernel told that an end or an error is among it
         self.ended = False  # its end of file was read
         self.dialling = False  # connect(2) is under way
+        self.broken = False  # its connection was reset, or timed out
         self.inward = False  # the end in the sandbox
+        self.full = False  # takes no more until an event tells of room
         # read from the peer, not yet taken by this socket
         self.unsent: memoryview | Pipe | None = None
+        self.taken = 0  # bytes of a memoryview that this socket has taken meanwhile
         self.chunk = FIRST_CHUNK
         self.bulk = False  # it fills the largest chunks: its bytes are better not copied
         self.continues = False  # it has spoken, and nothing was said to it since
@@ -175,6 +185,7 @@ class Relay:
         self.dials: dict[int, Dial] = {}
         self.redial_pause = REDIAL_FIRST
         self.redial_at = 0.0
+        self.kept = 0  # bytes of ours that hold what is unsent
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
@@ -410,60 +421,66 @@ class Relay:
             side.readable = True
             if event & END:
                 side.hung_up = True
+            if event & select.EPOLLERR:
+                side.broken = True
         if event & select.EPOLLOUT:
+            side.full = False
             if side.unsent is not None:
                 self.flush(side)
-            if peer.readable and side.descriptor in self.sides:
-                self.pump(peer)
-        if side.readable and side.descriptor in self.sides:
-            self.pump(side)
+            self.pump(peer)
+        self.pump(side)
 
     def pump(self, side: Side) -> None:
         """Read from this side and send to its peer, until one of the two would block."""
-        peer = side.peer
-        if peer.dialling or side.dialling or side.descriptor not in self.sides:
-            return
-        view = self.view
         for _ in range(TURN):
-            if not side.readable or peer.unsent is not None:
+            if not side.readable:  # a side that was dropped is not, either
                 return
-            if side.bulk and self.pipe_through(side):
-                continue
-            wanted = side.chunk
-            try:
-                count = side.socket.recv_into(view[:wanted], 0, MSG_DONTWAIT)
-            except BlockingIOError:
-                side.readable = False
+            peer = side.peer
+            if peer.full or peer.dialling or side.dialling:
+                if side.broken:  # no reason to wait: without us, who reads too late loses it, too
+                    self.abort(side)
                 return
-            except OSError:
-                self.abort(side)
-                return
-            if count == 0:
-                side.readable = False
-                if not side.ended:
-                    side.ended = True
-                    self.end(peer)
-                return
-            if not self.send(peer, view[:count]):
-                return
-            peer.continues = False
-            if count < wanted:
-                if side.continues or side.prompt:
-                    acknowledge(side, count)
-                side.continues = True
-                # A stream that gave less than was asked for is empty (epoll(7)), but an end that
-                # was announced together with it is announced only once.
-                if not side.hung_up:
-                    side.readable = False
-            elif wanted < CHUNK:
-                side.chunk = 2 * wanted
-            elif not side.bulk:
-                side.bulk = True
-                # SPLICE_F_NONBLOCK is about the pipe; of the sockets it is their own (splice(2)).
-                side.socket.setblocking(False)
-                peer.socket.setblocking(False)
+            if not (side.bulk and self.pipe_through(side)):
+                self.copy(side)
         if side.readable:
             self.turned_off.append(side)
+
+    def copy(self, side: Side) -> None:
+        """Read once from this side and send it to its peer."""
+        wanted, peer = side.chunk, side.peer
+        peek = MSG_PEEK if self.kept >= MAX_UNSENT else 0
+        try:
+            count = side.socket.recv_into(self.view[:wanted], 0, MSG_DONTWAIT | peek)
+        except BlockingIOError:
+            side.readable = False
+            return
+        except OSError:
+            self.abort(side)
+            return
+        if count == 0:
+            side.readable = False
+            if not side.ended:
+                side.ended = True
+                self.end(peer)
+            return
+        if not (self.send_peeked if peek else self.send)(peer, self.view[:count]):
+            return
+        peer.continues = False
+        if count < wanted:
+            if side.continues or side.prompt:
+                acknowledge(side, count)
+            side.continues = True
+            # A stream that gave less than was asked for is empty (epoll(7)), but an end that was
+            # announced together with it is announced only once.
+            if not side.hung_up:
+                side.readable = False
+        elif wanted < CHUNK:
+            side.chunk = 2 * wanted
+        elif not side.bulk:
+            side.bulk = True
+            # SPLICE_F_NONBLOCK is about the pipe; of the sockets it is their own (splice(2)).
+            side.socket.setblocking(False)
+            peer.socket.setblocking(False)
 
     def pipe_through(self, side: Side) -> bool:
         """Do the same through a pipe. False: only recv(2) can tell what comes next."""
@@ -501,6 +518,23 @@ class Relay:
 
     def send(self, side: Side, data: memoryview) -> bool:
         """Send what this side takes and keep the rest for it. False: its peer must wait."""
+        sent = self.try_to_send(side, data)
+        if sent == len(data):
+            return True
+        if sent >= 0:
+            side.unsent, side.taken = memoryview(bytes(data[sent:])), 0
+            self.kept += len(data) - sent
+        return False
+
+    def send_peeked(self, side: Side, data: memoryview) -> bool:
+        """The same for data that is still to be read: the rest stays with the kernel."""
+        sent = self.try_to_send(side, data)
+        if sent > 0:
+            side.peer.socket.recv_into(data[:sent], 0, MSG_DONTWAIT | MSG_TRUNC)
+        return sent == len(data)
+
+    def try_to_send(self, side: Side, data: memoryview) -> int:
+        """Return how much this side has taken; -1: the connection is no more."""
         try:
             sent = side.socket.send(data, MSG_DONTWAIT)
         except BlockingIOError:
@@ -508,13 +542,12 @@ class Relay:
         except OSError:
             self.last_answer(side)
             self.abort(side)
-            return False
-        if sent == len(data):
-            return True
-        side.unsent = memoryview(bytes(data[sent:]))
-        # Its reader is slow: keep less for it.
-        side.peer.chunk = max(SMALLEST_CHUNK, side.peer.chunk // 4)
-        return False
+            return -1
+        if sent < len(data):
+            side.full = True
+            # Its reader is slow: keep less for it.
+            side.peer.chunk = max(SMALLEST_CHUNK, side.peer.chunk // 4)
+        return sent
 
     def flush(self, side: Side) -> None:
         """Send what was kept for this side."""
@@ -523,15 +556,27 @@ class Relay:
                 self.empty(side.unsent, side)
                 return
             assert side.unsent is not None
-            sent = side.socket.send(side.unsent, MSG_DONTWAIT)
+            side.taken += side.socket.send(side.unsent[side.taken :], MSG_DONTWAIT)
         except BlockingIOError:
+            side.full = True
             return
         except OSError:
             self.last_answer(side)
             self.abort(side)
             return
-        rest = side.unsent[sent:]
-        side.unsent = rest if len(rest) else None
+        if side.taken == len(side.unsent):
+            self.forget_unsent(side)
+        else:
+            side.full = True
+
+    def forget_unsent(self, side: Side) -> None:
+        """Keep nothing for this side any more."""
+        unsent, side.unsent = side.unsent, None
+        if isinstance(unsent, Pipe):
+            unsent.close()
+            self.pipes_to_make += 1
+        elif unsent is not None:
+            self.kept -= len(unsent)
 
     def empty(self, pipe: Pipe, side: Side) -> None:
         """Send what this pipe holds, and have one back. Raises OSError as send(2) does."""
@@ -560,7 +605,7 @@ class Relay:
         """This side takes no more; what it said before that still reaches its peer."""
         view = self.view
         try:
-            while side.peer.unsent is None:
+            while not side.peer.full:
                 count = side.socket.recv_into(view, 0, MSG_DONTWAIT)
                 if count == 0 or side.peer.socket.send(view[:count], MSG_DONTWAIT) < count:
                     return
@@ -569,19 +614,17 @@ class Relay:
 
     def abort(self, side: Side) -> None:
         """Pass a reset on."""
-        self.dials.pop(side.descriptor, None)
-        self.dials.pop(side.peer.descriptor, None)
-        self.drop(side.peer, with_reset=True)
-        self.drop(side, with_reset=True)
+        for each in (side.peer, side):
+            self.dials.pop(each.descriptor, None)
+            self.drop(each, with_reset=True)
 
     def drop(self, side: Side, with_reset: bool = False) -> None:
         """Close this socket; the kernel takes it out of the epoll by itself."""
         if self.sides.pop(side.descriptor, None) is None:
             return
         side.readable = False
-        if isinstance(side.unsent, Pipe):
-            side.unsent.close()
-            self.pipes_to_make += 1
+        self.forget_unsent(side)
+        del side.peer  # each refers to the other: what they hold would wait for the collector
         if with_reset:
             reset(side.socket)
         else:

@@ -782,8 +782,10 @@ class Bench:
         return client, self.keep(self.guest.accept()[0])
 
 
-def test_messages_in_a_row_over_mptcp() -> None:
-    """A connection of which cannot be told to acknowledge at once."""
+@pytest.mark.parametrize("bound", [module.MAX_UNSENT, 0], ids=["", "peeking"])
+def test_messages_in_a_row_over_mptcp(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
+    """A connection that cannot be told to acknowledge at once."""
+    monkeypatch.setattr(module, "MAX_UNSENT", bound)
     try:
         socket.socket(proto=socket.IPPROTO_MPTCP).close()
     except OSError as error:
@@ -850,8 +852,11 @@ def test_the_end_is_told_together_with_room_for_more(
 
 def unsent(relay: Relay) -> int:
     """Bytes that wait for the room that an event will tell of."""
-    waiting = [side.unsent for side in relay.sides.values() if side.unsent is not None]
-    return sum(each.held if isinstance(each, module.Pipe) else len(each) for each in waiting)
+    waiting = [(side.unsent, side.taken) for side in relay.sides.values() if side.unsent]
+    return sum(
+        unsent.held if isinstance(unsent, module.Pipe) else len(unsent) - taken
+        for unsent, taken in waiting
+    )
 
 
 def drain(connection: socket.socket) -> None:

@@ -120,13 +120,18 @@ class Wire(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.descriptors = len(os.listdir("/proc/self/fd"))
-        names = ("SMALLEST_CHUNK", "FIRST_CHUNK", "CHUNK", "PIPE_SIZE", "TURN")
+        names = ("SMALLEST_CHUNK", "FIRST_CHUNK", "CHUNK", "PIPE_SIZE", "TURN", "MAX_UNSENT")
         self.constants = {name: getattr(module, name) for name in names}
         self.ends: list[End] = []
 
-    @initialize(chunks=CHUNKS, turn=st.sampled_from([1, 2, 16]), most=st.sampled_from([2, 100]))
-    def begin(self, chunks: tuple[int, int, int, int], turn: int, most: int) -> None:
-        for name, value in zip(self.constants, (*chunks, turn)):
+    @initialize(
+        chunks=CHUNKS,
+        turn=st.sampled_from([1, 2, 16]),
+        unsent=st.sampled_from([0, 1000, module.MAX_UNSENT]),
+        most=st.sampled_from([2, 100]),
+    )
+    def begin(self, chunks: tuple[int, int, int, int], turn: int, unsent: int, most: int) -> None:
+        for name, value in zip(self.constants, (*chunks, turn, unsent)):
             setattr(module, name, value)
         self.host = socket.create_server(("127.0.0.1", 0))
         self.port = 0
@@ -245,8 +250,8 @@ class Wire(RuleBasedStateMachine):
                 end.leave("closed")
             self.turn_until(lambda: not self.relay.sides, "every connection let go")
             self.relay.turn(0)
-            left = (self.relay.dials, self.relay.turned_off, self.relay.paused)
-            assert left == ({}, [], False)
+            left = (self.relay.dials, self.relay.turned_off, self.relay.paused, self.relay.kept)
+            assert left == ({}, [], False, 0)
             given = len(self.relay.pipes) + self.relay.pipes_to_make
             assert self.relay.most_connections + given == self.most, "pipes that are lost"
         finally:

@@ -1,8 +1,10 @@
-"""The relay's turns: who always has more to read starves nobody, and is itself not forgotten."""
+"""The relay's turns: who always has more to read starves nobody, and is itself not forgotten; what
+is kept for slow readers is bounded, and goes with their connections."""
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import select
 import socket
@@ -115,3 +117,102 @@ def test_one_that_has_more_goes_on_by_itself(relayed: Relayed) -> None:
     got = 0
     while got < MUCH:
         got += len(server.recv(MUCH))
+
+
+# ---- what is kept for slow readers --------------------------------------------------------------
+
+PATTERN = bytes(range(251)) * 4000
+
+
+def narrow(connection: socket.socket | _socket.socket) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, 4096)
+
+
+def fill(relayed: Relayed) -> tuple[socket.socket, socket.socket, int]:
+    """A client, and a server that reads nothing until its client's bytes find no more room."""
+    narrow(relayed.guest)
+    narrow(relayed.host)
+    client, side, server = relayed.connect()
+    narrow(side.peer.socket)
+    narrow(client)
+    client.setblocking(False)
+    sent = quiet = 0
+    while quiet < 3:
+        try:
+            sent += client.send(PATTERN[sent:])
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+        relayed.relay.turn(0.01)
+    assert side.peer.full and sent < len(PATTERN)
+    return client, server, sent
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pipes: what they hold is the kernel's."""
+    monkeypatch.setattr(module, "MOST_PIPES", 0)
+
+
+def kept_objects() -> list[object]:
+    return [each for each in gc.get_objects() if isinstance(each, (Side, module.Dial))]
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_what_a_connection_holds_goes_with_it(copying: None, relayed: Relayed, who: str) -> None:
+    """At once: until the collector of cycles runs, connections may come by the thousand."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            client, server, _ = fill(relayed)
+            assert len(kept_objects()) == 2 and relayed.relay.kept > 0
+            reset(client if who == "client" else server)
+            for _ in range(3):
+                relayed.relay.turn(0.01)
+            assert relayed.relay.kept == 0
+            assert not kept_objects()
+    finally:
+        gc.enable()
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_a_bound_for_all_connections_together(
+    copying: None, relayed: Relayed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it whoever reads is served as before, and whoever reads late gets all."""
+    monkeypatch.setattr(module, "MAX_UNSENT", 1)
+    late = [fill(relayed) for _ in range(4)]
+    kept = [side.unsent for side in relayed.relay.sides.values() if side.unsent is not None]
+    assert len(kept) == 1 and isinstance(kept[0], memoryview)
+    assert kept[0].nbytes == relayed.relay.kept
+    client, side, server = relayed.connect()
+    send(client, side, PATTERN[:1000])
+    while unread(side):
+        relayed.relay.turn(0.01)
+    server.settimeout(LIMIT)
+    assert server.recv(5000, socket.MSG_WAITALL) == PATTERN[:1000]
+    for client, server, sent in late:
+        client.shutdown(socket.SHUT_WR)
+        assert receive(relayed.relay, server) == PATTERN[:sent]
+    assert relayed.relay.kept == 0
+
+
+def receive(relay: Relay, connection: socket.socket) -> bytes:
+    """Everything until end of file, while the relay is turned."""
+    connection.setblocking(False)
+    got = bytearray()
+    while True:
+        relay.turn(0.01)
+        try:
+            data = connection.recv(1 << 20)
+        except BlockingIOError:
+            continue
+        if not data:
+            return bytes(got)
+        got += data
