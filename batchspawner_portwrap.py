@@ -200,6 +200,7 @@ def _main(words: list[str], afresh: bool) -> int:
         reexec("batchspawner_portwrap:main", words)
     settings = common_settings(PARSER, values, request.host_port)
     settings["host_services"] += hub_services(os.environ)
+    settings["node_services"] = hub_addresses(os.environ)
     settings["announce"] = None if "quiet" in values else log_what_was_made
     sandbox = Sandbox(
         host_port=request.host_port, host=request.bind_address, program=PROGRAM, **settings
@@ -223,18 +224,25 @@ def _check(
     hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")
     settings = common_settings(PARSER, values, 0)
     settings["host_services"] += hub_services({HUB_URLS[0]: hub})
+    settings["node_services"] = hub_addresses({HUB_URLS[0]: hub})
     return check.main(PROGRAM, settings, hub, "json" in values)
 
 
 def hub_services(environ: Mapping[str, str]) -> list[Service]:
     """The hub's own side, where it is on the loopback of this very host."""
+    found = [services.of_name(host, port) for host, port in hub_addresses(environ)]
+    return services.distinct(service for each in found for service in each)
+
+
+def hub_addresses(environ: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Host and port of the hub's own side."""
     found = []
     for name in HUB_URLS:
         url = ServiceUrl(environ.get(name, ""))
         port = url.host_port or (DEFAULT_PORTS.get(url.scheme) if not url.port else None)
         if url.host and port:
-            found += services.of_name(url.bind_address, port)
-    return services.distinct(found)
+            found.append((url.bind_address, port))
+    return found
 
 
 def _check_handed_over(values: Mapping[str, str]) -> None:

@@ -160,6 +160,7 @@ class Go(Message):
         ("relay_only", bool),
         ("allowed", [(int, int, int)]),
         ("published_to", [int]),
+        ("own_addresses", [str]),
         ("driver_fields", [(str, [str], int, float)]),
         ("counts", [int]),
     )
@@ -176,6 +177,7 @@ class Go(Message):
         relay_only: bool,
         allowed: Sequence[tuple[int, int, int]],
         published_to: Sequence[int],
+        own_addresses: Sequence[str],
         driver: Driver | None,
         descriptors: Descriptors,
     ) -> None:
@@ -188,6 +190,7 @@ class Go(Message):
         self.relay_only = relay_only
         self.allowed = list(allowed)  # networks of the clients (`launch.ports`); []: all
         self.published_to = list(published_to)  # the guest port of each published socket
+        self.own_addresses = list(own_addresses)  # the node's, which the sandbox has too
         fields = driver and (driver.name, driver.argv, driver.ready_descriptor, driver.timeout)
         self.driver_fields = [fields] if fields else []
         self.descriptors = descriptors

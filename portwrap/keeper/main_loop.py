@@ -47,6 +47,7 @@ class Keeper:
         self.native: Native | None = None
         self.relay = Relay(session.max_connections)
         self.datagrams: list[Datagrams] = []
+        self.guests = [*GUESTS, *map(family_and_address, session.go.own_addresses)]
 
     def run(self) -> NoReturn:
         """Serve until the command is gone."""
@@ -66,10 +67,11 @@ class Keeper:
         go, listener = self.session.go, self.session.seccomp_listener
         descriptors = go.descriptors
         inward = [
-            (_socket.socket(fileno=number), Place(port, GUESTS)) for number, port in go.published
+            (_socket.socket(fileno=number), Place(port, self.guests))
+            for number, port in go.published
         ]
         if listener is None:
-            guest = Place(go.guest_port, GUESTS, allowed=go.allowed)
+            guest = Place(go.guest_port, self.guests, allowed=go.allowed)
             inward += [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
         if self.session.inside:
             self.serve_inward(inward)
@@ -107,7 +109,7 @@ class Keeper:
 
     def relay_inside(self, hosts: list[_socket.socket], port: int) -> None:
         """Relay from these sockets of the host to this port in the sandbox, for good."""
-        routes = [(host, Place(port, GUESTS)) for host in hosts]
+        routes = [(host, Place(port, self.guests)) for host in hosts]
         if self.session.go.descriptors.services:
             self.start_worker(routes)  # the host's services are reached from out here only
             return
@@ -199,6 +201,11 @@ class Keeper:
         """End the session if a worker is gone: the way in is lost."""
         self.lifecycle.workers.remove(worker)
         self.lifecycle.end_session(f"the relay in the sandbox {how_ended(worker.end())}")
+
+
+def family_and_address(address: str) -> tuple[int, str]:
+    """Where a server in the sandbox may listen."""
+    return (_socket.AF_INET6 if ":" in address else _socket.AF_INET), address
 
 
 def main(session: Session, lifecycle: Lifecycle) -> NoReturn:

@@ -30,6 +30,7 @@ class Sandbox:
         verbose: bool = False,
         published: Sequence[tuple[int, int]] = (),
         host_services: Sequence[Service] = (),
+        node_services: Sequence[tuple[str, int]] = (),
         allow_from: str = "",
         announce: Callable[[Sandbox, dict[str, Any]], None] | None = None,
     ) -> None:
@@ -43,6 +44,7 @@ class Sandbox:
         self.verbose = verbose
         self.published = published  # more ports of the host, and where each is forwarded to
         self.host_services = services.distinct(host_services)
+        self.node_services = node_services  # host names and ports to reach at the node's addresses
         self.allow_from = allow_from  # networks of the clients, as the user wrote them; "": all
         self.allowed = ports.parse_networks(allow_from) if allow_from else []
         self.announce = announce  # called with what was made, just before the command begins

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .lifeline import Lifeline
     from .network import NetworkDriver
+    from .own_address import Node
     from .ports import HostPort
     from .sandbox import Sandbox
 
@@ -64,16 +65,18 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         for number, guest in sandbox.published
     ]
     # Imported here, and further below: while the keeper's interpreter and the driver start.
-    from . import dns, namespaces, network, ssh_config
+    from . import dns, namespaces, network, own_address, ssh_config
 
     driver = network.choose(sandbox.network, environ)
     resolvers = dns.needed()
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
+    node = own_address.read_node(sandbox.node_services)
     services.check(offered, sandbox.guest_port, sandbox.published)
     namespaces.enter_new(0)
+    own = _give_own_addresses(sandbox, node, with_rules=driver is not None)
     listeners = services.listen(offered)
-    _send_go(lifeline, sandbox, port, published, driver, listeners)
+    _send_go(lifeline, sandbox, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "in user and network namespaces of our own")
     forward = _choose_forward(sandbox, lifeline)
@@ -92,6 +95,7 @@ def _send_go(
     sandbox: Sandbox,
     port: HostPort,
     published: Sequence[tuple[HostPort, int]],
+    own_addresses: Sequence[str],
     driver: NetworkDriver | None,
     host_services: Sequence[socket],
 ) -> None:
@@ -125,6 +129,7 @@ def _send_go(
         relay_only=sandbox.forward == "relay",
         allowed=sandbox.allowed,
         published_to=[guest for _, guest in routes],
+        own_addresses=own_addresses,
         driver=_how_to_start(driver, command) if driver else None,
         descriptors=descriptors,
     )
@@ -146,6 +151,19 @@ def _how_to_start(driver: NetworkDriver, command: int) -> Driver:
 
 def _numbers(sockets: Sequence[socket]) -> list[int]:
     return [socket.fileno() for socket in sockets]
+
+
+def _give_own_addresses(sandbox: Sandbox, node: Node, with_rules: bool) -> list[str]:
+    """Give the sandbox the node's addresses; return those that it has."""
+    from . import own_address
+
+    try:
+        given = own_address.give(node, with_rules)
+    except OSError as error:  # a kernel without rules by port
+        log_step(sandbox, f"without the node's own addresses: {error.strerror}")
+        return []
+    log_step(sandbox, f"the node's own addresses: {', '.join(given) or 'none'}")
+    return given
 
 
 def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:

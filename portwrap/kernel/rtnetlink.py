@@ -1,0 +1,193 @@
+"""Interfaces, addresses, routes and rules of this network namespace (rtnetlink(7)).
+
+Numbers and structures are from the kernel's headers: linux/netlink.h, linux/rtnetlink.h,
+linux/if_addr.h, linux/if_link.h, linux/fib_rules.h.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+NETLINK_ROUTE = 0
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+RTM_NEWLINK, RTM_GETLINK = 16, 18
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE = 24
+RTM_NEWRULE, RTM_DELRULE = 32, 33
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_CREATE_NEW = 0x600  # NLM_F_CREATE | NLM_F_EXCL
+
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length, type
+IFINFO = struct.Struct("=BBHiII")  # family, pad, type, index, flags, change
+IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+ROUTE = struct.Struct("=BBBBBBBBI")
+# family, destination length, source length, TOS, table, protocol, scope, type, flags
+RULE = struct.Struct("=BBBBBBBBI")
+# family, destination length, source length, TOS, table, 0, 0, action, flags
+
+IFLA_IFNAME = 3
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+FRA_DST, FRA_PRIORITY, FRA_TABLE, FRA_IP_PROTO, FRA_DPORT_RANGE = 1, 6, 15, 22, 24
+FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
+RT_SCOPE_UNIVERSE, RT_SCOPE_SITE = 0, 200
+TABLE_MAIN, TABLE_LOCAL = 254, 255
+
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
+BUFFER = 1 << 16
+"""Bytes of an answer: the kernel fills no more at a time (netlink(7))."""
+
+
+class Address:
+    """An address of an interface."""
+
+    def __init__(self, index: int, packed: bytes, bits: int, scope: int, flags: int) -> None:
+        self.index = index
+        self.packed = packed
+        self.bits = bits  # of its network
+        self.scope = scope
+        self.flags = flags
+
+
+class Netlink:
+    """A netlink socket. It belongs to the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
+        self.socket = _socket.socket(_socket.AF_NETLINK, kind, NETLINK_ROUTE)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        header = HEADER.pack(HEADER.size + len(body), kind, flags | NLM_F_REQUEST, 1, 0)
+        self.socket.send(header + body)
+
+    def _messages(self) -> Iterator[tuple[int, bytes]]:
+        """Type and body of each message that comes. Raises OSError, which may be the answer's."""
+        while True:
+            data = self.socket.recv(BUFFER)
+            while len(data) >= HEADER.size:
+                length, kind, *_ = HEADER.unpack_from(data)
+                body, data = data[HEADER.size : length], data[-(-length // 4) * 4 :]
+                if kind == NLMSG_ERROR:
+                    number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
+                    if number:
+                        raise OSError(number, os.strerror(number))
+                yield kind, body
+
+    def request(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """Have the kernel do something. Raises OSError."""
+        self._send(kind, flags | NLM_F_ACK, body)
+        for answer, _ in self._messages():
+            if answer == NLMSG_ERROR:
+                return
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """All that there is of a kind: the body of each message. Raises OSError."""
+        self._send(kind, NLM_F_DUMP, body)
+        found = []
+        for answer, message in self._messages():
+            if answer == NLMSG_DONE:
+                break
+            found.append(message)
+        return found
+
+    def interfaces(self) -> dict[int, tuple[str, int]]:
+        """Name and flags (IFF_…) of each interface, by its index. Raises OSError."""
+        found = {}
+        for body in self.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0, 0)):
+            _, _, _, index, flags, _ = IFINFO.unpack_from(body)
+            name = attributes(body[IFINFO.size :]).get(IFLA_IFNAME, b"")
+            found[index] = os.fsdecode(name.rstrip(b"\0")), flags
+        return found
+
+    def addresses(self) -> list[Address]:
+        """The addresses of all interfaces, of both families. Raises OSError."""
+        found = []
+        for body in self.dump(RTM_GETADDR, IFADDR.pack(0, 0, 0, 0, 0)):
+            family, bits, flags, scope, index = IFADDR.unpack_from(body)
+            fields = attributes(body[IFADDR.size :])
+            # Of a point-to-point interface IFA_ADDRESS is the peer's.
+            packed = fields.get(IFA_LOCAL) or fields.get(IFA_ADDRESS, b"")
+            if IFA_FLAGS in fields:
+                flags = int.from_bytes(fields[IFA_FLAGS], sys.byteorder)
+            if family in (_socket.AF_INET, _socket.AF_INET6):
+                found.append(Address(index, packed, bits, scope, flags))
+        return found
+
+    def set_up(self, index: int) -> None:
+        """Set an interface up. Raises OSError."""
+        self.request(RTM_NEWLINK, IFINFO.pack(0, 0, 0, index, IFF_UP, IFF_UP))
+
+    def add_address(self, index: int, packed: bytes) -> None:
+        """Give an interface this one address, without a network. Raises OSError."""
+        body = IFADDR.pack(family_of(packed), 8 * len(packed), IFA_F_NODAD, 0, index)
+        body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+        self.request(RTM_NEWADDR, body, NLM_F_CREATE_NEW)
+
+    def add_rule(self, family: int, priority: int, table: int, to: Port | None = None) -> None:
+        """Look into this table at this priority, for one port only if that is given. Raises
+        OSError."""
+        self._rule(RTM_NEWRULE, family, priority, table, to)
+
+    def delete_rule(self, family: int, priority: int, table: int) -> None:
+        """Raises OSError."""
+        self._rule(RTM_DELRULE, family, priority, table, None)
+
+    def _rule(self, kind: int, family: int, priority: int, table: int, to: Port | None) -> None:
+        length = 8 * len(to.packed) if to else 0
+        body = RULE.pack(family, length, 0, 0, table, 0, 0, FR_ACT_TO_TBL, 0)
+        body += attribute(FRA_PRIORITY, struct.pack("=I", priority))
+        if to:
+            body += attribute(FRA_DST, to.packed)
+            body += attribute(FRA_IP_PROTO, bytes([to.protocol]))
+            body += attribute(FRA_DPORT_RANGE, struct.pack("=HH", to.number, to.number))
+        self.request(kind, body, NLM_F_CREATE_NEW if kind == RTM_NEWRULE else 0)
+
+
+class Port:
+    """A TCP or UDP port of one address."""
+
+    def __init__(self, packed: bytes, protocol: int, number: int) -> None:
+        self.packed = packed
+        self.protocol = protocol  # IPPROTO_TCP or IPPROTO_UDP
+        self.number = number
+
+    @property
+    def key(self) -> tuple[bytes, int, int]:
+        """The same for two that are the same."""
+        return self.packed, self.protocol, self.number
+
+
+def family_of(packed: bytes) -> int:
+    """The address family of a packed address."""
+    return _socket.AF_INET if len(packed) == 4 else _socket.AF_INET6
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """struct rtattr, at a multiple of four bytes."""
+    length = ATTRIBUTE.size + len(data)
+    return ATTRIBUTE.pack(length, kind) + data + bytes(-length % 4)
+
+
+def attributes(data: bytes) -> Mapping[int, bytes]:
+    """The attributes of a message by their types."""
+    found = {}
+    while len(data) >= ATTRIBUTE.size:
+        length, kind = ATTRIBUTE.unpack_from(data)
+        if length < ATTRIBUTE.size:
+            break
+        found[kind] = data[ATTRIBUTE.size : length]
+        data = data[-(-length // 4) * 4 :]
+    return found

@@ -1,0 +1,234 @@
+"""The node's own name and address in the sandbox.
+
+Programs bind to the address that the node's name stands for, and connect to it; some want an
+interface by its name. So the sandbox has the node's addresses too, on devices with the names of the
+node's interfaces, or on lo where there is no /dev/net/tun. What listens in the sandbox is found
+there, and never a server of another user of the node.
+
+The node's own services are at the same addresses: sshd, slurmd, a hub. Where the network driver has
+to carry connections, rules by port (Linux 4.17) send those of the hub and of system accounts to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import sys
+
+from ..kernel.rtnetlink import (
+    IFA_F_DADFAILED,
+    IFA_F_TENTATIVE,
+    IFF_LOOPBACK,
+    IFF_UP,
+    RT_SCOPE_SITE,
+    RT_SCOPE_UNIVERSE,
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    Netlink,
+    Port,
+)
+from .services import own_names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MAX_ADDRESSES = 64
+"""Of a node: more would be slow, and no node of a cluster has them."""
+MAX_RULES = 500
+SERVICES_FIRST, LOCAL_AFTER = 5, 10
+"""Priorities of the rules: services of the node come before the sandbox's own addresses."""
+SYS_UID_MAX = 999
+"""The highest uid of system accounts where login.defs(5) does not give one."""
+TUN = "/dev/net/tun"
+IFF_TUN, IFF_NO_PI = 0x1, 0x1000  # linux/if_tun.h
+TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
+IFREQ_SIZE = 40
+TCP_LISTEN, UDP_UNCONNECTED = "0A", "07"  # in /proc/net/tcp and udp
+
+
+class OwnAddress:
+    """An address of the node, and the interface that has it."""
+
+    def __init__(self, interface: str, packed: bytes) -> None:
+        self.interface = interface
+        self.packed = packed
+
+    def __str__(self) -> str:
+        return socket.inet_ntop(_family(self.packed), self.packed)
+
+
+class Node:
+    """What a session has to know of its node. Made in the node's network namespace."""
+
+    def __init__(self, addresses: Sequence[OwnAddress], services: Sequence[Port]) -> None:
+        self.addresses = addresses
+        self.services = services  # which the sandbox must reach at the node's addresses
+
+
+def read_node(reachable: Iterable[tuple[str, int]] = ()) -> Node:
+    """The addresses of this node, and the services at them: those of system accounts, and what
+    listens at the `reachable` addresses and ports."""
+    try:
+        addresses = own_addresses()
+    except OSError:  # an outer sandbox without netlink
+        return Node([], [])
+    own = {each.packed for each in addresses}
+    ports = [*_services(own, _highest_system_uid()), *_at(own, reachable)]
+    distinct = {port.key: port for port in ports}
+    return Node(addresses, list(distinct.values())[:MAX_RULES])
+
+
+def own_addresses() -> list[OwnAddress]:
+    """The addresses of all interfaces that are up, but for the loopback's and those that mean
+    something on one cable only. Raises OSError."""
+    netlink = Netlink()
+    try:
+        interfaces, found = netlink.interfaces(), netlink.addresses()
+    finally:
+        netlink.close()
+    own = []
+    for address in found:
+        name, flags = interfaces.get(address.index, ("", 0))
+        usable = flags & IFF_UP and not address.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
+        if usable and address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):
+            own.append(OwnAddress("lo" if flags & IFF_LOOPBACK else name, address.packed))
+    return own[:MAX_ADDRESSES]
+
+
+def _family(packed: bytes) -> int:
+    return socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+
+
+def _at(own: set[bytes], reachable: Iterable[tuple[str, int]]) -> list[Port]:
+    """Those of these hosts and TCP ports that are at the node's own addresses.
+
+    Only this node's own name is looked up: a resolver that does not answer must not delay a start.
+    """
+    ports = []
+    for name, number in reachable:
+        flags = 0 if name.lower() in own_names() else socket.AI_NUMERICHOST
+        try:
+            found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM, flags=flags)
+        except (OSError, UnicodeError):
+            continue
+        for family, _, _, _, place in found:
+            packed = socket.inet_pton(family, str(place[0]).partition("%")[0])
+            if packed in own:
+                ports.append(Port(packed, socket.IPPROTO_TCP, number))
+    return ports
+
+
+def _highest_system_uid(path: str = "/etc/login.defs") -> int:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            rows = [line.split() for line in file if line.startswith("SYS_UID_MAX")]
+    except OSError:
+        rows = []
+    return next((int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()), SYS_UID_MAX)
+
+
+def _services(own: set[bytes], highest: int) -> list[Port]:
+    """The ports of the node's own addresses at which system accounts wait for clients."""
+    ports = []
+    for table, protocol, state in (
+        ("tcp", socket.IPPROTO_TCP, TCP_LISTEN),
+        ("udp", socket.IPPROTO_UDP, UDP_UNCONNECTED),
+    ):
+        for name in (table, f"{table}6"):
+            for packed, number, uid in _waiting(f"/proc/self/net/{name}", state):
+                served = [each for each in own if _serves(packed, each)] if uid <= highest else []
+                ports += [Port(each, protocol, number) for each in served]
+    return ports
+
+
+def _serves(bound: bytes, address: bytes) -> bool:
+    """Whether a socket that is bound to the first address may have clients at the second: [::]
+    serves both families, unless it was told otherwise."""
+    return bound == address or (not any(bound) and len(bound) >= len(address))
+
+
+def _waiting(path: str, state: str) -> list[tuple[bytes, int, int]]:
+    """Address, port and uid of each socket in this state (proc(5), /proc/net/tcp)."""
+    try:
+        with open(path) as file:
+            rows = [line.split() for line in file][1:]
+    except OSError:
+        return []
+    return [(*_place(row[1]), int(row[7])) for row in rows if row[3] == state]
+
+
+def _place(text: str) -> tuple[bytes, int]:
+    """An address as /proc/net/tcp has it: words of four bytes in this machine's order, in hex."""
+    digits, _, port = text.partition(":")
+    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    return b"".join(word.to_bytes(4, sys.byteorder) for word in words), int(port, 16)
+
+
+# ---- in the sandbox ----------------------------------------------------------------------------
+
+
+def give(node: Node, with_rules: bool) -> list[str]:
+    """Give the sandbox that this process is in the node's addresses, and return them; `with_rules`:
+    send what is for the node's services to the network driver. Raises OSError.
+
+    To be called with the capabilities of a new user namespace.
+    """
+    netlink = Netlink()
+    try:
+        if with_rules and node.services:
+            # First, so that no address hides a service if the kernel knows no such rules.
+            _add_rules(netlink, node.services)
+        for name in {each.interface for each in node.addresses} - {"lo"}:
+            _make_device(name)
+        indexes = {name: index for index, (name, _) in netlink.interfaces().items()}
+        for index in set(indexes.values()):
+            netlink.set_up(index)
+        given = []
+        for address in node.addresses:
+            index = indexes.get(address.interface, indexes["lo"])
+            if _add_address(netlink, index, address.packed):
+                given.append(str(address))
+        return given
+    finally:
+        netlink.close()
+
+
+def _add_rules(netlink: Netlink, services: Sequence[Port]) -> None:
+    """Have these ports looked up in the main table, before the local one."""
+    for family in {_family(port.packed) for port in services}:
+        netlink.add_rule(family, LOCAL_AFTER, TABLE_LOCAL)
+    for port in services:
+        netlink.add_rule(_family(port.packed), SERVICES_FIRST, TABLE_MAIN, port)
+    for family in {_family(port.packed) for port in services}:
+        netlink.delete_rule(family, 0, TABLE_LOCAL)
+
+
+def _make_device(name: str) -> None:
+    """Make a tun device of this name, which carries nothing. Where that cannot be, lo takes its
+    addresses."""
+    try:
+        device = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        request = struct.pack("=16sH", os.fsencode(name), IFF_TUN | IFF_NO_PI)
+        fcntl.ioctl(device, TUNSETIFF, request.ljust(IFREQ_SIZE, b"\0"))
+        fcntl.ioctl(device, TUNSETPERSIST, 1)  # else it goes when we close it
+    except OSError:
+        pass
+    finally:
+        os.close(device)
+
+
+def _add_address(netlink: Netlink, index: int, packed: bytes) -> bool:
+    """Whether the interface has the address now: there may be no IPv6 in the sandbox."""
+    try:
+        netlink.add_address(index, packed)
+    except OSError as error:
+        if error.errno != errno.EEXIST:  # two interfaces of the node have it
+            return False
+    return True

@@ -1,0 +1,155 @@
+"""The node's own addresses in the sandbox: what is bound to them, and who answers at them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import Iterator
+
+import pytest
+from launches import as_owner_in, in_sandbox, run_in_sandbox
+from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host
+
+from helpers import NEIGHBOUR, as_user, end, run_as
+from sessions import Inside, Outside, Portwrap, unused_port
+from ways import Way
+
+pytestmark = pytest.mark.namespaces
+
+OWN = [HOST, HOST6, HOST_ON_SECOND]
+
+
+@contextmanager
+def answering(listener: socket.socket, word: bytes) -> Iterator[None]:
+    """Whoever connects meanwhile, which is one client, gets this word."""
+
+    def answer() -> None:
+        try:
+            with listener.accept()[0] as server:
+                server.sendall(word)
+        except OSError:
+            pass  # nobody came
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def word_at(maker: Inside | Outside, address: str, port: int) -> bytes:
+    with maker.connect(address, port) as client:
+        return client.recv(99)
+
+
+def at(account: str, address: str, port: int) -> list[str]:
+    """A program that listens there and answers each client with its name."""
+    text = (
+        "import socket, sys\n"
+        "family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET\n"
+        "server = socket.socket(family)\n"
+        "server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "server.bind((sys.argv[1], int(sys.argv[2]))); server.listen()\n"
+        "print('up', flush=True)\n"
+        "while True:\n"
+        "    client, _ = server.accept(); client.sendall(sys.argv[3].encode()); client.close()\n"
+    )
+    return ["/usr/bin/python3", "-c", text, address, str(port), account]
+
+
+@contextmanager
+def server_of(account: str, address: str, port: int) -> Iterator[None]:
+    """A server of this account on the node."""
+    process = as_user(account, at(account, address, port))
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        yield
+    finally:
+        end(process)
+
+
+@pytest.mark.parametrize("address", OWN)
+def test_a_server_at_the_own_address(portwrap: Portwrap, host: Host, address: str) -> None:
+    with Inside(portwrap, network="none") as session:
+        session.wait_until_up()
+        with session.listen(address, 0) as listener, answering(listener, b"inside"):
+            assert word_at(session, address, listener.getsockname()[1]) == b"inside"
+        with pytest.raises(OSError) as caught:  # the control
+            session.listen(SERVER, 0)
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_interfaces_have_the_nodes_names(portwrap: Portwrap, host: Host) -> None:
+    result = run_in_sandbox(portwrap, "ip", "-br", "addr")
+    rows = {line.split()[0]: line.split()[2:] for line in result.stdout.splitlines()}
+    assert f"{HOST}/32" in rows["h0"] and f"{HOST6}/128" in rows["h0"], result
+    assert f"{HOST_ON_SECOND}/32" in rows["h1"], result
+
+
+def test_without_a_tun_device_lo_has_them(portwrap: Portwrap, host: Host) -> None:
+    hidden = as_owner_in("mount -t tmpfs tmpfs /dev/net")
+    environ = {"PORTWRAP_NETWORK": "none"}
+    result = run_as(
+        "root", [*hidden, *in_sandbox(portwrap, "ip", "-br", "addr")], extra_env=environ
+    )
+    rows = {line.split()[0]: line.split()[2:] for line in result.stdout.splitlines()}
+    assert {f"{HOST}/32", f"{HOST6}/128"} <= set(rows["lo"]), result
+
+
+@pytest.mark.parametrize("address", [HOST, HOST6])
+def test_a_neighbour_does_not_answer_at_the_own_address(
+    portwrap: Portwrap, host: Host, way: Way, address: str
+) -> None:
+    """A server of the owner's is found in the sandbox; where there is none, nobody answers."""
+    port = unused_port()
+    with ExitStack() as stack:
+        stack.enter_context(server_of(NEIGHBOUR, address, port))
+        bare = stack.enter_context(Outside(portwrap))
+        assert word_at(bare, address, port) == NEIGHBOUR.encode()  # the control
+        session = stack.enter_context(way.inside(portwrap))
+        with pytest.raises(OSError) as caught:
+            session.connect(address, port)
+        assert caught.value.errno == errno.ECONNREFUSED
+        own = stack.enter_context(session.listen("::" if ":" in address else "0.0.0.0", port))
+        with answering(own, b"inside"):
+            assert word_at(session, address, port) == b"inside"
+
+
+def test_services_of_system_accounts_answer_at_the_own_address(
+    portwrap: Portwrap, host: Host, way: Way
+) -> None:
+    """sshd, slurmd, a hub: what listens when the session starts, at one address or at all."""
+    with ExitStack() as stack:
+        ports = {"0.0.0.0": unused_port(), HOST: unused_port(), "::": unused_port()}
+        for address, port in ports.items():
+            stack.enter_context(server_of("root", address, port))
+        session = stack.enter_context(way.inside(portwrap))
+        for port in ports.values():
+            assert word_at(session, HOST, port) == b"root"
+
+
+@pytest.mark.parametrize("forward", ["relay", "auto"])
+@pytest.mark.parametrize("address", [HOST, HOST6])
+def test_a_server_that_is_bound_to_the_own_address_is_forwarded_to(
+    portwrap: Portwrap, host: Host, forward: str, address: str
+) -> None:
+    with Inside(portwrap, forward=forward, network="none", host="::") as session:
+        session.wait_until_up()
+        listener = session.keep(session.listen(address, session.guest_port))
+        place = (address, session.port)
+        with answering(listener, b"inside"), socket.create_connection(place, timeout=10) as client:
+            assert client.recv(99) == b"inside"
+
+
+def test_a_node_with_many_system_services(portwrap: Portwrap, host: Host) -> None:
+    """Still a start, and those that there is room for are reached."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(host.listen("0.0.0.0", at=host.host)) for _ in range(400)]
+        result = run_in_sandbox(portwrap, "true")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert len(listeners) == 400 and os.geteuid() == 0
