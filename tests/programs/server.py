@@ -211,6 +211,26 @@ def shut() -> None:
             made.shutdown(socket.SHUT_RDWR)
 
 
+def shut_and_listen() -> None:
+    """On the same socket again, which is still bound."""
+    made = plain()
+    while True:
+        say(f"listening {made.getsockname()[1]}")
+        serve_one(made)
+        made.shutdown(socket.SHUT_RDWR)
+        made.listen()
+
+
+def shut_and_keep() -> None:
+    """On a new socket, beside the old one, which is shut but not closed."""
+    kept = []
+    while True:
+        kept.append(plain())
+        say(f"listening {kept[-1].getsockname()[1]}")
+        serve_one(kept[-1])
+        kept[-1].shutdown(socket.SHUT_RDWR)
+
+
 def move() -> None:
     """From one address family to the other after each client."""
     global ADDRESS
