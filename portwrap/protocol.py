@@ -20,6 +20,8 @@ import sys
 
 import _socket
 
+from .kernel.sockets import MAX_SENT_FILES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
     Answer = Union["Ready", "NativePossible", "NotNative", "Refused"]
 
-MAX_DESCRIPTORS = 253
-"""File descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 PART = 32768
 """Bytes of a message at most: it must find room in a socket's buffer."""
 MORE, LAST = b"+", b"."
@@ -78,7 +78,8 @@ class Refused(Message):
 
 
 class SeccompListener(Message):
-    """Whether the kernel gave a seccomp listener; its descriptor comes with the message then."""
+    """Whether the kernel gave a seccomp listener. Then its descriptor comes with the message, and
+    two unbound TCP sockets of each address family (`keeper/sandbox_sockets.py`)."""
 
     FIELDS = (("installed", bool),)
 
@@ -254,13 +255,14 @@ def decode_go(data: bytes, descriptors: Sequence[int]) -> Go:
     return go
 
 
-def decode_seccomp_listener(data: bytes, descriptors: Sequence[int]) -> int | None:
-    """The descriptor of the seccomp listener; None: there is none. Raises MalformedMessage."""
+def decode_seccomp_listener(data: bytes, descriptors: Sequence[int]) -> Sequence[int]:
+    """The descriptors of the seccomp listener and of the sockets that come with it; none if the
+    kernel gave none. Raises MalformedMessage."""
     message = decode(data, (SeccompListener,))
     assert isinstance(message, SeccompListener)
-    if len(descriptors) != message.installed:
-        raise MalformedMessage(f"{len(descriptors)} file descriptors for one seccomp listener")
-    return descriptors[0] if descriptors else None
+    if len(descriptors) % 2 != message.installed or bool(descriptors) != message.installed:
+        raise MalformedMessage(f"{len(descriptors)} file descriptors for a seccomp listener")
+    return descriptors
 
 
 def send(socket: _socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -269,7 +271,7 @@ def send(socket: _socket.socket, message: Message, descriptors: Sequence[int] = 
     more = True
     while more:
         part, data = data[:PART], data[PART:]
-        given, descriptors = descriptors[:MAX_DESCRIPTORS], descriptors[MAX_DESCRIPTORS:]
+        given, descriptors = descriptors[:MAX_SENT_FILES], descriptors[MAX_SENT_FILES:]
         more = bool(data or descriptors)
         rights = b"".join(number.to_bytes(4, sys.byteorder) for number in given)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
@@ -285,7 +287,7 @@ def receive(socket: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     descriptors: list[int] = []
     mark = MORE
     while mark == MORE:
-        room = _socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+        room = _socket.CMSG_SPACE(4 * MAX_SENT_FILES)
         part, ancillary, result, _ = socket.recvmsg(PART + 1, room, flags)
         if not part and not data:
             return b"", []

@@ -360,10 +360,12 @@ def last_words(session: Session, client: socket.socket) -> bytes:
 
 
 @contextmanager
-def injected(pid: int, what: str) -> Iterator[None]:
-    """Within it strace tampers with the process's system calls (strace(1), -e inject)."""
+def injected(pid: int, what: str, children: bool = False) -> Iterator[None]:
+    """Within it strace tampers with the system calls of the process, and of those that it forks, if
+    wanted (strace(1), -e inject)."""
     needs("strace")
     words = ["strace", "-qq", "-o", "/dev/null", "-e", f"inject={what}", "-p", str(pid)]
+    words += ["-f"] if children else []
     with subprocess.Popen(words) as strace:
         try:
             status, attached = Path(f"/proc/{pid}/status"), f"TracerPid:\t{strace.pid}\n"

@@ -8,7 +8,7 @@ import time
 import _signal as signal
 
 from ..kernel import libc
-from ..kernel.processes import close_all_but
+from ..kernel.processes import close_all_but, pidfd_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class DriverProcess:
             _become(driver, keeper, ready_end, messages_end)
         os.close(ready_end)  # else one that has ended looks like a slow one
         os.close(messages_end)
-        self.pidfd = libc.pidfd_open(self.pid) if has_pidfd else -1
+        self.pidfd = pidfd_open(self.pid) if has_pidfd else -1
 
     def read_messages(self) -> bool:
         """Keep the end of what it prints. False: it has closed its pipe."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from .. import protocol
-from ..kernel.waiting import Countdown
+from ..kernel import procfs
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -40,7 +41,7 @@ class Lifecycle:
             poll = select.poll()
             poll.register(self.process, select.POLLIN)
             return bool(poll.poll(0))
-        return has_ended(self.process)
+        return procfs.has_ended(self.process)
 
     def end_command(self) -> None:
         """SIGTERM for the command, exactly once.
@@ -62,9 +63,9 @@ class Lifecycle:
         poll = select.poll()
         for descriptor in (driver.ready, self.lifeline.fileno(), driver.messages):
             poll.register(descriptor, select.POLLIN)
-        countdown = Countdown(driver.timeout)
+        until = time.monotonic() + driver.timeout
         while True:
-            events = countdown.poll(poll)
+            events = dict(poll.poll(max(0, 1000 * (until - time.monotonic()))))
             if self.lifeline.fileno() in events:
                 self.leave()  # the command ended before it began
             if driver.messages in events and not driver.read_messages():
@@ -127,20 +128,3 @@ class Lifecycle:
         if self.driver is not None:
             self.driver.kill()
         os._exit(0)
-
-
-def has_ended(process: int) -> bool:
-    """Whether the process of this directory of /proc is gone, or a zombie."""
-    try:
-        stat = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
-    except OSError:
-        return True
-    try:
-        # proc_pid_stat(5): the state stands behind the name, which may hold anything but is in
-        # brackets. A process whose first thread has ended before the others is no zombie yet.
-        words = os.read(stat, 4096).rpartition(b")")[2].split()
-        return words[0] in (b"Z", b"X") and int(words[17]) <= 1
-    except OSError:
-        return True
-    finally:
-        os.close(stat)

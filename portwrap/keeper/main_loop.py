@@ -58,7 +58,7 @@ class Keeper:
             if not self.lifecycle.has_pidfd:
                 self.look_at_both()
             if self.native is not None:
-                self.native.look()
+                self.native.lookout.look()
             for datagrams in self.datagrams:
                 datagrams.look()
 
@@ -87,8 +87,7 @@ class Keeper:
                 self.session,
                 Responder(listener, self.relay),
                 self.relay,
-                self.lifecycle.explain,
-                self.lifecycle.complain,
+                self.lifecycle,
                 self.relay_inside,
             )
 
@@ -108,7 +107,8 @@ class Keeper:
         self.relay.serve(listener, Place(port, [(listener.family, address)], inward=False))
 
     def relay_inside(self, hosts: list[_socket.socket], port: int) -> None:
-        """Relay from these sockets of the host to this port in the sandbox, for good."""
+        """Relay from these sockets of the host to this port in the sandbox, for good. Raises
+        OSError: they are as they were if there was no process for it."""
         routes = [(host, Place(port, self.guests)) for host in hosts]
         if self.session.go.descriptors.services:
             self.start_worker(routes)  # the host's services are reached from out here only
@@ -118,19 +118,17 @@ class Keeper:
         self.serve_inward(routes)
 
     def start_worker(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
-        """Have a process in the sandbox relay from these sockets of the host."""
+        """Have a process in the sandbox relay from these sockets of the host. Raises OSError."""
         worker = Worker(routes, self.session.namespaces, self.session.max_connections)
+        worker.wait_until_ready()
         self.lifecycle.workers.append(worker)
-        why = worker.wait_until_ready()
-        if why:
-            self.lifecycle.fail(f"the relay in the sandbox {why}")
         self.relay.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
 
     def patience(self) -> float:
         """Seconds until something is to be looked at that gives no event; -1: nothing is."""
         limits = [PROC_INTERVAL] if not self.lifecycle.has_pidfd else []
-        if self.native is not None and self.native.waiting:
-            limits.append(self.native.patience())
+        if self.native is not None and self.native.lookout.waiting:
+            limits.append(self.native.lookout.timeout())
         limits += [datagrams.patience() for datagrams in self.datagrams if datagrams.clients]
         return min(limits, default=-1.0)
 

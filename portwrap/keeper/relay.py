@@ -14,7 +14,7 @@ import time
 import _socket
 
 from ..kernel import libc
-from ..kernel.sockets import MAPPED, OUT_OF_RESOURCES
+from ..kernel.sockets import MAPPED, OUT_OF_RESOURCES, accept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -666,12 +666,6 @@ def acknowledge(side: Side, count: int) -> None:
             side.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_QUICKACK, 1)
         except OSError:
             pass  # a connection over MPTCP does not have it
-
-
-def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:
-    """accept(2), as `socket.accept` does it. Raises OSError."""
-    descriptor, address = listener._accept()  # type: ignore[attr-defined]
-    return _socket.socket(listener.family, listener.type, 0, descriptor), address
 
 
 def is_among(family: int, address: Any, networks: Sequence[tuple[int, int, int]]) -> bool:

@@ -19,6 +19,7 @@ class Session:
         self.max_connections = max_connections  # that can be relayed
         self.driver: DriverProcess | None = None
         self.seccomp_listener: int | None = None  # descriptor; None: forwarding is relayed
+        self.spare_sockets: list[int] = []  # of the sandbox, for a seccomp listener's responses
         self.inside = False  # whether the keeper has entered the sandbox
 
     @property

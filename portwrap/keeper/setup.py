@@ -101,7 +101,7 @@ def prepare(lifeline: _socket.socket) -> Session:
 
         session.driver = DriverProcess(go.driver, go.has_pidfd)
     if not go.relay_only:
-        session.seccomp_listener = agree_on_native(session)
+        agree_on_native(session)
     if session.seccomp_listener is None and not go.descriptors.services:
         processes.enter(session.namespaces)
         session.inside = True
@@ -111,17 +111,19 @@ def prepare(lifeline: _socket.socket) -> Session:
     return session
 
 
-def agree_on_native(session: Session) -> int | None:
-    """Report whether we can take descriptors from the command, as native forwarding must; return
-    the descriptor of its seccomp listener if it has one. Raises OSError and MalformedMessage."""
+def agree_on_native(session: Session) -> None:
+    """Report whether we can take descriptors from the command, as native forwarding must; receive
+    its seccomp listener if it has one. Raises OSError and MalformedMessage."""
     why = why_not_native(session)
     send(session.lifeline, NotNative(why) if why else NativePossible())
     if why:
-        return None
+        return
     data, received = receive(session.lifeline)
     if not data:
         raise ConnectionResetError
-    return decode_seccomp_listener(data, received)
+    descriptors = decode_seccomp_listener(data, received)
+    if descriptors:
+        session.seccomp_listener, *session.spare_sockets = descriptors
 
 
 def why_not_native(session: Session) -> str:
@@ -131,7 +133,7 @@ def why_not_native(session: Session) -> str:
     if seccomp.this_machine() is None:
         return "the system call numbers of this architecture are not known"
     try:
-        os.close(seccomp.take_descriptor(session.go.command, session.go.lifeline))
+        os.close(processes.take_descriptor(session.go.command, session.go.lifeline))
     except OSError as error:
         return f"pidfd_getfd: {error.strerror}"
     return ""

@@ -16,7 +16,6 @@ import select
 import _socket
 
 from ..kernel.processes import close_all_but, enter
-from ..kernel.waiting import Countdown
 from .relay import Place, Relay
 
 TYPE_CHECKING = False
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT = 5.0
 """Seconds that a new worker may take until it has entered the sandbox."""
+READY = "ready"
+"""The first word of a worker that serves; that of another is an errno, or 0, and the reason."""
 LAST_WORDS = 0.5
 """Seconds to deliver what the command sent before it ended."""
 
@@ -39,28 +40,32 @@ class Worker:
         namespaces: Sequence[int],
         most_connections: int,
     ) -> None:
-        """Start one for these listening sockets, each with its place inside; it takes them over."""
+        """Start one for these listening sockets, each with its place inside. Raises OSError."""
+        self.listeners = [listener for listener, _ in routes]
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self.link, theirs = _socket.socketpair(_socket.AF_UNIX, kind, 0)
         self.process = os.fork()
         if self.process == 0:
             run(theirs, routes, namespaces, most_connections)
         theirs.close()
-        for listener, _ in routes:
-            listener.close()
 
-    def wait_until_ready(self) -> str:
-        """Return "", or why it does not serve."""
-        if not self.has_word(READY_TIMEOUT):
-            return f"did not answer in {READY_TIMEOUT:g} s"
-        word = self.link.recv(4096).decode("utf-8", "replace")
-        return "" if word == "ready" else word or "ended at once"
+    def wait_until_ready(self) -> None:
+        """Return when the sockets are its own. Raises OSError: it does not serve, and is gone."""
+        word = "0 did not answer in time"
+        if self.has_word(READY_TIMEOUT):
+            word = self.link.recv(4096).decode("utf-8", "replace") or "0 ended at once"
+        if word != READY:
+            self.end()
+            number, _, why = word.partition(" ")
+            raise OSError(int(number), f"the relay in the sandbox {why}")
+        for listener in self.listeners:
+            listener.close()
 
     def has_word(self, limit: float) -> bool:
         """Whether it has spoken, or has ended, within `limit` seconds."""
         poll = select.poll()
         poll.register(self.link.fileno(), select.POLLIN)
-        return bool(Countdown(limit).poll(poll))
+        return bool(poll.poll(1000 * limit))
 
     def finish(self) -> None:
         """Ask it to deliver what has been sent, and to end."""
@@ -98,10 +103,12 @@ def run(
             os._exit(0)
 
         relay.watch(link.fileno(), on_end)
-        link.send(b"ready")
+        link.send(READY.encode())
         while True:
             relay.turn()
+    except OSError as error:
+        link.send(f"{error.errno} failed: {error.strerror}".encode("utf-8", "replace"))
     except Exception as error:
-        link.send(f"failed: {error}".encode("utf-8", "replace"))
+        link.send(f"0 failed: {error}".encode("utf-8", "replace"))
     finally:
         os._exit(1)

@@ -11,8 +11,6 @@ PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28
 SECBIT_NOROOT_LOCKED = 0b11  # SECBIT_NOROOT | SECBIT_NOROOT_LOCKED
 
-SYS_PIDFD_OPEN = 434  # the same on every architecture but Alpha
-
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
@@ -39,9 +37,9 @@ def setns(descriptor: int) -> None:
     call("setns", descriptor, 0)
 
 
-def pidfd_open(pid: int, flags: int = 0) -> int:
-    """pidfd_open(2): a descriptor that means this process. Raises OSError."""
-    return call("syscall", SYS_PIDFD_OPEN, pid, flags)
+def system_call(number: int, *arguments: int) -> int:
+    """syscall(2): run a system call by its number. Raises OSError."""
+    return call("syscall", number, *arguments)
 
 
 def drop_capabilities() -> None:

@@ -1,15 +1,26 @@
-"""This process and others: their descriptors, and the namespaces that they are in."""
+"""This process and others: descriptors that mean them, their files, their namespaces."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from . import libc
+import _socket
+
+from . import libc, procfs
+from .sockets import MAX_SENT_FILES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
+
+SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 434, 438  # the same on every architecture but Alpha
+PIDFD_THREAD = os.O_EXCL
+
+
+def pidfd_open(pid: int, flags: int = 0) -> int:
+    """pidfd_open(2): a descriptor that means this process. Raises OSError."""
+    return libc.system_call(SYS_PIDFD_OPEN, pid, flags)
 
 
 def open_process(pid: int) -> tuple[int, bool]:
@@ -18,12 +29,64 @@ def open_process(pid: int) -> tuple[int, bool]:
     Either one goes on meaning this very process after its number has been given to another.
     """
     try:
-        return libc.pidfd_open(pid), True
+        return pidfd_open(pid), True
     except OSError as error:
         # EPERM: seccomp filters of older container engines answer it for calls they do not know
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
     return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
+
+
+def take_descriptor(thread: int, descriptor: int) -> int:
+    """A duplicate of a descriptor of another process (pidfd_getfd(2)). Raises OSError."""
+    try:
+        process = pidfd_open(thread, PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # before Linux 6.9
+            raise
+        process = pidfd_open(procfs.leader_of(thread))
+    try:
+        return libc.system_call(SYS_PIDFD_GETFD, process, descriptor, 0)
+    finally:
+        os.close(process)
+
+
+def take_socket(link: str) -> int | None:
+    """A duplicate of this socket (`procfs.link_of`) from another process that has it, or from a
+    message that has not been received. None: nobody has it, as far as we may look."""
+    for process in procfs.processes():
+        if process == os.getpid():
+            continue
+        for descriptor, other in procfs.descriptors(process):
+            try:
+                if other == link:
+                    return take_descriptor(process, descriptor)
+                if other.startswith("socket:") and procfs.files_in_flight(process, descriptor):
+                    found = _take_in_flight(process, descriptor, link)
+                    if found is not None:
+                        return found
+            except OSError:
+                continue  # it is gone
+    return None
+
+
+def _take_in_flight(process: int, descriptor: int, link: str) -> int | None:
+    """The same from the first message that a Unix socket of this process has not received. Raises
+    OSError."""
+    receiver = _socket.socket(fileno=take_descriptor(process, descriptor))
+    flags = _socket.MSG_PEEK | _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
+    try:
+        _, ancillary, _, _ = receiver.recvmsg(1, _socket.CMSG_SPACE(4 * MAX_SENT_FILES), flags)
+    finally:
+        receiver.close()
+    found = None
+    for _, kind, data in ancillary:
+        for file in memoryview(data).cast("i") if kind == _socket.SCM_RIGHTS else ():
+            if found is None and procfs.link_of(file) == link:
+                found = file
+            else:
+                os.close(file)
+    return found
 
 
 def close_all_but(kept: Container[int | None]) -> None:
@@ -48,4 +111,4 @@ def enter(namespaces: Iterable[int]) -> None:
 
 def is_threaded() -> bool:
     """Whether this process runs more than one thread: unshare(CLONE_NEWUSER) is EINVAL then."""
-    return len(os.listdir("/proc/self/task")) > 1
+    return procfs.thread_count("self") > 1

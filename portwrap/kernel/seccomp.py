@@ -1,8 +1,7 @@
 """Seccomp user notification: system calls of one process wait for the response of another.
 
 Numbers and structures are from the kernel's headers: linux/seccomp.h, linux/filter.h,
-linux/bpf_common.h, linux/audit.h, asm/unistd.h, linux/sockios.h; seccomp(2) and seccomp_unotify(2)
-have the rules.
+linux/bpf_common.h, linux/audit.h, asm/unistd.h; seccomp(2) and seccomp_unotify(2) have the rules.
 """
 
 from __future__ import annotations
@@ -42,11 +41,6 @@ NOTIF_ADDFD = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
 USER_NOTIF_FLAG_CONTINUE = 1
 ADDFD_FLAG_SETFD = 1
 
-SYS_PIDFD_GETFD = 438
-PIDFD_THREAD = os.O_EXCL
-
-SIOCGSKNS = 0x894C
-
 
 class Machine:
     """The system call numbers of one architecture."""
@@ -62,11 +56,6 @@ MACHINES = {
     "x86_64": Machine(arch=0xC000003E, seccomp=317, bind=49, listen=50),
     "aarch64": Machine(arch=0xC00000B7, seccomp=277, bind=200, listen=201),
 }
-
-
-def system_call(number: int, *arguments: int) -> int:
-    """syscall(2): run a system call by its number. Raises OSError."""
-    return libc.call("syscall", number, *arguments)
 
 
 def _ioc(direction: int, number: int, size: int) -> int:
@@ -146,7 +135,7 @@ def install_filter(machine: Machine, traps: Sequence[Trap]) -> int:
     flags = FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_SPEC_ALLOW
     for more in (FILTER_FLAG_WAIT_KILLABLE_RECV, 0):
         try:
-            return system_call(
+            return libc.system_call(
                 machine.seccomp, SECCOMP_SET_MODE_FILTER, flags | more, address.buffer_info()[0]
             )
         except OSError as error:
@@ -198,35 +187,3 @@ def addfd(notification: Notification, source: int, flags: int) -> None:
         notification.id, ADDFD_FLAG_SETFD, source, notification.descriptor, flags
     )
     fcntl.ioctl(notification.listener, NOTIF_ADDFD_IOCTL, request)
-
-
-def take_descriptor(thread: int, descriptor: int) -> int:
-    """A duplicate of a descriptor of another process (pidfd_getfd(2)). Raises OSError."""
-    try:
-        process = libc.pidfd_open(thread, PIDFD_THREAD)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # before Linux 6.9
-            raise
-        process = libc.pidfd_open(leader_of(thread))
-    try:
-        return system_call(SYS_PIDFD_GETFD, process, descriptor, 0)
-    finally:
-        os.close(process)
-
-
-def leader_of(thread: int) -> int:
-    """The process that this thread belongs to (proc_pid_status(5), Tgid). Raises OSError."""
-    with open(f"/proc/{thread}/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"Tgid:"):
-                return int(line.split()[1])
-    raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
-
-
-def network_namespace_of(socket: int) -> int:
-    """The inode number of a socket's network namespace. Raises OSError."""
-    namespace = fcntl.ioctl(socket, SIOCGSKNS)
-    try:
-        return os.fstat(namespace).st_ino
-    finally:
-        os.close(namespace)

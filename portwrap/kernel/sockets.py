@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import select
 
+import _socket
+
+from . import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_SENT_FILES = 253
+"""File descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
 BACKLOG = 4096
 """Connections that the kernel keeps for a listening socket (lowered to net.core.somaxconn)."""
 MAPPED = 10 * b"\0" + b"\xff\xff"
@@ -17,3 +30,49 @@ OUT_OF_RESOURCES = (
     errno.ENOSPC,
 )
 """Errors that mean: try again when something else has been closed or freed."""
+SIOCGSKNS = 0x894C  # linux/sockios.h
+AF_UNSPEC = bytes(16)
+"""A struct sockaddr of no address family."""
+
+
+def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:
+    """accept(2), as `socket.accept` does it. Raises OSError."""
+    descriptor, address = listener._accept()  # type: ignore[attr-defined]
+    return _socket.socket(listener.family, listener.type, 0, descriptor), address
+
+
+def listens(socket: _socket.socket) -> bool:
+    return bool(socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+
+
+def disconnect(socket: _socket.socket) -> None:
+    """Make a TCP socket as new again: it keeps its options, and a port that it was bound to
+    (connect(2), AF_UNSPEC). Raises OSError."""
+    libc.call("connect", socket.fileno(), AF_UNSPEC, len(AF_UNSPEC))
+
+
+def network_namespace_of(socket: int) -> int:
+    """The inode number of a socket's network namespace. Raises OSError."""
+    namespace = fcntl.ioctl(socket, SIOCGSKNS)
+    try:
+        return os.fstat(namespace).st_ino
+    finally:
+        os.close(namespace)
+
+
+class OpenFile:
+    """A file, without holding it open: an epoll forgets it when its last reference has gone, which
+    may be one of a message that nobody has received (epoll(7))."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Raises OSError."""
+        self.epoll = select.epoll()
+        self.epoll.register(descriptor, 0)
+
+    def is_open(self) -> bool:
+        """Whether anybody still has it."""
+        with open(f"/proc/self/fdinfo/{self.epoll.fileno()}", "rb") as file:
+            return b"\ntfd:" in file.read()
+
+    def close(self) -> None:
+        self.epoll.close()

@@ -16,7 +16,6 @@ import socket
 
 from ..diagnostics.errors import PortwrapError, hint_for
 from ..kernel.processes import is_threaded
-from ..kernel.waiting import Countdown
 from ..protocol import (
     Go,
     MalformedMessage,
@@ -95,20 +94,23 @@ class Lifeline:
         if not isinstance(answer, NativePossible) or machine is None:
             raise _refusal(answer)
         try:
+            spares = spare_sockets()
             traps = [seccomp.Trap(number) for number in (machine.bind, machine.listen)]
             listener = seccomp.install_filter(machine, traps)
         except OSError as error:
             self.send(SeccompListener(False))
             return f"the kernel gives no seccomp listener: {error.strerror}"
-        self.send(SeccompListener(True), [listener])
+        self.send(SeccompListener(True), [listener, *(spare.fileno() for spare in spares)])
         os.close(listener)
+        for spare in spares:
+            spare.close()
         return ""
 
     def receive(self) -> Answer:
         """The keeper's next answer. Raises PortwrapError."""
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
-        if not Countdown(ANSWER_TIMEOUT).poll(poll):
+        if not poll.poll(1000 * ANSWER_TIMEOUT):
             raise _overloaded(f"the keeper did not answer in {ANSWER_TIMEOUT:g} s")
         answer = self._take()
         if answer is None:
@@ -150,6 +152,18 @@ class Lifeline:
         except OSError:
             pass
         raise _keeper_died()
+
+
+def spare_sockets() -> list[socket.socket]:
+    """Two unbound TCP sockets of this network namespace of each address family that there is."""
+    made = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            made += [socket.socket(family), socket.socket(family)]
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+    return made
 
 
 def _wait_for(child: int) -> None:

@@ -12,7 +12,7 @@ import socket
 import sys
 
 from ..diagnostics.errors import PortwrapError, hint_for
-from ..kernel import libc
+from ..kernel import libc, procfs
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -108,7 +108,7 @@ def _write(path: str, text: str) -> None:
 def _refused(error: OSError, tried: str) -> PortwrapError:
     """The refusal of a namespace as a message."""
     message = f"{tried}: {error.strerror}"
-    threads = len(os.listdir("/proc/self/task"))
+    threads = procfs.thread_count("self")
     if error.errno == errno.EINVAL and threads > 1:
         message += f", with {threads} threads"
     return PortwrapError(message, hint_for(message))

@@ -14,7 +14,7 @@ from typing import Callable, Sequence
 
 import pytest
 
-from portwrap.keeper.lifecycle import has_ended
+from portwrap.kernel.procfs import has_ended
 from portwrap.launch.story import LIFELINE_FROM
 
 from helpers import OWNER, as_user, end, lives, state_of, wait_until

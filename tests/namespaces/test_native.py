@@ -6,6 +6,8 @@ import array
 import json
 import os
 import re
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -17,6 +19,7 @@ from typing import Any, Callable, Iterator
 import pytest
 import requests
 from launches import as_owner_in
+from networks import Host
 
 from portwrap.keeper.native import descriptors_of_others
 
@@ -216,9 +219,17 @@ WAYS = [  # how server.py comes to its socket, why it is relayed (nothing: it is
     ("uring-listen", UNWATCHED),
     ("duplicate", SHARED),
     ("shared", SHARED),
+    ("shared-unseen", SHARED),
+    ("in-flight", SHARED),
+    ("in-flight-unread", SHARED),
+    ("in-flight-unaccepted", SHARED),
     ("signal-driven", SIGNALLED),
     ("unreadable", "the server does not let its descriptors be seen"),
 ]
+
+
+UNSEEN = "shared-unseen", "in-flight-unaccepted"
+"""Who else has the socket cannot be seen: so the caller has the host's, and does not serve it."""
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["", "asked-early"])
@@ -235,7 +246,7 @@ def test_a_server_of_every_kind_is_served(
         assert json.loads(read(client))["pid"] in spawner.alive()
     facts = [ask_until_answered(spawner) if way == "shut" else ask(spawner) for _ in range(4)]
     expected = "relay" if why else "native"
-    if way not in ("again", "shut"):  # whether it listens at this moment is chance
+    if way not in ("again", "shut", *UNSEEN):  # whether it listens at this moment is chance
         assert way_of(spawner) == expected
     for answer in facts:
         assert (answer["peer"] == answer["client"]) == (expected == "native")
@@ -252,7 +263,8 @@ def test_a_server_of_every_kind_is_served(
 def test_a_kernel_before_pidfds_of_threads(portwrap: Portwrap, way: str) -> None:
     """EINVAL for PIDFD_THREAD, and without it only the first thread's number is a process's."""
     before = portwrap.program("without.py", "thread-pidfds")
-    look = "import os; from portwrap.kernel import libc; libc.pidfd_open(os.getpid(), os.O_EXCL)"
+    look = "import os; from portwrap.kernel import processes; "
+    look += "processes.pidfd_open(os.getpid(), processes.PIDFD_THREAD)"
     control = run_as(OWNER, [*before, portwrap.python, "-c", look], cwd=portwrap.folder)
     assert "Invalid argument" in control.stderr
     with Spawner(portwrap, before=before) as session:
@@ -319,6 +331,23 @@ def test_what_a_server_has_set_on_its_socket_holds_for_connections(spawner: Spaw
     facts = ask(spawner)
     assert (facts["keepalive"], facts["receive"]) == (1, 40000)
     assert facts["peer"] == facts["client"]
+
+
+def test_what_a_server_has_not_set_is_as_on_the_host(
+    portwrap: Portwrap, changing_host: Host
+) -> None:
+    """Defaults of a new network namespace may be others. Nor is it as the server before had it."""
+    Path("/proc/sys/net/ipv4/tcp_keepalive_time").write_text("600")
+    with Spawner(portwrap, network="none") as session:
+        server = session.served("settings")
+        facts = ask(session)
+        assert (facts["keepalive"], facts["keepidle"]) == (1, 600)
+        server.kill()
+        wait_until(lambda: ask_inside(session) == "Connection refused", what="the port free")
+        session.served()
+        facts = ask(session)
+        assert (facts["keepalive"], facts["keepidle"]) == (0, 600)
+        assert way_of(session) == "native"
 
 
 FLAGS = [  # how server.py comes to its socket, flags that the socket has
@@ -953,8 +982,8 @@ print("listens:", made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 """
 TAKE = """
 import socket, sys
-from portwrap.kernel import seccomp
-taken = socket.socket(fileno=seccomp.take_descriptor(int(sys.argv[1]), int(sys.argv[2])))
+from portwrap.kernel import processes
+taken = socket.socket(fileno=processes.take_descriptor(int(sys.argv[1]), int(sys.argv[2])))
 print(taken.getsockname()[1])
 """
 
@@ -1181,17 +1210,50 @@ def test_where_it_cannot_be_had(
         os.close(writing)
 
 
-def test_a_relay_that_cannot_be_made_any_more(portwrap: Portwrap) -> None:
-    """The keeper needs a process in the sandbox, and may have none: one line, and SIGTERM."""
+def set_process_limit(pid: int, limit: int) -> None:
+    """Set the soft limit of the processes of its account that this one of the owner's obeys."""
+    text = "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+    assert run_as(OWNER, ["prlimit", "--pid", str(pid), f"--nproc={text}:"]).returncode == 0
+
+
+NO_PROCESS = "clients of the host port wait: no process for the relay"
+RELAYED = f"portwrap: forward: relay, because {UNWATCHED}\n"
+
+
+def test_a_relay_that_there_is_no_process_for(portwrap: Portwrap) -> None:
+    """With host services the keeper needs one in the sandbox. The account's are used up: clients
+    wait, the session goes on, and it is tried again until there is one."""
     extra = {"PORTWRAP_HOST_SERVICE": str(unused_port())}
     with Spawner(portwrap, "auto", extra_env=extra) as session:
-        limit = ["prlimit", "--pid", str(session.keeper), "--nproc=1"]
-        assert run_as(OWNER, limit).returncode == 0
-        session.served("uring-listen")
-        session.client()
-        assert session.process.wait(timeout=LIMIT) == -signal.SIGTERM
-        why = "the keeper failed: [Errno 11] Resource temporarily unavailable"
-        assert session.said().endswith(f"portwrap: {why}; ending the command (SIGTERM)\n")
+        keeper, before = session.keeper, resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        set_process_limit(keeper, 1)
+        server = session.served("uring-listen")
+        client = session.client()
+        assert logged(session, NO_PROCESS).endswith(" (Resource temporarily unavailable)\n")
+        assert not select.select([client], [], [], 0)[0]
+        set_process_limit(keeper, before)
+        assert json.loads(read(client))["pid"] == server.pid == ask(session)["pid"]
+        assert session.process.poll() is None
+        assert session.said().startswith(RELAYED)
+
+
+def test_a_relay_that_there_is_no_memory_for(portwrap: Portwrap) -> None:
+    """The same where its process has begun and lacks something."""
+    extra = {"PORTWRAP_HOST_SERVICE": str(unused_port())}
+    with Spawner(portwrap, "auto", extra_env=extra) as session:
+        keeper = session.keeper
+        with injected(keeper, "setns:error=ENOMEM", children=True):
+            server = session.served("uring-listen")
+            client = session.client()
+            assert logged(session, NO_PROCESS).endswith("failed: Cannot allocate memory)\n")
+        assert json.loads(read(client))["pid"] == server.pid == ask(session)["pid"]
+        assert session.said().startswith(RELAYED)
+
+
+def logged(session: Session, text: str) -> str:
+    """The first line of the job's log that has this text in it."""
+    assert session.process.stderr is not None
+    return next(line for line in session.process.stderr if text in line)
 
 
 def test_a_sandbox_that_the_keeper_may_not_enter(portwrap: Portwrap) -> None:

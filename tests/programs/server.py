@@ -52,6 +52,7 @@ def answer(connection: socket.socket) -> None:
             "peer": connection.getpeername()[:2],
             "own": connection.getsockname()[:2],
             "keepalive": connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            "keepidle": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
             "nodelay": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
             "receive": connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
         }
@@ -130,13 +131,60 @@ def sent() -> socket.socket:
     """Handed to an unrelated process in a message, and closed here."""
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
-        _, ancillary, _, _ = theirs.recvmsg(1, 64)
-        return socket.socket(fileno=array.array("i", ancillary[0][2])[0])
+        return received(theirs)
     with plain() as made:
-        rights = array.array("i", [made.fileno()])
-        ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        send(ours, made)
     signal.pause()
     raise AssertionError
+
+
+def send(channel: socket.socket, made: socket.socket) -> None:
+    rights = array.array("i", [made.fileno()])
+    channel.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def received(channel: socket.socket) -> socket.socket:
+    _, ancillary, _, _ = channel.recvmsg(1, 64)
+    return socket.socket(fileno=array.array("i", ancillary[0][2])[0])
+
+
+def in_flight() -> socket.socket:
+    """In a message while listen is called; who receives it serves, the sender does not."""
+    ours, theirs = socket.socketpair()
+    made = bound()
+    send(ours, made)
+    made.listen()
+    if os.fork() > 0:
+        signal.pause()
+    made.close()
+    return received(theirs)
+
+
+def in_flight_unread() -> socket.socket:
+    """In a message that nobody receives; the sender serves."""
+    kept.extend(socket.socketpair())
+    made = bound()
+    send(kept[0], made)
+    made.listen()
+    return made
+
+
+def in_flight_unaccepted() -> socket.socket:
+    """In a message on a connection that has not been accepted."""
+    channel, ours = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    channel.bind("")
+    channel.listen()
+    ours.connect(channel.getsockname())
+    made = bound()
+    send(ours, made)
+    made.listen()
+    if os.fork() > 0:
+        signal.pause()
+    made.close()
+    return received(channel.accept()[0])
+
+
+kept: list[socket.socket] = []
 
 
 def thread() -> socket.socket:
@@ -166,6 +214,21 @@ def shared() -> socket.socket:
     if os.fork() > 0:
         signal.pause()
     made.listen()
+    return made
+
+
+def shared_unseen() -> socket.socket:
+    """As `shared`, with a process whose descriptors /proc shows to root only."""
+    made = bound()
+    ready, ready_end = socket.socketpair()
+    if os.fork() > 0:
+        ready.recv(1)
+        made.listen()
+        ready.send(b"x")
+        signal.pause()
+    libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    ready_end.send(b"x")
+    ready_end.recv(1)
     return made
 
 

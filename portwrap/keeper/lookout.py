@@ -1,0 +1,81 @@
+"""The look-out for a server that has to be relayed: it listens, but not on the host's socket.
+
+Its call of listen may have gone past us (io_uring, 32-bit programs), or its socket could not be
+replaced. The kernel does not report that, so we look, as long as clients wait; no client, no look.
+"""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import _socket
+
+    from .relay import Relay
+
+FIRST_PAUSE, SHORT_PAUSE, MAX_PAUSE = 0.05, 0.001, 1.0
+"""Seconds until the next look while clients wait: the first one, the first one where a server is
+known to listen on its own socket, and the last one; they double in between."""
+UNWATCHED = "the server listens without the system call that we watch"
+
+
+class Lookout:
+    """Looks for a server while clients wait at the host's sockets."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        hosts: Sequence[_socket.socket],
+        listens: Callable[[], bool],
+        on_server: Callable[[str], None],
+    ) -> None:
+        self.relay = relay
+        self.hosts = hosts
+        self.listens = listens  # whether a server listens on the guest port
+        self.on_server = on_server  # called when one does, with the reason that is known
+        self.waiting = False  # clients of the host port wait for a server
+        self.next_look = 0.0
+        self.expect()
+
+    def expect(self, reason: str = UNWATCHED, pause: float = FIRST_PAUSE) -> None:
+        """Should a server turn out to listen on its own socket, this is why."""
+        self.reason = reason
+        self.first_pause = pause
+        self.look_in(pause)
+
+    def begin(self) -> None:
+        """Be told when somebody asks at the host port."""
+        for host in self.hosts:
+            if host.fileno() not in self.relay.watched:
+                self.relay.watch(host.fileno(), self.on_client, edge=True)
+
+    def end(self) -> None:
+        """Whoever waits is served now."""
+        self.waiting = False
+        for host in self.hosts:
+            if host.fileno() in self.relay.watched:
+                self.relay.unwatch(host.fileno())
+
+    def on_client(self) -> None:
+        if not self.waiting:
+            self.waiting = True
+            self.look_in(self.first_pause)
+
+    def look_in(self, seconds: float) -> None:
+        self.pause = seconds
+        self.next_look = time.monotonic() + seconds
+
+    def look(self) -> None:
+        """See whether a server listens on its own socket, if it is time for that."""
+        if not self.waiting or time.monotonic() < self.next_look:
+            return
+        self.look_in(min(2 * self.pause, MAX_PAUSE))
+        if self.listens():
+            self.on_server(self.reason)
+
+    def timeout(self) -> float:
+        """Seconds until the next look is due, while clients wait."""
+        return max(0.0, self.next_look - time.monotonic())

@@ -1,0 +1,59 @@
+"""Sockets of the sandbox, for a keeper that stays outside.
+
+A process makes sockets only in the network namespace that it is in, but accept(2) makes one in that
+of the listening socket. So from two sockets of the sandbox that the launching process has made
+there come as many as are needed: one listens for a moment, the other connects to it, and then
+connect(2) with AF_UNSPEC makes all three as new again (the kernel's tcp_disconnect).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import _socket
+
+from ..kernel.sockets import accept, disconnect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TIMEOUT = 1.0
+"""Seconds that a connection within the sandbox may take. It takes less than a millisecond."""
+
+
+class SandboxSockets:
+    """Makes TCP sockets in the sandbox's network namespace."""
+
+    def __init__(self, spares: Sequence[int]) -> None:
+        """`spares` are descriptors of two unbound TCP sockets of each address family."""
+        self.spares: dict[int, list[_socket.socket]] = {}
+        for number in spares:
+            spare = _socket.socket(fileno=number)
+            spare.settimeout(TIMEOUT)
+            self.spares.setdefault(spare.family, []).append(spare)
+
+    def make(self, family: int) -> _socket.socket:
+        """A new socket: unbound, not connected, blocking. Raises OSError."""
+        if family not in self.spares:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        connector, listener = self.spares[family]
+        try:
+            listener.listen(1)
+            connector.connect(listener.getsockname())
+            made = accept_from(listener, connector.getsockname())
+        finally:
+            disconnect(connector)
+            disconnect(listener)
+        disconnect(made)
+        return made
+
+
+def accept_from(listener: _socket.socket, peer: object) -> _socket.socket:
+    """Accept the connection of this peer, and close those of others. Raises OSError."""
+    while True:
+        made, address = accept(listener)
+        if address == peer:
+            return made
+        made.close()

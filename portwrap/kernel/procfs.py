@@ -1,0 +1,142 @@
+"""What /proc shows of processes: their descriptors, namespaces and sockets (proc(5))."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Union
+
+    Process = Union[int, str]
+    """The number of a process or of a thread, or "self"."""
+
+LISTEN = b"0A"
+"""The state of a listening socket in a table of sockets: TCP_LISTEN."""
+
+
+def processes() -> list[int]:
+    """The numbers of all processes that we may see."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def namespace(process: Process, kind: str) -> str:
+    """The name of one of its namespaces: "user", "net" and so on. Raises OSError."""
+    return os.readlink(f"/proc/{process}/ns/{kind}")
+
+
+def field(path: str, name: bytes) -> bytes:
+    """What follows this name, to the end of its line; nothing if there is none. Raises OSError."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.startswith(name):
+                return line[len(name) :].strip()
+    return b""
+
+
+def leader_of(thread: int) -> int:
+    """The process that this thread belongs to. Raises OSError."""
+    return int(field(f"/proc/{thread}/status", b"Tgid:"))
+
+
+def thread_count(process: Process) -> int:
+    """How many threads it runs. Raises OSError."""
+    return len(os.listdir(f"/proc/{process}/task"))
+
+
+def has_ended(directory: int) -> bool:
+    """Whether the process of this directory of /proc is gone, or a zombie."""
+    try:
+        stat = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return True
+    try:
+        # proc_pid_stat(5): the state stands behind the name, which may hold anything but is in
+        # brackets. A process whose first thread has ended before the others is no zombie yet.
+        words = os.read(stat, 4096).rpartition(b")")[2].split()
+        return words[0] in (b"Z", b"X") and int(words[17]) <= 1
+    except OSError:
+        return True
+    finally:
+        os.close(stat)
+
+
+# ---- descriptors --------------------------------------------------------------------------------
+
+
+def descriptors(process: Process) -> Iterator[tuple[int, str]]:
+    """Each file descriptor of a process, and what it is; none where we may not look."""
+    try:
+        numbers = os.listdir(f"/proc/{process}/fd")
+    except OSError:
+        return  # another user's, or gone
+    for number in numbers:
+        try:
+            yield int(number), os.readlink(f"/proc/{process}/fd/{number}")
+        except OSError:
+            continue
+
+
+def link(process: Process, descriptor: int) -> str:
+    """What one of its file descriptors is; nothing if it is closed, or the process gone."""
+    try:
+        return os.readlink(f"/proc/{process}/fd/{descriptor}")
+    except OSError:
+        return ""
+
+
+def link_of(socket: int) -> str:
+    """How /proc/PID/fd names the socket of this descriptor of ours (proc_pid_fd(5))."""
+    return f"socket:[{os.fstat(socket).st_ino}]"
+
+
+def flags_of(thread: int, descriptor: int) -> int:
+    """File status flags and O_CLOEXEC of a descriptor (proc_pid_fdinfo(5)). Raises OSError."""
+    return int(field(f"/proc/{thread}/fdinfo/{descriptor}", b"flags:"), 8)
+
+
+def files_in_flight(process: int, descriptor: int) -> int:
+    """How many files are in messages that this Unix socket, or one that waits to be accepted from
+    it, has not received (Linux 5.6). Raises OSError."""
+    return int(field(f"/proc/{process}/fdinfo/{descriptor}", b"scm_fds:") or 0)
+
+
+def is_registered(thread: int, descriptor: int, ours: int) -> bool:
+    """Whether a process has a descriptor, of which `ours` is a duplicate, in an epoll, or any file
+    in an io_uring. Raises OSError."""
+    node = os.fstat(ours).st_ino
+    folder = f"/proc/{thread}/fdinfo"
+    for name in os.listdir(folder):
+        try:
+            with open(f"{folder}/{name}", "rb") as file:
+                lines = [line.split() for line in file]
+        except OSError:
+            continue
+        for words in lines:
+            if words[:1] == [b"tfd:"]:  # an entry of an epoll (proc_pid_fdinfo(5))
+                nodes = [int(word[4:], 16) for word in words if word.startswith(b"ino:")]
+                if int(words[1]) == descriptor or node in nodes:
+                    return True
+            elif words[:1] == [b"UserFiles:"] and int(words[1]) > 0:
+                return True
+    return False
+
+
+# ---- sockets ------------------------------------------------------------------------------------
+
+
+def socket_table(process: Process, name: str) -> list[list[bytes]]:
+    """The rows of a table of sockets of its network namespace: "tcp", "udp6" and so on; none where
+    there is no such family."""
+    try:
+        with open(f"/proc/{process}/net/{name}", "rb") as file:
+            return [line.split() for line in file][1:]
+    except OSError:
+        return []
+
+
+def tcp_listeners(process: Process) -> list[tuple[int, int]]:
+    """Port and inode number of each TCP socket that listens in its network namespace."""
+    rows = socket_table(process, "tcp") + socket_table(process, "tcp6")
+    return [(int(row[1][-4:], 16), int(row[9])) for row in rows if row[3] == LISTEN]
