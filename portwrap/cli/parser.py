@@ -6,11 +6,8 @@ names, and drops "--" there.
 
 from __future__ import annotations
 
-import errno
-
 from ..diagnostics.errors import EXIT_SANDBOX, EXIT_USAGE, PortwrapError
 from ..diagnostics.log import log
-from ..kernel.sockets import OUT_OF_RESOURCES
 from ..launch.ports import parse_pairs, parse_port
 
 TYPE_CHECKING = False
@@ -21,6 +18,9 @@ if TYPE_CHECKING:
 PREFIX = "PORTWRAP_"
 NOT_SETTINGS = ("PORTWRAP_TEST", "PORTWRAP_DEMO")
 """Beginnings of names that the project's own tests and demonstration use."""
+ANYWHERE = (OSError, ImportError, MemoryError)
+"""Exceptions that the system can cause at any place. All others are faults of ours: they must be
+seen with their traceback."""
 SWITCHED_OFF = ("0", "no", "false", "off")
 
 
@@ -175,11 +175,14 @@ def run(program: str, action: Callable[[], int]) -> int:
     except PortwrapError as error:
         log(error.lines(program))
         return error.exit_code
-    except BrokenPipeError:
+    except ANYWHERE as error:
+        log(_unexpected(error).lines(program))
         return EXIT_SANDBOX
-    except OSError as error:
-        if error.errno not in (*OUT_OF_RESOURCES, errno.EAGAIN):
-            raise
-        hint = "A limit of this job or of the node is used up: see 'ulimit -a', and its memory."
-        log(PortwrapError(f"setting up: {error.strerror}", hint).lines(program))
-        return EXIT_SANDBOX
+
+
+def _unexpected(error: BaseException) -> PortwrapError:
+    try:
+        from ..diagnostics import unexpected  # read only once something has failed
+    except ANYWHERE:
+        return PortwrapError(f"setting up: {error}", "There is nothing left to read more with.")
+    return unexpected.refusal_of(error)

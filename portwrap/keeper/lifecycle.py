@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import select
-import time
 
 from .. import protocol
 from ..kernel import procfs
+from ..kernel.waiting import Countdown
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -63,9 +63,9 @@ class Lifecycle:
         poll = select.poll()
         for descriptor in (driver.ready, self.lifeline.fileno(), driver.messages):
             poll.register(descriptor, select.POLLIN)
-        until = time.monotonic() + driver.timeout
+        countdown = Countdown(driver.timeout)
         while True:
-            events = dict(poll.poll(max(0, 1000 * (until - time.monotonic()))))
+            events = countdown.poll(poll)
             if self.lifeline.fileno() in events:
                 self.leave()  # the command ended before it began
             if driver.messages in events and not driver.read_messages():

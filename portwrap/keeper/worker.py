@@ -16,6 +16,7 @@ import select
 import _socket
 
 from ..kernel.processes import close_all_but, enter
+from ..kernel.waiting import Countdown
 from .relay import Place, Relay
 
 TYPE_CHECKING = False
@@ -65,7 +66,7 @@ class Worker:
         """Whether it has spoken, or has ended, within `limit` seconds."""
         poll = select.poll()
         poll.register(self.link.fileno(), select.POLLIN)
-        return bool(poll.poll(1000 * limit))
+        return bool(Countdown(limit).poll(poll))
 
     def finish(self) -> None:
         """Ask it to deliver what has been sent, and to end."""

@@ -16,6 +16,7 @@ import socket
 
 from ..diagnostics.errors import PortwrapError, hint_for
 from ..kernel.processes import is_threaded
+from ..kernel.waiting import Countdown
 from ..protocol import (
     Go,
     MalformedMessage,
@@ -110,7 +111,7 @@ class Lifeline:
         """The keeper's next answer. Raises PortwrapError."""
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
-        if not poll.poll(1000 * ANSWER_TIMEOUT):
+        if not Countdown(ANSWER_TIMEOUT).poll(poll):
             raise _overloaded(f"the keeper did not answer in {ANSWER_TIMEOUT:g} s")
         answer = self._take()
         if answer is None:

@@ -156,8 +156,10 @@ def _places_of(address: str, number: int) -> list[tuple[int, Place]]:
     if address in ("", EVERY_ADDRESS):
         v4, v6 = (EVERY_IPV4, number), (EVERY_ADDRESS, number)
         return [(socket.AF_INET, v4), (socket.AF_INET6, v6)]
+    # As text it would have Python load its IDNA, at 2 ms of every start, names or not.
+    host = address.encode() if address.isascii() else address
     try:
-        found = socket.getaddrinfo(address, number, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
     except UnicodeError:  # an empty label, or one that is too long
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
     places = [_as_ipv4(family, place) for family, _, _, _, place in found]

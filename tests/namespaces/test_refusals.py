@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from launches import (
 )
 
 from helpers import OWNER, as_user, end, needs, run_as, wait_until
-from sessions import Portwrap, holders_of, unused_port, unused_ports
+from sessions import ENTRY, Portwrap, holders_of, unused_port, unused_ports
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
@@ -221,6 +222,57 @@ def test_signal_while_the_helper_is_awaited(portwrap: Portwrap, port: int, world
     finally:
         end(process)
     wait_until_nothing_is_left(before, port)
+
+
+# ---- stopped in the middle of a start --------------------------------------------------------
+
+SHORT, LONGER = 2.0, 2.5
+"""Seconds that a driver and the keeper may take in a start that is stopped."""
+SHORTEN = (
+    "from portwrap.launch import lifeline;"
+    f" lifeline.DRIVER_TIMEOUT, lifeline.ANSWER_TIMEOUT = {SHORT}, {LONGER}; "
+)
+
+
+def starts_shortly(portwrap: Portwrap, port: int) -> list[str]:
+    """Words that start a session with short timeouts."""
+    *python, text = portwrap.words
+    text = text.replace(ENTRY, SHORTEN + ENTRY)
+    return [*python, text, "-p", str(port), "-P", "8888", "echo", "there"]
+
+
+def waiting_driver(folder: Path) -> dict[str, str]:
+    """The environment with a slirp4netns that notes its start, and waits until it may go on."""
+    folder.chmod(0o777)
+    go_on = f"while [ ! -e {folder}/go ]; do sleep 0.01; done; exec /usr/bin/slirp4netns"
+    return fake_helper(folder, f'touch {folder}/started; {go_on} "$@"')
+
+
+def test_time_in_which_all_is_stopped_is_not_counted(
+    portwrap: Portwrap, port: int, world_dir: Path
+) -> None:
+    """As by a batch system that suspends the job."""
+    words = starts_shortly(portwrap, port)
+    process = as_user(OWNER, words, extra_env=waiting_driver(world_dir))
+    try:
+        wait_until(world_dir.joinpath("started").exists)
+        os.killpg(process.pid, signal.SIGSTOP)
+        until = time.monotonic() + 1.2 * LONGER
+        wait_until(lambda: time.monotonic() > until)
+        world_dir.joinpath("go").touch()
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.communicate(timeout=30) == ("there\n", "")
+    finally:
+        end(process)
+
+
+def test_time_in_which_nothing_is_stopped_is_counted(
+    portwrap: Portwrap, port: int, world_dir: Path
+) -> None:
+    """The control of the one above."""
+    words = starts_shortly(portwrap, port)
+    result = run_as(OWNER, words, extra_env=waiting_driver(world_dir))
+    refusal_of(result, 125, f"slirp4netns was not ready in {SHORT} s")
 
 
 @pytest.mark.parametrize(
