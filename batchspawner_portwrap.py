@@ -17,16 +17,17 @@ import os
 import sys
 
 from portwrap import __version__
-from portwrap.cli.common import COMMON_OPTIONS, GUEST_PORT_WORD, common_settings, fill_in
-from portwrap.cli.parser import Option, Parser, run
-from portwrap.diagnostics.errors import EXIT_USAGE, PortwrapError, hint_for
+from portwrap.cli.common import COMMON_OPTIONS, GUEST_PORT_FIELD, common_settings, fill_in
+from portwrap.cli.parser import Option, Parser, assignment
+from portwrap.cli.run import run
+from portwrap.diagnostics.errors import EXIT_USAGE, Failure, PortwrapError
 from portwrap.kernel.processes import is_threaded
 from portwrap.launch import lifeline, services
 from portwrap.launch.command import exec_command, find_command, reexec
 from portwrap.launch.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port
 from portwrap.launch.sandbox import Sandbox
 from portwrap.launch.services import Service
-from portwrap.launch.startup_line import log_what_was_made
+from portwrap.launch.startup_line import log_step, log_what_was_made
 from portwrap.launch.story import launch
 
 TYPE_CHECKING = False
@@ -34,40 +35,59 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
+    from portwrap.check.api import Api
+    from portwrap.cli.parser import Values
+
 PROGRAM = "batchspawner-portwrap"
 SERVICE_URL = "JUPYTERHUB_SERVICE_URL"
 HUB_URLS = ("JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL")
+HUB_URL_EXAMPLE = "http://HUB:8081/hub/api"
 DEFAULT_PORTS = {"http": 80, "https": 443}
-PORT_WORD = "--port="
+PORT_ARGUMENT = "--port="
+SINGLEUSER = "batchspawner-singleuser"
 
 PARSER = Parser(
     PROGRAM,
     "batchspawner-portwrap [-P GUEST_PORT] [--port PORT] COMMAND [ARG ...]",
-    "Run a JupyterHub single-user server in a user and network namespace of its own. Outside\n"
-    "there is one port only, the one that batchspawner-singleuser chose. In jupyterhub_config.py:\n"
+    "Run a JupyterHub single-user server in a user and network namespace of its own. From\n"
+    "outside, exactly one port is reachable: the one that batchspawner-singleuser chose.\n"
+    "In jupyterhub_config.py:\n"
     "\n"
     "  c.Spawner.cmd = ['/path/batchspawner-portwrap.pyz', 'jupyterhub-singleuser']\n"
     "\n"
-    "{guest-port} in COMMAND stands for the port inside.",
+    "{guest-port} in COMMAND stands for the port in the sandbox. A COMMAND without it gets\n"
+    "--port=GUEST_PORT appended, unless JUPYTERHUB_SERVICE_URL gives the port.",
+    [
+        "batchspawner-portwrap.pyz --port 40001 jupyterhub-singleuser    # by hand",
+        "srun -N4 /path/batchspawner-portwrap.pyz --check    # would a session start there?",
+    ],
     [
         Option(
             ("--port",),
             "PORT",
-            "port of the host (default: what batchspawner-singleuser chose)",
+            "host port (default: the one that batchspawner-singleuser chose)",
         ),
         Option(
             ("--portwrap-path",),
             "PATH",
-            "become this portwrap program instead of the one inside",
+            "exec this external portwrap instead of the bundled one",
         ),
         *COMMON_OPTIONS,
-        Option(("-q", "--quiet"), "", "no line about the start in the job's log, only warnings"),
+        Option(("-q", "--quiet"), "", "print warnings only"),
     ],
     [
-        Option(("--check",), "", "find out whether a session would start on this node"),
-        Option(("--json",), "", "with --check: one JSON object, on one line"),
-        Option(("--hub",), "URL", "with --check: ask this hub from inside, http://.../hub/api"),
-        Option(("--apparmor",), "", "with --check: only print AppArmor profiles, for Ubuntu"),
+        Option(("--check",), "", "check whether a session would start on this node"),
+        Option(("--json",), "", "with --check: print one JSON object, on one line"),
+        Option(
+            ("--hub",),
+            "URL",
+            "with --check: also test that this hub URL is reachable from inside",
+        ),
+        Option(
+            ("--apparmor",),
+            "",
+            "with --check: only print AppArmor profiles, also for the programs that follow",
+        ),
     ],
 )
 
@@ -108,41 +128,39 @@ class ServiceUrl:
 class Request:
     """What arrived: our options, the command, the environment, and the host port among them."""
 
-    def __init__(
-        self, values: Mapping[str, str], command: Sequence[str], environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, values: Values, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.command = list(command)
         self.environ = dict(environ)
         self.url = ServiceUrl(environ[SERVICE_URL]) if environ.get(SERVICE_URL) else None
-        self.guest_port = PARSER.port(values["guest-port"], "-P/--guest-port")
-        own = PARSER.port(values["port"], "--port") if "port" in values else None
+        self.guest_port = PARSER.port(values, "guest-port")
+        own = PARSER.port(values, "port") if "port" in values else None
         url_port = self.url.host_port if self.url else None
-        self.last_word = self._last_word(own, url_port)
-        self.host_port = own or url_port or self.last_word or 0
+        self.last_argument = self._last_argument(own, url_port)
+        self.host_port = own or url_port or self.last_argument or 0
         if not self.host_port:
             raise self._no_port()
 
-    def _last_word(self, own: int | None, url_port: int | None) -> int | None:
-        """The port of a last word `--port=N` that batchspawner has put there, else None.
+    def _last_argument(self, own: int | None, url_port: int | None) -> int | None:
+        """The port of a last argument `--port=N` that batchspawner has put there, else None.
 
         Next to a URL with a port it is batchspawner's only if it says the same: otherwise it
         belongs to the command (`standaloneproxy -- app --port=5000`).
         """
-        word = self.command[-1]
-        if len(self.command) < 2 or not word.startswith(PORT_WORD):
+        last = self.command[-1]
+        if len(self.command) < 2 or not last.startswith(PORT_ARGUMENT):
             return None
-        number = parse_port(word[len(PORT_WORD) :])
+        number = parse_port(last[len(PORT_ARGUMENT) :])
         return None if url_port and number not in (own, url_port) else number
 
     def _no_port(self) -> PortwrapError:
         seen = []
         if self.url:
-            seen.append(f"{SERVICE_URL} says {self.environ[SERVICE_URL]!r}")
-        if self.command[-1].startswith(PORT_WORD):
+            seen.append(f"{SERVICE_URL} is {self.environ[SERVICE_URL]!r}")
+        if self.command[-1].startswith(PORT_ARGUMENT):
             seen.append(f"the command ends with {self.command[-1]!r}")
-        found = " and ".join(seen) or f"there is no {SERVICE_URL} and no last word --port=N"
+        found = " and ".join(seen) or f"there is no {SERVICE_URL} and no last argument --port=N"
         message = f"no host port from 1 to 65535: {found}"
-        return PortwrapError(message, hint_for(message), EXIT_USAGE)
+        return PortwrapError(message, Failure.NO_HOST_PORT, EXIT_USAGE)
 
     @property
     def bind_address(self) -> str:
@@ -151,13 +169,18 @@ class Request:
             return EVERY_IPV4
         return self.url.bind_address or EVERY_ADDRESS
 
+    @property
+    def appended(self) -> list[str]:
+        """The argument that gives the guest port to a command to which nothing else does."""
+        has_field = any(GUEST_PORT_FIELD in argument for argument in self.command)
+        told = self.last_argument or self.url or has_field
+        return [] if told else [f"{PORT_ARGUMENT}{self.guest_port}"]
+
     def inner_command(self) -> list[str]:
         """The command with the guest port in place of the host port."""
-        command = list(self.command)
-        if self.last_word:
-            command[-1] = f"{PORT_WORD}{self.guest_port}"
-        elif not self.url and not any(GUEST_PORT_WORD in word for word in command):
-            command.append(f"{PORT_WORD}{self.guest_port}")
+        command = [*self.command, *self.appended]
+        if self.last_argument:
+            command[-1] = f"{PORT_ARGUMENT}{self.guest_port}"
         return fill_in(command, self.guest_port)
 
     def inner_environ(self, host: str = "127.0.0.1") -> dict[str, str]:
@@ -173,12 +196,12 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 
     `afresh` tells that this interpreter was started for nothing else.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    return run(PROGRAM, lambda: _main(words, afresh))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run(PROGRAM, lambda: _main(arguments, afresh))
 
 
-def _main(words: list[str], afresh: bool) -> int:
-    values, command = PARSER.parse(words, os.environ)
+def _main(argv: list[str], afresh: bool) -> int:
+    values, command = PARSER.parse(argv, os.environ)
     if "help" in values or "version" in values:
         from portwrap.cli import help
 
@@ -186,18 +209,18 @@ def _main(words: list[str], afresh: bool) -> int:
         return 0
     PARSER.warn_of_unknown(os.environ)
     if "check" in values:
-        return _check(values, command, words, afresh)
+        return _check(values, command, argv, afresh)
     for key in ("json", "hub", "apparmor"):
         if key in values:
-            raise PARSER.error(f"--{key} goes with --check")
+            raise PARSER.error(f"--{key} needs --check", f"Did you mean --check --{key}?")
     if not command:
         raise PARSER.error("no command")
     request = Request(values, command, os.environ)
     if "portwrap-path" in values:
-        _check_handed_over(values)
-        _hand_over(values["portwrap-path"], request)
+        _check_passed_on(values)
+        _exec_external(values["portwrap-path"], request)
     if is_threaded() and not afresh:
-        reexec("batchspawner_portwrap:main", words)
+        reexec("batchspawner_portwrap:main", argv)
     settings = common_settings(PARSER, values, request.host_port)
     settings["host_services"] += hub_services(os.environ)
     settings["node_services"] = hub_addresses(os.environ)
@@ -205,27 +228,47 @@ def _main(words: list[str], afresh: bool) -> int:
     sandbox = Sandbox(
         host_port=request.host_port, host=request.bind_address, program=PROGRAM, **settings
     )
+    for argument in request.appended:
+        log_step(sandbox, f"{argument} is appended to the command")
     launch(sandbox, request.inner_command(), request.inner_environ())
 
 
-def _check(
-    values: Mapping[str, str], command: Sequence[str], words: Sequence[str], afresh: bool
-) -> int:
-    """Look at this node instead of running a command."""
+def _check(values: Values, command: Sequence[str], argv: Sequence[str], afresh: bool) -> int:
+    """Check this node instead of running a command."""
+    if "apparmor" in values:
+        from portwrap.check.apparmor import profiles
+
+        sys.stdout.write(profiles(PROGRAM, command or [SINGLEUSER], os.environ))
+        return 0
+    if command:
+        raise PARSER.error(
+            f"--check takes no command (got {command[0]!r})", "Leave out what follows the options."
+        )
+    if is_threaded() and not afresh:
+        reexec("batchspawner_portwrap:main", argv)
     from portwrap.check import main as check  # nothing of it is needed to start
 
-    if command:
-        raise PARSER.error(f"--check runs no command, and there is {command[0]!r}")
-    if "apparmor" in values:
-        check.print_profiles(os.environ)
-        return 0
-    if is_threaded() and not afresh:
-        reexec("batchspawner_portwrap:main", words)
-    hub = values.get("hub") or os.environ.get(HUB_URLS[0], "")
+    hub = _hub(values)
     settings = common_settings(PARSER, values, 0)
-    settings["host_services"] += hub_services({HUB_URLS[0]: hub})
-    settings["node_services"] = hub_addresses({HUB_URLS[0]: hub})
+    hub_environ = {HUB_URLS[0]: hub.url if hub else ""}
+    settings["host_services"] += hub_services(hub_environ)
+    settings["node_services"] = hub_addresses(hub_environ)
     return check.main(PROGRAM, settings, hub, "json" in values)
+
+
+def _hub(values: Values) -> Api | None:
+    """The hub whose URL is to be requested, if there is one. Raises PortwrapError, status 2."""
+    from portwrap.check.api import Api, InvalidUrl
+
+    name = "--hub" if "hub" in values else HUB_URLS[0]
+    url = values.get("hub", os.environ.get(name) or None)
+    if url is None:
+        return None
+    try:
+        return Api("hub", "JupyterHub", "x-jupyterhub-version", url, HUB_URL_EXAMPLE)
+    except InvalidUrl as error:
+        meant = error.meant and f"Did you mean {assignment(name, error.meant)}?"
+        raise PARSER.error(f"{name} {error}", meant) from None
 
 
 def hub_services(environ: Mapping[str, str]) -> list[Service]:
@@ -245,21 +288,25 @@ def hub_addresses(environ: Mapping[str, str]) -> list[tuple[str, int]]:
     return found
 
 
-def _check_handed_over(values: Mapping[str, str]) -> None:
-    """Refuse what an external portwrap would not be told, but for how it forwards and what it says.
+def _check_passed_on(values: Values) -> None:
+    """Refuse what an external portwrap would not get, but for how it forwards and what it logs.
     Raises PortwrapError, status 2."""
     for option in COMMON_OPTIONS:
         lost = option.key not in ("guest-port", "forward", "verbose")
         if lost and values.get(option.key, option.default) != option.default:
-            raise PARSER.error(f"--{option.key} does not go with --portwrap-path")
+            name = values.origin(option.key)
+            raise PARSER.error(
+                f"{name} cannot be passed on to the program of --portwrap-path",
+                f"It gets the host port and the guest port only: leave out {name}.",
+            )
 
 
-def _hand_over(path: str, request: Request) -> NoReturn:
+def _exec_external(path: str, request: Request) -> NoReturn:
     """Become an external portwrap, which takes `-p HOST -P GUEST COMMAND… --port={guest-port}`."""
     program = find_command(path, os.environ)
-    command = request.command[:-1] if request.last_word else list(request.command)
-    if not any(GUEST_PORT_WORD in word for word in command):
-        command.append(PORT_WORD + GUEST_PORT_WORD)
+    command = request.command[:-1] if request.last_argument else list(request.command)
+    if not any(GUEST_PORT_FIELD in argument for argument in command):
+        command.append(PORT_ARGUMENT + GUEST_PORT_FIELD)
     ports = ["-p", str(request.host_port), "-P", str(request.guest_port)]
     # Its forward may lead to another address than 127.0.0.1 inside.
     environ = request.inner_environ(EVERY_IPV4)

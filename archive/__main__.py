@@ -14,8 +14,10 @@ def refuse_old_python():
     # type: () -> None
     if sys.version_info < (3, 8):
         message = "batchspawner-portwrap: needs Python 3.8 or newer, this is %s (%s)\n"
+        message += "  Run it by the Python of batchspawner-singleuser: /path/of/python3 %s ...\n"
         version = ".".join(str(part) for part in sys.version_info[:3])
-        sys.stderr.write(message % (version, sys.executable or os.readlink("/proc/self/exe")))
+        path = sys.executable or os.readlink("/proc/self/exe")
+        sys.stderr.write(message % (version, path, os.path.dirname(os.path.abspath(__file__))))
         sys.exit(125)
 
 

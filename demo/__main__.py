@@ -204,10 +204,10 @@ def say(words: str) -> None:
 
 
 def say_how_it_started(rig: Rig) -> None:
-    """The line that a start leaves in the job's log: ports, forward, way out, milliseconds."""
+    """The line that a start leaves in the job's log: ports, forwarding, outbound, milliseconds."""
     log = rig.last_job_log()
     for line in log.read_text().splitlines() if log else []:
-        if " leads to port " in line:
+        if ": forwarding " in line:
             say(line)
 
 

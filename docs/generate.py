@@ -20,18 +20,26 @@ from batchspawner_portwrap import PARSER  # noqa: E402
 from portwrap import __main__, __version__  # noqa: E402
 from portwrap.cli import help  # noqa: E402
 from portwrap.diagnostics import errors  # noqa: E402
-from portwrap.diagnostics import remedies as messages  # noqa: E402
+from portwrap.diagnostics.diagnostic import SYSTEMS, Diagnostic  # noqa: E402
+from portwrap.diagnostics.remedies import table  # noqa: E402
 
 MANUAL = "batchspawner-portwrap.1"
 COMPLETIONS = "docs/completions.bash"
 
 STATUSES = (
-    (str(errors.EXIT_USAGE), "the command line or the environment makes no sense"),
+    (str(errors.EXIT_USAGE), "invalid command line or environment"),
     (str(errors.EXIT_SANDBOX), "the sandbox could not be made; of --check: no session would start"),
-    (str(errors.EXIT_NOT_EXECUTABLE), "the command was found but cannot be run"),
+    (str(errors.EXIT_NOT_EXECUTABLE), "the command was found but cannot be executed"),
     (str(errors.EXIT_NOT_FOUND), "the command was not found"),
-    ("any other", "the command's own; a death by signal is the command's own, too"),
+    ("any other", "the command's exit status, or the signal that killed it"),
 )
+
+
+NAMES = {
+    "{check}": "batchspawner-portwrap.pyz",
+    "{singleuser}": "/path/of/batchspawner-singleuser",
+    "{subject}": "FILE",
+}
 
 
 # ---- README.md -------------------------------------------------------------------------------
@@ -43,18 +51,26 @@ def cell(text: str) -> str:
     return text
 
 
-def cure(row: messages.Refusal) -> str:
-    """Cause, cure, and the commands of every system."""
-    parts = [cell(row.cause), cell(row.cure)]
+def written(text: str) -> str:
+    """A text of the table of remedies, with names for what is known only where something failed."""
+    for field, name in NAMES.items():
+        text = text.replace(field, name)
+    return text
+
+
+def remedy(row: Diagnostic) -> str:
+    """Cause, remedy, and the commands of every system."""
+    parts = [cell(written(row.cause)), cell(written(row.remedy))]
     for system, command in row.commands.items():
-        who = f"{messages.SYSTEMS[system]}: " if system else ""
-        parts.append(f"{who}`{command.replace('|', chr(92) + '|')}`." if command else "")
+        who = f"{SYSTEMS[system]}: " if system else ""
+        text = written(command).replace("|", "\\|")
+        parts.append(f"{who}`{text}`." if command else "")
     return " ".join(part for part in parts if part)
 
 
 def troubleshooting() -> str:
-    rows = [f"| `{row.shows}` | {cure(row)} |\n" for row in messages.REFUSALS]
-    return "| the log says | cause and cure; commands are for root |\n|---|---|\n" + "".join(rows)
+    rows = [f"| `{row.example}` | {remedy(row)} |\n" for row in table()]
+    return "| the log has | cause and remedy; commands are for root |\n|---|---|\n" + "".join(rows)
 
 
 def options() -> str:
@@ -122,13 +138,14 @@ def manual() -> str:
     lines.append(".SH EXIT STATUS\n")
     lines += [f".TP\n{status}\n{roff(meaning)}\n" for status, meaning in STATUSES]
     lines.append(".SH EXAMPLES\n.nf\n")
-    lines += [f"{roff(line)}\n" for line in help.EXAMPLES[PARSER.program]]
+    lines += [f"{roff(line)}\n" for line in PARSER.examples]
     lines.append(".fi\n.SH DIAGNOSTICS\n")
-    for row in messages.REFUSALS:
-        lines.append(f".TP\n{roff(row.shows)}\n{roff(row.cause)} {roff(row.cure)}".rstrip() + "\n")
+    for row in table():
+        text = roff(written(f"{row.cause} {row.remedy}".rstrip()))
+        lines.append(f".TP\n{roff(row.example)}\n{text}\n")
         for system, command in row.commands.items():
-            who = f" on {messages.SYSTEMS[system]}" if system else ""
-            lines.append(f".br\nAs root{who}: {roff(command)}\n" if command else "")
+            who = f" on {SYSTEMS[system]}" if system else ""
+            lines.append(f".br\nAs root{who}: {roff(written(command))}\n" if command else "")
     lines.append(".SH SEE ALSO\nuser_namespaces(7), slirp4netns(1), pasta(1)\n")
     return "".join(lines)
 

@@ -7,7 +7,8 @@ import sys
 
 from . import __version__
 from .cli.common import COMMON_OPTIONS, common_settings, fill_in
-from .cli.parser import Option, Parser, run
+from .cli.parser import Option, Parser
+from .cli.run import run
 from .kernel.processes import is_threaded
 from .launch import ports
 from .launch.command import reexec
@@ -22,14 +23,15 @@ PROGRAM = "portwrap"
 PARSER = Parser(
     PROGRAM,
     "portwrap -p HOST_PORT [-P GUEST_PORT] [--host ADDRESS] COMMAND [ARG ...]",
-    "Run COMMAND in a user and network namespace of its own. The host's HOST_PORT leads to\n"
-    "GUEST_PORT inside; nothing else does. {guest-port} in COMMAND stands for that number.",
+    "Run COMMAND in a user and network namespace of its own. The host's HOST_PORT is forwarded to\n"
+    "GUEST_PORT in the sandbox; nothing else is. {guest-port} in COMMAND stands for GUEST_PORT.",
+    ["portwrap -p 40001 -P 8000 python3 -m http.server {guest-port}"],
     [
-        Option(("-p", "--host-port"), "PORT", "port of the host to listen on"),
+        Option(("-p", "--host-port"), "PORT", "host port to listen on"),
         Option(
             ("--host",),
             "ADDRESS",
-            "address of the host to listen on (default 0.0.0.0)",
+            "host address to listen on (default 0.0.0.0)",
             ports.EVERY_IPV4,
         ),
         *COMMON_OPTIONS,
@@ -45,12 +47,12 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 
     `afresh` tells that this interpreter was started for nothing else.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    return run(PROGRAM, lambda: _main(words, afresh))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run(PROGRAM, lambda: _main(arguments, afresh))
 
 
-def _main(words: list[str], afresh: bool) -> int:
-    values, command = PARSER.parse(words, os.environ)
+def _main(argv: list[str], afresh: bool) -> int:
+    values, command = PARSER.parse(argv, os.environ)
     if "help" in values or "version" in values:
         from .cli import help
 
@@ -60,8 +62,8 @@ def _main(words: list[str], afresh: bool) -> int:
     if not command:
         raise PARSER.error("no command")
     if "host-port" not in values:
-        raise PARSER.error("the port of the host is missing: -p HOST_PORT")
-    host_port = PARSER.port(values["host-port"], "-p/--host-port")
+        raise PARSER.error("no host port: -p HOST_PORT is missing")
+    host_port = PARSER.port(values, "host-port")
     sandbox = Sandbox(
         host_port=host_port,
         host=values["host"],
@@ -69,7 +71,7 @@ def _main(words: list[str], afresh: bool) -> int:
         **common_settings(PARSER, values, host_port),
     )
     if is_threaded() and not afresh:
-        reexec("portwrap.__main__:main", words)
+        reexec("portwrap.__main__:main", argv)
     launch(sandbox, fill_in(command, sandbox.guest_port), os.environ)
 
 

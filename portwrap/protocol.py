@@ -69,12 +69,13 @@ class NotNative(Message):
 
 
 class Refused(Message):
-    """There is no session."""
+    """There is no session. `failure` is an identifier of `diagnostics.errors.Failure`."""
 
-    FIELDS = (("reason", str),)
+    FIELDS = (("reason", str), ("failure", str))
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, failure: str) -> None:
         self.reason = reason
+        self.failure = failure
 
 
 class SeccompListener(Message):

@@ -1,1 +1,1 @@
-"""--check: would a session start on this node?"""
+"""--check: facts about a node, a session to look at, and the report."""

@@ -1,8 +1,8 @@
 """The probe: what `--check` runs as the command of a session.
 
-It runs alone, by `python -I -S`, its text handed over on the command line. It serves a token on
-the guest port, on another one and on an abstract unix socket, looks at what a server needs inside,
-and says what it finds as lines of JSON on standard output. It ends with its standard input.
+It runs alone, by `python -I -S`. It serves a token on the guest port, on another one and on an
+abstract unix socket, tries in the sandbox what a server needs there, and reports what it finds as
+lines of JSON on standard output. It ends with its standard input.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
-ROOT_QUESTION = b"\x01\x00\x00\x01\0\0\0\0\0\0\0\0\x02\0\x01"
+ROOT_QUERY = b"\x01\x00\x00\x01\0\0\0\0\0\0\0\0\x02\0\x01"
 """A DNS query (RFC 1035, 4.1) behind its number: which are the name servers of the root?"""
-ASK_AGAIN = 0.3
-"""Seconds after which a question is asked once more: UDP may lose it."""
+RESEND = 0.3
+"""Seconds after which a query is sent once more: UDP may lose it."""
 
 
-def main(settings: dict[str, Any]) -> None:
-    """Serve and look until standard input ends."""
-    token: str = settings["token"]
-    limit: float = settings["limit"]  # seconds for each look
-    listeners = listen(settings["guest_port"], token)
-    looks: list[tuple[str, Callable[[], dict[str, Any]]]] = []
-    if settings["look"]:
-        looks.append(("names", lambda: look_at_names(settings["servers"], limit)))
-        looks.append(("ssh", lambda: look_at_ssh(limit)))
-    if settings["look"] and settings["hub"]:
-        looks.append(("hub", lambda: look_at_hub(settings["hub"], limit)))
-    for name, look in looks:
-        threading.Thread(target=run, args=(name, look), daemon=True).start()
-    tell("listening", {"application": listeners[1].getsockname()[1]})
+def main(plan: Mapping[str, Any]) -> None:
+    """Serve and try until standard input ends."""
+    token: str = plan["token"]
+    timeout: float = plan["timeout"]  # seconds for each try
+    listeners = listen(plan["guest_port"], token)
+    tries: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    if plan["servers"]:
+        tries.append(("names", lambda: query_names(plan["servers"], timeout)))
+    if plan["ssh"]:
+        tries.append(("ssh", lambda: run_ssh(timeout)))
+    if plan["url"]:
+        tries.append(("url", lambda: request(plan["url"], timeout)))
+    for name, action in tries:
+        threading.Thread(target=run, args=(name, action), daemon=True).start()
+    report("listening", {"application": listeners[1].getsockname()[1]})
     serve(listeners, token.encode())
 
 
@@ -55,7 +56,7 @@ def listen(guest_port: int, token: str) -> list[socket.socket]:
 
 
 def serve(listeners: list[socket.socket], token: bytes) -> None:
-    """Send the token to whoever connects."""
+    """Send the token to every client."""
     watched: list[Any] = [0, *listeners]
     while True:
         ready, _, _ = select.select(watched, [], [])
@@ -71,70 +72,70 @@ def answer(connection: socket.socket, token: bytes) -> None:
     try:
         connection.sendall(token)
     except OSError:
-        pass  # whoever asked has gone
+        pass  # the client has gone
 
 
-def tell(name: str, found: dict[str, Any]) -> None:
+def report(name: str, found: Any) -> None:
     """One line on standard output."""
     os.write(1, (json.dumps({name: found}) + "\n").encode())
 
 
-def run(name: str, look: Callable[[], dict[str, Any]]) -> None:
-    """Look and tell; what goes wrong is told as well."""
+def run(name: str, action: Callable[[], dict[str, Any]]) -> None:
+    """Try it and report, errors as well."""
     began = time.monotonic()
+    report(name, {**attempt(action), "ms": round(1000 * (time.monotonic() - began))})
+
+
+def attempt(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the action finds, or the error that it meets."""
     try:
-        found = look()
+        return action()
     except Exception as error:
-        found = {"error": str(error) or type(error).__name__}
-    tell(name, {**found, "ms": round(1000 * (time.monotonic() - began))})
+        return {"error": getattr(error, "strerror", None) or str(error) or type(error).__name__}
 
 
-def look_at_names(servers: list[str], limit: float) -> dict[str, Any]:
-    """Ask each of these nameservers; the first that answers is named."""
+def query_names(servers: list[str], timeout: float) -> dict[str, Any]:
+    """Send each of these nameservers a query; the first that answers is named."""
     number = os.urandom(2)
-    deadline = time.monotonic() + limit
-    asked = [socket.socket(family(server), socket.SOCK_DGRAM) for server in servers]
+    deadline = time.monotonic() + timeout
+    sockets = [socket.socket(family(server), socket.SOCK_DGRAM) for server in servers]
     while time.monotonic() < deadline:
-        for server, question in zip(servers, asked):
+        for server, query in zip(servers, sockets):
             try:
-                question.sendto(number + ROOT_QUESTION, (server, 53))
+                query.sendto(number + ROOT_QUERY, (server, 53))
             except OSError:
                 pass  # out of reach: perhaps another one is not
-        patience = min(ASK_AGAIN, max(0.0, deadline - time.monotonic()))
-        for question in select.select(asked, [], [], patience)[0]:
-            if question.recv(4096)[:2] == number:
-                return {"server": servers[asked.index(question)]}
-    return {"error": f"no nameserver answers inside: {', '.join(servers)}"}
+        patience = min(RESEND, max(0.0, deadline - time.monotonic()))
+        for query in select.select(sockets, [], [], patience)[0]:
+            if query.recv(4096)[:2] == number:
+                return {"server": servers[sockets.index(query)]}
+    return {"error": f"no nameserver answers in the sandbox: {', '.join(servers)}"}
 
 
 def family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def look_at_hub(url: str, limit: float) -> dict[str, Any]:
-    """Ask the hub's API for its version, for which it wants no token."""
-    scheme, _, rest = url.partition("://")
-    place, _, path = rest.partition("/")
-    host, _, port = place.rpartition(":") if not place.endswith("]") else (place, "", "")
-    if not (host and port.isdigit()):
-        host, port = place, "443" if scheme == "https" else "80"
-    host = host.strip("[]")
-    connection = socket.create_connection((host, int(port)), timeout=limit)
-    if scheme == "https":
+def request(url: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """GET this URL: the status, and the header that gives the version of what answers."""
+    host, port = url["host"], url["port"]
+    connection = socket.create_connection((host, port), timeout=timeout)
+    if url["scheme"] == "https":
         import ssl
 
         connection = ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+    place = f"[{host}]" if ":" in host else host
     with connection:
-        request = f"GET /{path} HTTP/1.0\r\nHost: {place}\r\nConnection: close\r\n\r\n"
-        connection.sendall(request.encode())
+        text = f"GET {url['path']} HTTP/1.0\r\nHost: {place}:{port}\r\nConnection: close\r\n\r\n"
+        connection.sendall(text.encode())
         lines = connection.recv(4096).decode("latin-1").splitlines()
     if not lines or not lines[0].startswith("HTTP/"):
-        return {"error": "what answers there does not speak HTTP"}
+        return {"error": "the answer is not HTTP"}
     fields = dict(line.lower().partition(": ")[::2] for line in lines[1:])
-    return {"status": lines[0].partition(" ")[2], "hub": fields.get("x-jupyterhub-version", "")}
+    return {"status": lines[0].partition(" ")[2], "version": fields.get(url["header"], "")}
 
 
-def look_at_ssh(limit: float) -> dict[str, Any]:
+def run_ssh(timeout: float) -> dict[str, Any]:
     """Have ssh read its configuration, without connecting anywhere."""
     path = shutil.which("ssh")
     if path is None:
@@ -144,10 +145,10 @@ def look_at_ssh(limit: float) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        timeout=limit,
+        timeout=timeout,
         check=False,
     )
     if result.returncode == 0:
         return {}
-    said = result.stderr.decode(errors="replace").strip().splitlines()
-    return {"error": said[-1] if said else f"status {result.returncode}"}
+    lines = result.stderr.decode(errors="replace").strip().splitlines()
+    return {"error": lines[-1] if lines else f"status {result.returncode}"}

@@ -2,104 +2,122 @@
 
 from __future__ import annotations
 
-from ..launch import network, ports, services
+from ..launch import drivers, ports, services
 from ..launch.sandbox import FORWARDS, GUEST_PORT
 from ..launch.startup_line import log_what_was_made
-from .parser import Option, Parser
+from .parser import Option, assignment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
-GUEST_PORT_WORD = "{guest-port}"
+    from .parser import Parser, Values
+
+GUEST_PORT_FIELD = "{guest-port}"
 
 COMMON_OPTIONS = (
     Option(
         ("-P", "--guest-port"),
         "PORT",
-        f"port that COMMAND listens on inside (default {GUEST_PORT})",
+        f"port that COMMAND binds in the sandbox (default {GUEST_PORT})",
         str(GUEST_PORT),
     ),
     Option(
         ("--forward",),
-        "auto|native|relay",
-        "give the server the host's own socket, or relay to it (default auto)",
+        "|".join(FORWARDS),
+        "how connections reach the server: native (it gets the host's socket), relay (proxied),"
+        " auto",
         "auto",
     ),
     Option(
         ("--allow-from",),
-        "ADDRESS[/BITS]",
-        "accept clients of the host port from there only; may be repeated",
+        "CIDR",
+        "accept connections to the host port only from this CIDR (implies --forward relay)",
         repeatable=True,
         may_be_empty=False,
     ),
     Option(
         ("--network",),
-        "WAY_OUT",
-        "slirp4netns, pasta, none (no way out), or auto, the first one found",
-        "auto",
+        "DRIVER",
+        f"outbound network: {', '.join(drivers.CHOICES[1:])}, or auto (first found)",
+        drivers.AUTO,
     ),
     Option(
         ("--publish",),
         "PORT[:PORT]",
-        "lead one more port of the host inside, or a range; may be repeated",
+        "also forward this host port (or range) into the sandbox",
         repeatable=True,
     ),
     Option(
         ("--host-service",),
         "PORT",
-        "let 127.0.0.1:PORT inside be that of the host; may be repeated",
+        "make the host's 127.0.0.1:PORT reachable in the sandbox",
         repeatable=True,
     ),
-    Option(("-v", "--verbose"), "", "say on standard error what is done, step by step"),
+    Option(("-v", "--verbose"), "", "log each step to stderr"),
 )
 
 LOGGED_OPTIONS = {"verbose", "publish", "host-service"}
 
 
 def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
-    """The command with the guest port wherever {guest-port} stands."""
-    return [word.replace(GUEST_PORT_WORD, str(guest_port)) for word in command]
+    """The command with the guest port in place of each {guest-port}."""
+    return [argument.replace(GUEST_PORT_FIELD, str(guest_port)) for argument in command]
 
 
-def common_settings(parser: Parser, values: Mapping[str, str], host_port: int) -> dict[str, Any]:
-    """What COMMON_OPTIONS say, for a Sandbox. Raises PortwrapError, status 2."""
-    published = parser.port_pairs(values["publish"], "--publish") if "publish" in values else []
+def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str, Any]:
+    """What COMMON_OPTIONS mean, for a Sandbox. Raises PortwrapError, status 2."""
+    published = parser.port_pairs(values, "publish")
     if host_port in (port for port, _ in published):
-        raise parser.error(f"--publish: {host_port} is the host port already")
-    forward = parser.choice(values["forward"], "--forward", FORWARDS)
+        name = values.origin("publish")
+        raise parser.error(
+            f"{name}: {host_port} is the host port already", f"Leave {host_port} out of {name}."
+        )
+    forward = parser.choice(values, "forward", FORWARDS)
     return {
-        "guest_port": parser.port(values["guest-port"], "-P/--guest-port"),
+        "guest_port": parser.port(values, "guest-port"),
         "forward": forward,
-        "allow_from": _allow_from(parser, values.get("allow-from"), forward),
-        "network": parser.choice(values["network"], "--network", network.NETWORK_DRIVERS),
+        "allow_from": _allow_from(parser, values, forward),
+        "network": parser.choice(values, "network", drivers.CHOICES),
         "verbose": "verbose" in values,
         "published": published,
-        "host_services": _host_services(parser, values.get("host-service")),
-        # Holes are always told of, the rest only on request.
+        "host_services": [
+            service
+            for port in parser.ports(values, "host-service")
+            for service in services.of_port(port)
+        ],
+        # Openings are always logged, the rest only on request.
         "announce": log_what_was_made if LOGGED_OPTIONS.intersection(values) else None,
     }
 
 
-def _allow_from(parser: Parser, text: str | None, forward: str) -> str:
+def _allow_from(parser: Parser, values: Values, forward: str) -> str:
     """The networks whose clients are accepted; "" for all. Raises PortwrapError, status 2."""
-    if text is None:
+    if "allow-from" not in values:
         return ""
+    text, name = values["allow-from"], values.origin("allow-from")
     try:
         ports.parse_networks(text)
     except ValueError as error:
-        raise parser.error(f"--allow-from: {error}") from None
+        raise parser.error(f"{name}: {error}", _nearest_networks(text, name)) from None
     if forward == "native":
-        raise parser.error("--allow-from needs the relay: it cannot go with --forward native")
+        raise parser.error(
+            f"{name} needs the relay, and {values.origin('forward')} is native",
+            f"Leave out {assignment(values.origin('forward'), 'native')}.",
+        )
     return text
 
 
-def _host_services(parser: Parser, text: str | None) -> list[services.Service]:
-    """The services that a list of ports means. Raises PortwrapError, status 2."""
-    if text is None:
-        return []
-    pairs = parser.port_pairs(text, "--host-service")
-    if any(port != other for port, other in pairs):
-        raise parser.error(f"--host-service: the port inside is that of the host, not {text!r}")
-    return [service for port, _ in pairs for service in services.of_port(port)]
+def _nearest_networks(text: str, name: str) -> str:
+    """A remedy for a list of networks that is none."""
+    import ipaddress  # only mistakes need it
+
+    networks = []
+    for item in text.split(","):
+        try:
+            networks.append(str(ipaddress.ip_network(item.strip(), strict=False)))
+        except ValueError:
+            named = item.replace("-", "").replace(".", "").isalnum() and not item[:1].isdigit()
+            return f"Give numeric addresses: getent ahosts {item}" if named else ""
+    return f"Did you mean {assignment(name, ','.join(networks))}?"

@@ -1,7 +1,9 @@
-"""The text of --help, by topic. The manual page and the README's table are made of the same rows
-(docs/generate.py)."""
+"""The text of --help, by topic. The manual page and the documentation's table are made of the same
+rows (docs/generate.py)."""
 
 from __future__ import annotations
+
+from textwrap import fill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,25 +12,19 @@ if TYPE_CHECKING:
     from .parser import Option, Parser
 
 TOPICS: Sequence[tuple[str, Sequence[str]]] = (
-    ("Where it listens", ("port", "host-port", "host", "guest-port", "publish", "allow-from")),
-    ("Looking at a node", ("check", "json", "hub", "apparmor")),
-    ("What it says", ("verbose", "quiet", "help", "version")),
+    ("Ports", ("port", "host-port", "host", "guest-port", "publish", "allow-from")),
+    ("Node check", ("check", "json", "hub", "apparmor")),
+    ("Output", ("verbose", "quiet", "help", "version")),
 )
 """The options by what they are about; all others are about the sandbox."""
-OTHERS = "The sandbox"
-
-EXAMPLES = {
-    "batchspawner-portwrap": (
-        "batchspawner-portwrap.pyz --port 40001 jupyterhub-singleuser    # by hand",
-        "srun -N4 /path/batchspawner-portwrap.pyz --check    # would a session start there?",
-    ),
-    "portwrap": ("portwrap -p 40001 -P 8000 python3 -m http.server {guest-port}",),
-}
+OTHERS = "Sandbox"
+LINE = 100
+"""Columns of a line."""
 
 PRECEDENCE = """\
-Every option but those of 'Looking at a node', --help and --version can come from the environment:
---guest-port as PORTWRAP_GUEST_PORT, a switch as 1 or 0. The command line wins over the
-environment, and that over the default. An empty variable counts as none, but for
+Every option can also be set by an environment variable, except those of 'Node check', --help and
+--version: --guest-port by PORTWRAP_GUEST_PORT, a switch by 1 or 0. The command line overrides the
+environment, and the environment the default. An empty variable counts as unset, except
 PORTWRAP_ALLOW_FROM, where it is an error.
 """
 
@@ -48,12 +44,27 @@ def left_side(option: Option) -> str:
     return ", ".join(option.names) + f" {option.value}".rstrip()
 
 
+def row(option: Option, width: int) -> str:
+    """The option and its help, which is folded beside it."""
+    margin = " " * (width + 2)
+    return (
+        fill(
+            option.text,
+            LINE,
+            initial_indent=f"  {left_side(option):<{width}}",
+            subsequent_indent=margin,
+            break_on_hyphens=False,
+        )
+        + "\n"
+    )
+
+
 def text(parser: Parser) -> str:
     """All of --help."""
     width = max(len(left_side(option)) for option in parser.options) + 2
     parts = [f"usage: {parser.usage}\n\n{parser.about}\n"]
     for title, options in topics(parser):
-        rows = [f"  {left_side(option):<{width}}{option.text}\n" for option in options]
+        rows = [row(option, width) for option in options]
         parts.append(f"\n{title}:\n{''.join(rows)}")
-    examples = "".join(f"  {line}\n" for line in EXAMPLES[parser.program])
+    examples = "".join(f"  {line}\n" for line in parser.examples)
     return f"{''.join(parts)}\nExamples:\n{examples}\n{PRECEDENCE}"

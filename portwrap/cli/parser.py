@@ -6,22 +6,22 @@ names, and drops "--" there.
 
 from __future__ import annotations
 
-from ..diagnostics.errors import EXIT_SANDBOX, EXIT_USAGE, PortwrapError
+from ..diagnostics.errors import EXIT_USAGE, Failure, PortwrapError
 from ..diagnostics.log import log
-from ..launch.ports import parse_pairs, parse_port
+from ..launch.ports import parse_pairs, parse_port, parse_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    Texts = dict[str, str]
+else:
+    Texts = dict  # Python 3.8 has no dict[str, str]
 
 PREFIX = "PORTWRAP_"
 NOT_SETTINGS = ("PORTWRAP_TEST", "PORTWRAP_DEMO")
 """Beginnings of names that the project's own tests and demonstration use."""
-ANYWHERE = (OSError, ImportError, MemoryError)
-"""Exceptions that the system can cause at any place. All others are faults of ours: they must be
-seen with their traceback."""
-SWITCHED_OFF = ("0", "no", "false", "off")
+ON, OFF = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
 
 
 class Option:
@@ -58,19 +58,38 @@ class Option:
         return PREFIX + self.key.upper().replace("-", "_")
 
 
+class Values(Texts):
+    """The values of the options, by key, and how each was written: `--name` or `PORTWRAP_NAME`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.origins: dict[str, str] = {}
+
+    def set(self, option: Option, value: str, origin: str) -> None:
+        """A value from this option or variable, in place of any earlier one."""
+        self[option.key] = value
+        self.origins[option.key] = origin
+
+    def origin(self, key: str) -> str:
+        """How messages name this option: as the user has written it."""
+        return self.origins.get(key, f"--{key}")
+
+
 class Parser:
-    """Reads our options up to the first word that is none of them."""
+    """Reads our options up to the first argument that is none of them."""
 
     def __init__(
         self,
         program: str,
         usage: str,
         about: str,
+        examples: Sequence[str],
         options: Sequence[Option],
         actions: Sequence[Option] = (),
     ) -> None:
         self.program = program
         self.usage = usage
+        self.examples = examples
         self.about = about
         self.settable = options
         self.options = [
@@ -81,76 +100,120 @@ class Parser:
         ]
         self.by_name = {name: option for option in self.options for name in option.names}
 
-    def parse(
-        self, argv: Sequence[str], environ: Mapping[str, str]
-    ) -> tuple[dict[str, str], list[str]]:
+    def parse(self, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Values, list[str]]:
         """Return the values of our options and the command. Raises PortwrapError, status 2.
 
-        The command line wins over the environment, and that over the default.
+        The command line overrides the environment, and that the default.
         """
-        values = {option.key: option.default for option in self.settable if option.default}
-        for option in self.settable:
-            text = environ.get(option.variable)
-            if text == "" and not option.may_be_empty:
-                values[option.key] = ""
-            elif text and (option.value or text.lower() not in SWITCHED_OFF):
-                values[option.key] = text
-        given = set()
+        values = self._from_environment(environ)
+        given: set[str] = set()
         rest = list(argv)
         while rest and rest[0].startswith("-") and rest[0] != "-":
-            word = rest.pop(0)
-            if word == "--":
+            argument = rest.pop(0)
+            if argument == "--":
                 break
-            option, value = self._split(word)
+            option, name, value = self._split(argument)
             if option.value and value is None:
                 if not rest:
-                    raise self.error(f"{word} needs a value: {option.value}")
+                    raise self.error(f"{argument} needs a value: {option.value}")
                 value = rest.pop(0)
             elif not option.value and value is not None:
-                raise self.error(f"{word}: {option.names[-1]} takes no value")
+                raise self.error(f"{argument}: {option.names[-1]} takes no value")
             if option.repeatable and option.key in given:
                 value = f"{values[option.key]},{value}"
             given.add(option.key)
-            values[option.key] = value or ""
+            values.set(option, value or "", name)
         return values, rest
 
-    def _split(self, word: str) -> tuple[Option, str | None]:
-        """The option of this word, and its value where it holds one: --name=VALUE or -xVALUE."""
-        if word in self.by_name:
-            return self.by_name[word], None
-        name, equals, value = word.partition("=")
-        if equals and word.startswith("--") and name in self.by_name:
-            return self.by_name[name], value
-        short = self.by_name.get(word[:2])
-        if short is not None and short.value and not word.startswith("--"):
-            return short, word[2:]
-        raise self.error(f"unknown option {word}")
+    def _from_environment(self, environ: Mapping[str, str]) -> Values:
+        values = Values()
+        for option in self.settable:
+            if option.default:
+                values[option.key] = option.default
+            text = environ.get(option.variable)
+            if text is None or (text == "" and option.may_be_empty):
+                continue
+            if option.value or self._switched_on(option.variable, text):
+                values.set(option, text, option.variable)
+        return values
 
-    def error(self, message: str) -> PortwrapError:
+    def _switched_on(self, variable: str, text: str) -> bool:
+        if text.lower() not in (*ON, *OFF):
+            raise self.error(f"{variable} must be 1 or 0, not {text!r}", f"Set {variable}=1")
+        return text.lower() in ON
+
+    def _split(self, argument: str) -> tuple[Option, str, str | None]:
+        """The option of this argument, its name as written, and its value where the argument has
+        one: --name=VALUE or -xVALUE."""
+        if argument in self.by_name:
+            return self.by_name[argument], argument, None
+        name, equals, value = argument.partition("=")
+        if equals and argument.startswith("--") and name in self.by_name:
+            return self.by_name[name], name, value
+        short = self.by_name.get(argument[:2])
+        if short is not None and short.value and not argument.startswith("--"):
+            return short, argument[:2], argument[2:]
+        near = nearest(name, self.by_name, "-")
+        raise self.error(f"unknown option {argument}", f"Did you mean {near}?" if near else "")
+
+    def error(self, message: str, remedy: str = "") -> PortwrapError:
         """A usage error."""
-        return PortwrapError(message, f"Usage: {self.usage}; --help tells more.", EXIT_USAGE)
+        remedy = remedy or f"Usage: {self.usage}; see --help."
+        return PortwrapError(message, Failure.USAGE, EXIT_USAGE, remedy=remedy)
 
-    def port(self, text: str, what: str) -> int:
+    # -- values ----------------------------------------------------------------------------
+
+    def port(self, values: Values, key: str) -> int:
         """The number of a TCP port. Raises PortwrapError, status 2."""
-        number = parse_port(text)
+        number = parse_port(values[key])
         if number is None:
-            raise self.error(f"{what} must be a number from 1 to 65535, not {text!r}")
+            name = values.origin(key)
+            raise self.error(f"{name} must be a number from 1 to 65535, not {values[key]!r}")
         return number
 
-    def port_pairs(self, text: str, what: str) -> list[tuple[int, int]]:
-        """Pairs of ports, no first one twice. Raises PortwrapError, status 2."""
+    def port_pairs(self, values: Values, key: str) -> list[tuple[int, int]]:
+        """Pairs of ports, no first one twice; none where the option is not set. Raises
+        PortwrapError, status 2."""
+        if key not in values:
+            return []
+        text, name = values[key], values.origin(key)
         pairs = parse_pairs(text)
         if pairs is None:
-            raise self.error(f"{what} must be PORT[:PORT] or a range of them, not {text!r}")
+            raise self.error(f"{name} must be PORT[:PORT] or a range of them, not {text!r}")
         if len({first for first, _ in pairs}) != len(pairs):
-            raise self.error(f"{what} names a port twice: {text!r}")
+            raise self.error(f"{name} names a port twice: {text!r}")
         return pairs
 
-    def choice(self, text: str, what: str, choices: Sequence[str]) -> str:
+    def ports(self, values: Values, key: str) -> list[int]:
+        """Ports, each of them once; none where the option is not set. Raises PortwrapError, status
+        2."""
+        if key not in values:
+            return []
+        text, name = values[key], values.origin(key)
+        found = parse_ranges(text)
+        if found is None:
+            first = text.partition(":")[0]
+            near = assignment(name, first) if parse_ranges(first) else ""
+            raise self.error(
+                f"{name} must be PORT or a range FIRST-LAST, not {text!r}",
+                f"The port in the sandbox is that of the host: {near}" if near else "",
+            )
+        if len(set(found)) != len(found):
+            raise self.error(f"{name} names a port twice: {text!r}")
+        return found
+
+    def choice(self, values: Values, key: str, choices: Sequence[str]) -> str:
         """One of the choices. Raises PortwrapError, status 2."""
+        text, name = values[key], values.origin(key)
         if text not in choices:
-            raise self.error(f"{what} must be one of {', '.join(choices)}, not {text!r}")
+            near = nearest(text, choices)
+            raise self.error(
+                f"{name} must be one of {', '.join(choices)}, not {text!r}",
+                f"Did you mean {assignment(name, near)}?" if near else "",
+            )
         return text
+
+    # -- variables -------------------------------------------------------------------------
 
     def warn_of_unknown(self, environ: Mapping[str, str], others: Sequence[str] = ()) -> None:
         """Name the variables that look like settings of ours and are none, in one line.
@@ -165,24 +228,25 @@ class Parser:
         unknown = [name for name in unknown if not name.startswith(NOT_SETTINGS)]
         if unknown:
             names = ", ".join(map(repr, unknown)).replace("'", "")
-            log(f"{self.program}: not a setting: {names}; there are {', '.join(settings)}\n")
+            near = filter(None, (nearest(name, settings, PREFIX) for name in unknown))
+            meant = " or ".join(dict.fromkeys(near))
+            known = f"did you mean {meant}?" if meant else f"known are {', '.join(settings)}"
+            kind = "variables" if len(unknown) > 1 else "variable"
+            log(f"{self.program}: unknown {kind} {names} ignored; {known}\n")
 
 
-def run(program: str, action: Callable[[], int]) -> int:
-    """Print an expected failure on standard error and return its exit status."""
-    try:
-        return action()
-    except PortwrapError as error:
-        log(error.lines(program))
-        return error.exit_code
-    except ANYWHERE as error:
-        log(_unexpected(error).lines(program))
-        return EXIT_SANDBOX
+def nearest(text: str, known: Iterable[str], same: str = "") -> str:
+    """The known word that this one was meant to be; "" where none is near. `same` is what all of
+    them begin with."""
+    from difflib import get_close_matches  # only mistakes need it
+
+    rest = {word[len(same) :].lower(): word for word in known}
+    wrong = text[len(same) :].lower()
+    longer = [word for word in rest if wrong and word.startswith(wrong)]
+    near = longer if len(longer) == 1 else get_close_matches(wrong, list(rest), 1)
+    return rest[near[0]] if near else ""
 
 
-def _unexpected(error: BaseException) -> PortwrapError:
-    try:
-        from ..diagnostics import unexpected  # read only once something has failed
-    except ANYWHERE:
-        return PortwrapError(f"setting up: {error}", "There is nothing left to read more with.")
-    return unexpected.refusal_of(error)
+def assignment(name: str, value: str) -> str:
+    """The option or the variable with this value, as a shell takes it."""
+    return f"{name} {value}" if name.startswith("-") else f"{name}={value}"

@@ -1,289 +1,402 @@
-"""Every refusal seen in the field: its signature, what it means, and what mends it.
+"""The table of causes and remedies, keyed by the identifier of a failure (`errors.Failure`).
 
-The start (`errors.hint_for`) and `--check` both ask here, only once something has failed, and the
-README's troubleshooting is made of the same rows (docs/generate.py).
+What is printed where a start fails, `--check`, the documentation's troubleshooting and the manual
+page (docs/generate.py) are made of the same rows.
 """
 
 from __future__ import annotations
 
 import re
 
+from ..launch.drivers import NETWORK_DRIVERS
+from ..launch.drivers.driver import INSTALL_EVERYWHERE
+from .diagnostic import Diagnostic, fill_in, this_system
+from .errors import Failure, PortwrapError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 SYSCTL = "echo {0} >>/etc/sysctl.d/90-portwrap.conf; sysctl -p /etc/sysctl.d/90-portwrap.conf"
-SYSTEMS = {
-    "debian": "Debian, Ubuntu",
-    "rhel": "RHEL 8 and 9",
-    "rhel10": "RHEL 10",
-}
-"""The systems that have commands of their own; "" stands for all others."""
+PROFILE = "/etc/apparmor.d/batchspawner-portwrap"
 
-
-class Refusal:
-    """One row: `pattern` finds it in a message, `shows` is that message for people, `cause` and
-    `cure` are sentences, `commands` are for root, by system.
-
-    `setting` is a file below /proc/sys and the content that it must have for this row to be the
-    reason. `recorded` rows were taken from reports: no test can make them happen for real.
-    """
-
-    def __init__(
-        self,
-        pattern: str,
-        shows: str,
-        cause: str,
-        cure: str = "",
-        commands: Mapping[str, str] | str = "",
-        setting: tuple[str, str] | None = None,
-        recorded: bool = False,
-    ) -> None:
-        self.pattern = pattern
-        self.shows = shows
-        self.cause = cause
-        self.cure = cure
-        self.commands = {"": commands} if isinstance(commands, str) else commands
-        self.setting = setting
-        self.recorded = recorded
-
-    def command(self, system: str) -> str:
-        """What root is to run on this system; "" where no command mends it."""
-        return self.commands.get(system) or self.commands.get("", "")
-
-    def hint(self, system: str) -> str:
-        """Cause, cure and command in one line."""
-        command = self.command(system)
-        parts = [self.cause, self.cure, f"As root: {command}" if command else ""]
-        return " ".join(part for part in parts if part)
-
-
-INSTALL = {
-    "debian": "apt-get install slirp4netns",
-    "rhel": "dnf install slirp4netns",
-    "rhel10": "dnf install passt",
-}
-
-REFUSALS: Sequence[Refusal] = (
-    # ---- namespaces ----------------------------------------------------------------------------
-    Refusal(
-        r"unshare.*: (No space|Invalid arg|Operation not)",
+NAMESPACES = (
+    Diagnostic(
+        Failure.NAMESPACE_LIMIT,
         "unshare(…): No space left on device",
         "User namespaces are switched off (user.max_user_namespaces is 0).",
-        "",
-        SYSCTL.format("user.max_user_namespaces=28633"),
-        ("user/max_user_namespaces", "0"),
+        commands=SYSCTL.format("user.max_user_namespaces=28633"),
+        setting=("user/max_user_namespaces", "0"),
     ),
-    Refusal(
-        r"unshare.*: No space",
+    Diagnostic(
+        Failure.NAMESPACE_LIMIT,
         "unshare(…): No space left on device",
         "Network namespaces are switched off (user.max_net_namespaces is 0).",
-        "",
-        SYSCTL.format("user.max_net_namespaces=28633"),
-        ("user/max_net_namespaces", "0"),
+        commands=SYSCTL.format("user.max_net_namespaces=28633"),
+        setting=("user/max_net_namespaces", "0"),
     ),
-    Refusal(
-        r"unshare.*: No space",
+    Diagnostic(
+        Failure.NAMESPACE_LIMIT,
         "unshare(…): No space left on device",
         "The limit of namespaces is reached (user.max_user_namespaces, user.max_net_namespaces).",
-        "'lsns' shows who has them; raise the limit, or look for a program that leaks them.",
+        "'lsns' lists them: raise the limit, or find the program that leaks them.",
         SYSCTL.format("user.max_user_namespaces=65536"),
     ),
-    Refusal(
-        r"unshare.*: Operation not",
+    Diagnostic(
+        Failure.NAMESPACE_FORBIDDEN,
         "unshare(…): Operation not permitted",
-        "User namespaces are for root only (kernel.unprivileged_userns_clone is 0, older Debian).",
-        "",
-        SYSCTL.format("kernel.unprivileged_userns_clone=1"),
-        ("kernel/unprivileged_userns_clone", "0"),
+        "Only root may create user namespaces (kernel.unprivileged_userns_clone is 0, older"
+        " Debian).",
+        commands=SYSCTL.format("kernel.unprivileged_userns_clone=1"),
+        setting=("kernel/unprivileged_userns_clone", "0"),
         recorded=True,
     ),
-    Refusal(
-        r"(unshare|setting up the user namespace).*: (Operation not|Permission den)",
+    Diagnostic(
+        Failure.NAMESPACE_FORBIDDEN,
         "setting up the user namespace (/proc/self/uid_map): Operation not permitted",
         "AppArmor restricts user namespaces (Ubuntu 24.04 and later).",
-        "A profile allows them to this program alone.",
-        "batchspawner-portwrap.pyz --check --apparmor >/etc/apparmor.d/batchspawner-portwrap"
-        " && apparmor_parser -r /etc/apparmor.d/batchspawner-portwrap",
+        "A profile allows them for this program alone.",
+        f"""p=$({{check}} --check --apparmor {{singleuser}}) && printf '%s\\n' "$p" >{PROFILE}"""
+        f" && apparmor_parser -r {PROFILE}",
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
-        recorded=True,
     ),
-    Refusal(
-        r"(unshare|setting up the user namespace).*: (Operation not|Permission den)",
+    Diagnostic(
+        Failure.NAMESPACE_FORBIDDEN,
         "unshare(…): Operation not permitted",
-        "Something outside forbids user namespaces: a container, a chroot, a seccomp filter or a"
-        " security module around the job.",
-        "'unshare -Urn true' must work in the same place, inside a job.",
+        "A container, chroot, seccomp filter or security module around the job forbids user"
+        " namespaces.",
+        "'unshare -Urn true' must succeed in the same place, inside a job.",
     ),
-    Refusal(
-        r"unshare.*threads",
+    Diagnostic(
+        Failure.NAMESPACE_THREADS,
         "unshare(…): Invalid argument, with … threads",
         "This interpreter starts a thread by itself, and a process with threads cannot enter a"
         " user namespace.",
         "Look at LD_PRELOAD and at the .pth files of this Python.",
     ),
-    Refusal(
-        r"(unshare|setting up the user namespace).*: (Invalid|Function not)",
+    Diagnostic(
+        Failure.NAMESPACE_MISSING,
         "unshare(…): Invalid argument",
-        "This kernel has no user or network namespaces: Linux 4.18 or newer with both is needed.",
-        "RHEL 7 needs a start of the kernel with user_namespace.enable=1 and"
-        " namespace.unpriv_enable=1.",
+        "This kernel lacks user or network namespaces: Linux 4.18 or newer with both is required.",
+        "RHEL 7 needs the kernel parameters user_namespace.enable=1 and namespace.unpriv_enable=1.",
         recorded=True,
     ),
-    # ---- the network helper --------------------------------------------------------------------
-    Refusal(
-        r"pasta does not run for root",
-        "pasta does not run for root",
-        "It gives up root's rights, and with them those over the sandbox.",
-        "Root needs slirp4netns, or --network none for loopback only.",
-        {"debian": "apt-get install slirp4netns", "rhel": "dnf install slirp4netns"},
+    Diagnostic(
+        Failure.NAMESPACE,
+        "unshare(…): …",
+        "The kernel refuses new user and network namespaces.",
+        "'unshare -Urn true' must succeed in the same place, inside a job.",
     ),
-    Refusal(
-        r"is not on PATH, and without it",
-        "slirp4netns is not on PATH",
-        "Install it on every node; batch jobs may have a shorter PATH than your shell.",
-        "",
-        INSTALL,
-    ),
-    Refusal(
-        r"/dev/net/tun.{0,3}: No such file",
+)
+
+TUN = (
+    Diagnostic(
+        Failure.TUN_MISSING,
         "/dev/net/tun: No such file or directory",
         "The tun device is missing on this node.",
-        "",
-        "modprobe tun; [ -c /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; };"
-        " chmod 0666 /dev/net/tun",
+        commands="modprobe tun; [ -c /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c"
+        " 10 200; }; chmod 0666 /dev/net/tun",
+        words=r"/dev/net/tun.{0,3}: No such file",
     ),
-    Refusal(
-        r"/dev/net/tun.{0,3}: (Permission|Operation)",
+    Diagnostic(
+        Failure.TUN_MODE,
         "/dev/net/tun: Permission denied",
         "Every user must be able to open the tun device.",
-        "Under Slurm's ConstrainDevices allow it in cgroup_allowed_devices_file.conf.",
-        "chmod 0666 /dev/net/tun",
+        commands="chmod 0666 /dev/net/tun",
+        words=r"/dev/net/tun.{0,3}: Permission",
     ),
-    Refusal(
-        r"/dev/net/tun|TUNSETIFF|tun socket",
+    Diagnostic(
+        Failure.TUN_FORBIDDEN,
+        "/dev/net/tun: Operation not permitted",
+        "A device cgroup forbids the tun device.",
+        "Allow it where the job gets its devices: DeviceAllow=/dev/net/tun of a systemd unit.",
+        words=r"/dev/net/tun.{0,3}: Operation",
+        recorded=True,
+    ),
+    Diagnostic(
+        Failure.TUN_BROKEN,
         "/dev/net/tun: …",
         "The tun device does not work: 'ls -l /dev/net/tun' must show crw-rw-rw- and 10, 200.",
         "If it does, 'ausearch -c pasta' shows whether SELinux forbids it.",
         "rm /dev/net/tun; mknod /dev/net/tun c 10 200; chmod 0666 /dev/net/tun",
+        words=r"/dev/net/tun|TUNSETIFF|tun socket",
     ),
-    Refusal(
-        r"unrecognized option",
-        "… unrecognized option",
-        "This network helper is too old: slirp4netns 0.4.0 or pasta 2022_07_14 is needed.",
-        recorded=True,
+)
+
+LIMITS = (
+    Diagnostic(
+        Failure.DESCRIPTORS,
+        "…: Too many open files",
+        "The limit of open files is too low: a start needs about 40, and each relayed connection"
+        " uses two more, on top of those of kernels and open files.",
+        "'ulimit -Hn' prints the hard limit. Raise it to 4096 or more: LimitNOFILE= of slurmd's"
+        " unit, or nofile in /etc/security/limits.conf.",
+        words=r"Too many (open files|references)",
     ),
-    Refusal(
-        r"netns dir open: Permission denied|pasta.*/ns/.*: Permission denied",
-        "pasta …: netns dir open: Permission denied",
-        "SELinux or AppArmor forbids pasta to enter the sandbox: see 'ausearch -c pasta'.",
-        "PORTWRAP_NETWORK=slirp4netns is the way around it.",
-        {"rhel": "dnf upgrade passt-selinux", "rhel10": "dnf upgrade passt-selinux"},
-        recorded=True,
+    Diagnostic(
+        Failure.FEW_DESCRIPTORS,
+        "limit 1024, at most 1000; …",
+        "Each relayed connection uses two file descriptors, on top of those of kernels and open"
+        " files.",
+        "Raise the hard limit: LimitNOFILE= of slurmd's unit, or nofile in"
+        " /etc/security/limits.conf.",
     ),
-    Refusal(
-        r"/ns/(net|user).*Permission denied",
-        "/proc/…/ns/net: Permission denied",
-        "AppArmor or SELinux forbids the helper to enter the sandbox.",
-        "See 'ausearch -c slirp4netns' or 'journalctl -k --grep DENIED' as root;"
-        " PORTWRAP_NETWORK=pasta is the way around it.",
-        recorded=True,
+    Diagnostic(
+        Failure.FEW_NAMESPACES,
+        "user.max_user_namespaces 100, …",
+        "Each session needs a user and a network namespace: few sessions fit on this node.",
+        commands=SYSCTL.format("user.max_user_namespaces=65536")
+        + "; "
+        + SYSCTL.format("user.max_net_namespaces=65536"),
     ),
-    Refusal(
-        r"External interface not usable",
-        "pasta …: External interface not usable",
-        "This pasta needs an interface with a route, and the node has none.",
-        "Take slirp4netns, or --network none for loopback only.",
+    Diagnostic(
+        Failure.KEEPER,
+        "the keeper process ended …, the keeper failed: …",
+        "The node may be out of processor time, processes or memory.",
+        "Look at its load and at 'ulimit -a', then try again.",
     ),
-    Refusal(
-        r"before it was ready|was not ready in",
-        "slirp4netns ended before it was ready",
-        "Run the same helper by hand on this node to see what it lacks: slirp4netns --configure on"
-        " a process of 'unshare -Urn sleep 60'.",
+    Diagnostic(
+        Failure.RESOURCES,
+        "setting up (…): Resource temporarily unavailable",
+        "A limit of this job or of the node is used up.",
+        "See 'ulimit -a', and the memory of the job.",
     ),
-    Refusal(
-        r"Too many open files|descriptors",
-        "… Too many open files",
-        "Each connection through the relay takes two descriptors, and kernels and files theirs.",
-        "Raise the hard limit: LimitNOFILE of slurmd, or /etc/security/limits.conf.",
+    Diagnostic(
+        Failure.INCOMPLETE,
+        "setting up (…): No module named …",
+        "This Python or this program is incomplete or cannot be read, or a limit is used up.",
+        "Start it again; if it fails again, see 'ulimit -a', and install the program anew.",
     ),
-    # ---- the host port and the configuration ---------------------------------------------------
-    Refusal(
-        r"^published port .*Address already in use",
+    Diagnostic(
+        Failure.SYSTEM,
+        "setting up (…): Input/output error",
+        "The system refused a step that always succeeds on a healthy node.",
+        "See 'journalctl -k' of the node; '{check} --check' inside a job may show more.",
+    ),
+)
+
+PORTS = (
+    Diagnostic(
+        Failure.PUBLISHED_PORT_BUSY,
         "published port …: Address already in use",
-        "Another program of this node has it, or another session that publishes it: 'ss -ltnp'"
-        " shows who; choose another port.",
+        "Another program on this node has it, or another session that publishes it.",
+        "List the programs that listen: 'ss -ltnp'. Choose another port.",
     ),
-    Refusal(
-        r"^host port .*Address already in use",
+    Diagnostic(
+        Failure.HOST_PORT_BUSY,
         "host port …: Address already in use",
-        "Another program of this node took it first: start the server again (it gets another"
-        " port); 'ss -ltnp' shows who.",
+        "Another program on this node took it first.",
+        "Start the server again: it gets another port. 'ss -ltnp' lists the programs that listen.",
     ),
-    Refusal(
-        r"^(host|published) port .*Cannot assign|look up the host address",
+    Diagnostic(
+        Failure.HOST_ADDRESS,
         "host port …: Cannot assign requested address",
         "This node has no such address; it comes from JUPYTERHUB_SERVICE_URL or --host.",
-        "Set c.Spawner.ip to '0.0.0.0'.",
+        "Set c.Spawner.ip = '0.0.0.0', or --host 0.0.0.0.",
     ),
-    Refusal(
-        r"^(host|published) port .*Permission denied",
+    Diagnostic(
+        Failure.PRIVILEGED_PORT,
         "host port …: Permission denied",
-        "Ports below net.ipv4.ip_unprivileged_port_start are root's: choose one from 1024 up.",
+        "Ports below net.ipv4.ip_unprivileged_port_start are reserved for root.",
+        "Choose one from 1024 up.",
     ),
-    Refusal(
-        r"^(host|published) port ",
+    Diagnostic(
+        Failure.HOST_PORT,
         "host port …",
-        "'ip address' shows which addresses this node has, 'ss -ltnp' which ports are taken.",
+        "The system does not let this account listen there.",
+        "'ip address' lists the addresses of this node, 'ss -ltnp' the ports in use.",
     ),
-    Refusal(
-        r"no host port from 1 to",
+    Diagnostic(
+        Failure.NO_HOST_PORT,
         "no host port from 1 to 65535",
-        "No port has arrived: batchspawner-singleuser did not start this, or did not choose one.",
-        "See batchspawner_singleuser_cmd of the spawner; by hand, --port PORT says it.",
+        "No port was given: not started by batchspawner-singleuser, or it chose none (see"
+        " batchspawner_singleuser_cmd of the spawner).",
+        "By hand, use --port PORT.",
     ),
-    Refusal(
-        r"run_path.*NoneType",
+    Diagnostic(
+        Failure.HOST_SERVICE_LISTEN,
+        "host service …: cannot listen in the sandbox",
+        "Each address and port can be offered once.",
+        "Choose another port.",
+    ),
+    Diagnostic(
+        Failure.HOST_SERVICES_MAX,
+        "… sockets for host services are more than 200",
+        "Each takes a file descriptor, of which a job may have 1,024.",
+        "Offer fewer ports with --host-service.",
+    ),
+    Diagnostic(
+        Failure.HOST_SERVICE_FORWARDED,
+        "sandbox port … cannot be both a host service and a forwarding target",
+        "The service would be open to the whole network, and the command could not listen there.",
+        "Choose another guest port: -P, or the second number of --publish.",
+    ),
+)
+
+COMMANDS = (
+    Diagnostic(
+        Failure.COMMAND_NOT_FOUND,
+        "…: not found on PATH",
+        "No directory of PATH has a program of this name.",
+        "Give its absolute path, or set PATH in c.Spawner.environment.",
+    ),
+    Diagnostic(
+        Failure.COMMAND_MISSING,
+        "…: no such file",
+        "There is no file of this name on this node.",
+        "Check the path: 'ls -l {subject}' on this node.",
+    ),
+    Diagnostic(
+        Failure.COMMAND_IS_DIRECTORY,
+        "…: is a directory",
+        "Give the path of a program, not a directory.",
+    ),
+    Diagnostic(
+        Failure.COMMAND_NOT_EXECUTABLE,
+        "…: permission denied",
+        "This account may not execute it.",
+        "Its owner changes that by 'chmod +x {subject}'; it must not be on a file system mounted"
+        " noexec.",
+    ),
+    Diagnostic(
+        Failure.COMMAND_INTERPRETER,
+        "…: its interpreter … does not exist",
+        "The first line of the script names a program that this node does not have.",
+        "Install it, or correct the line: 'head -1 {subject}'.",
+    ),
+    Diagnostic(
+        Failure.COMMAND_EXEC,
+        "…: Exec format error",
+        "The file cannot be executed on this node.",
+        "'file {subject}' and 'ldd {subject}' show what it needs.",
+    ),
+    Diagnostic(
+        Failure.SPAWNER_CMD,
         "run_path … NoneType (a traceback of batchspawner)",
         "The path in c.Spawner.cmd is wrong, or the file is not executable on the node.",
         recorded=True,
     ),
-    Refusal(
-        r"keeper|relay in the sandbox|^fork:",
-        "the keeper process ended …, the keeper failed: …",
-        "The node may be out of processor time, processes or memory: look at its load and at"
-        " 'ulimit -a', then try again.",
+    Diagnostic(
+        Failure.NATIVE,
+        "--forward native is not possible: …",
+        "It needs Linux 5.9 or newer and no other seccomp listener.",
+        "Use --forward auto, which relays where native forwarding is not possible.",
     ),
-    Refusal(
-        r"; ending the command",
-        "slirp4netns ended by signal …; ending the command (SIGTERM)",
-        "The way out is gone, and the session with it.",
-        "Something killed the helper: 'journalctl -k --grep oom' shows whether memory ran out.",
+)
+
+CHECKS = (
+    Diagnostic(
+        Failure.RELAYED,
+        "relay (…)",
+        "Native forwarding is not possible here, for the reason given: the keeper relays.",
+        "Sessions work. Native forwarding needs Linux 5.9 or newer and no other seccomp listener.",
     ),
-    # ---- what --check finds besides ------------------------------------------------------------
-    Refusal(
-        r"^no nameserver",
-        "no nameserver answers inside",
-        "Names cannot be looked up inside: pip, git and a hub that is named by name will fail.",
-        "See /etc/resolv.conf: a nameserver must be reachable from this node.",
+    Diagnostic(
+        Failure.NAMES,
+        "no nameserver answers in the sandbox",
+        "Names cannot be resolved in the sandbox: pip, git and a hub given by name will fail.",
+        "See /etc/resolv.conf: one of its nameservers must be reachable from this node.",
     ),
-    Refusal(
-        r"^ssh.*Bad owner",
-        "Bad owner or permissions on /etc/ssh/ssh_config.d/…",
-        "OpenSSH takes no file of root's that its configuration includes, because inside root is"
-        " nobody.",
-        "GIT_SSH_COMMAND='ssh -F none' is the way around it, or -F with a file of one's own.",
+    Diagnostic(
+        Failure.SSH_OWNER,
+        "ssh: Bad owner or permissions on /etc/ssh/ssh_config.d/…",
+        "OpenSSH rejects root-owned included files because root appears as nobody in the sandbox.",
+        "Work around it with GIT_SSH_COMMAND='ssh -F none', or -F with a file of the user's own.",
     ),
-    Refusal(
-        r"^the hub",
-        "the hub … does not answer from inside",
-        "The server must reach the hub's API from the node.",
+    Diagnostic(
+        Failure.SSH,
+        "ssh: …",
+        "ssh cannot read its configuration in the sandbox.",
+        "'ssh -G localhost' prints the error, outside the sandbox too where the file is wrong.",
+    ),
+    Diagnostic(
+        Failure.API_LOOPBACK,
+        "the hub http://127.0.0.1:8081/hub/api does not answer: Connection refused",
+        "Nothing listens there on this node.",
+        "Start the hub here, or give the URL by which nodes reach it.",
+    ),
+    Diagnostic(
+        Failure.API_SANDBOX,
+        "the hub … answers this node, but not the sandbox: …",
+        "The network driver does not reach it: an address with IPv6 only, or one of the sandbox's"
+        " own subnet.",
+        "Try --network pasta.",
+    ),
+    Diagnostic(
+        Failure.API,
+        "the hub … does not answer: …",
+        "The server must reach the hub's API from the node, and the node does not.",
         "See c.JupyterHub.hub_connect_ip, hub_ip, and firewalls between node and hub.",
+    ),
+    Diagnostic(
+        Failure.APPARMOR_PROGRAM,
+        "batchspawner-singleuser: not found on PATH",
+        "A session of batchspawner runs in this program: it needs a profile.",
+        "Give its path: {check} --check --apparmor /path/of/batchspawner-singleuser",
     ),
 )
 
 
-UNKNOWN = "'batchspawner-portwrap.pyz --check' on this node, inside a job, may tell more."
+def table() -> Sequence[Diagnostic]:
+    """Every row; of those of one failure the first that fits counts."""
+    drivers = [row for driver in NETWORK_DRIVERS for row in driver.diagnostics()]
+    return (*NAMESPACES, *TUN, *LIMITS, *drivers, *any_driver(), *PORTS, *COMMANDS, *CHECKS)
+
+
+def any_driver() -> Sequence[Diagnostic]:
+    """What is the same for every network driver."""
+    names = [driver.name for driver in NETWORK_DRIVERS]
+    packages: dict[str, str] = {}
+    for driver in NETWORK_DRIVERS:
+        packages = {**driver.packages, **packages}
+    return (
+        Diagnostic(
+            Failure.DRIVER_NOT_FOUND,
+            f"neither {' nor '.join(names)} found",
+            "This node lacks a network driver.",
+            INSTALL_EVERYWHERE,
+            packages,
+        ),
+        Diagnostic(
+            Failure.DRIVER_ENDED,
+            f"{names[0]} ended by signal …; ending the command (SIGTERM)",
+            "Outbound connections are lost, and the session with them.",
+            "Something killed the driver: 'journalctl -k --grep oom' shows whether memory ran out.",
+        ),
+    )
+
+
+def find(
+    failure: str,
+    message: str = "",
+    subject: str = "",
+    setting: Callable[[str], str] | None = None,
+) -> Diagnostic | None:
+    """The row of this failure: the first that fits."""
+    read = setting or read_setting
+    for row in table():
+        is_cause = row.setting is None or read(row.setting[0]) == row.setting[1]
+        if is_cause and _fits(row, failure, message, subject):
+            return row
+    return None
+
+
+def _fits(row: Diagnostic, failure: str, message: str, subject: str) -> bool:
+    """Whether the row belongs to this failure: by its identifier, but where another program or the
+    kernel has given the reason to the keeper, by the words of that."""
+    if row.words and failure in (Failure.DRIVER_START, Failure.KEEPER):
+        return bool(re.search(row.words, message))
+    return row.failure == failure and row.subject in ("", subject)
+
+
+def remedy_of(error: PortwrapError) -> str:
+    """What this failure means and its remedy on this system, in one line."""
+    if error.remedy:
+        return error.remedy
+    row = find(error.failure, error.message, error.subject)
+    if row is None:
+        return fill_in("'{check} --check' on this node, inside a job, may show more.", "")
+    return row.line(this_system(), error.subject)
 
 
 def read_setting(name: str) -> str:
@@ -293,41 +406,3 @@ def read_setting(name: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
-
-
-def find(message: str, setting: Callable[[str], str] = read_setting) -> Refusal | None:
-    """The row that this message belongs to: the first that fits."""
-    for row in REFUSALS:
-        fits = re.search(row.pattern, message)
-        if fits and (row.setting is None or setting(row.setting[0]) == row.setting[1]):
-            return row
-    return None
-
-
-def hint_for(message: str) -> str:
-    """What the message means and what mends it, on this system."""
-    row = find(message)
-    return row.hint(this_system()) if row else UNKNOWN
-
-
-def os_release(path: str = "/etc/os-release") -> dict[str, str]:
-    """os-release(5) as a dictionary; empty where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            pairs = (line.strip().partition("=") for line in file)
-            return {name: value.strip("\"'") for name, _, value in pairs if name.isidentifier()}
-    except OSError:
-        return {}
-
-
-def this_system(release: Mapping[str, str] | None = None) -> str:
-    """The key in SYSTEMS of this distribution or of the one that it is like; "" for others."""
-    facts = os_release() if release is None else release
-    names = [facts.get("ID", ""), *facts.get("ID_LIKE", "").split()]
-    if "debian" in names or "ubuntu" in names:
-        return "debian"
-    if "rhel" in names or "fedora" in names:
-        major = facts.get("VERSION_ID", "").partition(".")[0]
-        newer = names[0] == "fedora" or len(major) > 1  # the first of them with two digits is 10
-        return "rhel10" if newer else "rhel"
-    return ""

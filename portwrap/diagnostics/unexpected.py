@@ -6,30 +6,20 @@ from __future__ import annotations
 import errno
 
 from ..kernel.sockets import OUT_OF_RESOURCES
-from .errors import PortwrapError, hint_for
-
-LIMIT = "A limit of this job or of the node is used up: see 'ulimit -a', and its memory."
-INCOMPLETE = (
-    "This Python or this program is incomplete or cannot be read, or a limit is used up:"
-    " see 'ulimit -a'."
-)
+from .errors import Failure, PortwrapError, failure_of, reason_of
 
 
 def refusal_of(error: BaseException) -> PortwrapError:
     """The refusal to start because of such an exception, with the place in our code."""
     message = f"setting up ({place_of(error)}): {reason_of(error)}"
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, MemoryError) or number in (*OUT_OF_RESOURCES, errno.EAGAIN):
-        return PortwrapError(message, LIMIT)
-    return PortwrapError(message, INCOMPLETE if isinstance(error, ImportError) else hint_for(""))
+    return PortwrapError(message, _failure_of(error))
 
 
-def reason_of(error: BaseException) -> str:
-    """What an exception says, without the number that Python puts before an errno's text."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}"
-    return str(error) or type(error).__name__
+def _failure_of(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        used_up = error.errno in (*OUT_OF_RESOURCES, errno.EAGAIN)
+        return failure_of(error, Failure.RESOURCES if used_up else Failure.SYSTEM)
+    return Failure.RESOURCES if isinstance(error, MemoryError) else Failure.INCOMPLETE
 
 
 def place_of(error: BaseException) -> str:

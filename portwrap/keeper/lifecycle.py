@@ -6,6 +6,7 @@ import os
 import select
 
 from .. import protocol
+from ..diagnostics.errors import Failure
 from ..kernel import procfs
 from ..kernel.waiting import Countdown
 from .worker import Worker
@@ -74,10 +75,13 @@ class Lifecycle:
                 os.close(driver.ready)
                 return
             if driver.ready in events:
-                self.give_up(f"{driver.name} ended before it was ready{driver.why_not_ready()}")
+                self.give_up_driver("ended before it was ready", driver)
             if not events:
-                limit = f"{driver.timeout} s"
-                self.give_up(f"{driver.name} was not ready in {limit}{driver.why_not_ready()}")
+                self.give_up_driver(f"was not ready in {driver.timeout} s", driver)
+
+    def give_up_driver(self, what: str, driver: DriverProcess) -> NoReturn:
+        reason = f"{driver.name} {what}{driver.why_not_ready()}"
+        self.give_up(reason, Failure.DRIVER_START)
 
     # -- endings ---------------------------------------------------------------------------
 
@@ -94,9 +98,9 @@ class Lifecycle:
             self.end_command()
         self.leave()
 
-    def give_up(self, why: str) -> NoReturn:
-        """Have the launching process say why there is no session."""
-        self.send(protocol.Refused(why))
+    def give_up(self, why: str, failure: str = Failure.KEEPER) -> NoReturn:
+        """Have the launching process report why there is no session."""
+        self.send(protocol.Refused(why, failure))
         self.leave()
 
     def send(self, answer: protocol.Message) -> None:

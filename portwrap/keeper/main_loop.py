@@ -11,6 +11,7 @@ import os
 
 import _socket
 
+from ..diagnostics.errors import reason_of
 from ..kernel.processes import enter
 from .driver import how_ended
 from .relay import GUESTS, Place, Relay
@@ -211,4 +212,4 @@ def main(session: Session, lifecycle: Lifecycle) -> NoReturn:
     try:
         Keeper(session, lifecycle).run()
     except (OSError, ImportError) as error:  # a limit is used up, or the kernel forbids a step
-        lifecycle.fail(f"the keeper failed: {error}")
+        lifecycle.fail(f"the keeper failed: {reason_of(error)}")

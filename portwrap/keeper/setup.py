@@ -9,6 +9,7 @@ import os
 
 import _socket
 
+from ..diagnostics.errors import Failure, reason_of
 from ..kernel import processes
 from ..protocol import (
     MalformedMessage,
@@ -53,7 +54,7 @@ def main(number: int, modules: int | None) -> None:
         return  # the other end is gone: it has reported why
     # ImportError: there was no file descriptor left to open a module
     except (OSError, MalformedMessage, ImportError) as error:
-        refuse(lifeline, f"the keeper failed: {error}")
+        refuse(lifeline, f"the keeper failed: {reason_of(error)}")
         return
     begin(session, lifecycle, modules)
 
@@ -61,7 +62,7 @@ def main(number: int, modules: int | None) -> None:
 def refuse(lifeline: _socket.socket, reason: str) -> None:
     """Report to the launching process why there is no session."""
     try:
-        send(lifeline, Refused(reason))
+        send(lifeline, Refused(reason, Failure.KEEPER))
     except OSError:
         pass  # it is gone
 
@@ -81,7 +82,7 @@ def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
         if modules is not None:
             os.close(modules)
     except (OSError, ImportError) as error:
-        lifecycle.fail(f"the keeper failed: {error}")
+        lifecycle.fail(f"the keeper failed: {reason_of(error)}")
     main_loop.main(session, lifecycle)
 
 

@@ -15,6 +15,7 @@ import select
 
 import _socket
 
+from ..diagnostics.errors import reason_of
 from ..kernel.processes import close_all_but, enter
 from ..kernel.waiting import Countdown
 from .relay import Place, Relay
@@ -110,6 +111,6 @@ def run(
     except OSError as error:
         link.send(f"{error.errno} failed: {error.strerror}".encode("utf-8", "replace"))
     except Exception as error:
-        link.send(f"0 failed: {error}".encode("utf-8", "replace"))
+        link.send(f"0 failed: {reason_of(error)}".encode("utf-8", "replace"))
     finally:
         os._exit(1)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from ..diagnostics.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, PortwrapError
+from ..diagnostics.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, PortwrapError
 from . import lifeline
 
 TYPE_CHECKING = False
@@ -25,18 +25,26 @@ def find_command(name: str, environ: Mapping[str, str]) -> str:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             _check_interpreter(path)
             return path
-    if not found:
-        where = "no such file" if "/" in name else "not found on PATH"
-        hint = f"PATH is {environ.get('PATH', os.defpath)}" if "/" not in name else ""
-        raise PortwrapError(f"{name}: {where}", hint or "Check the path.", EXIT_NOT_FOUND)
-    if os.path.isdir(found[0]):
+    if not found and "/" in name:
         raise PortwrapError(
-            f"{found[0]}: is a directory", "Name the program in it.", EXIT_NOT_EXECUTABLE
+            f"{name}: no such file", Failure.COMMAND_MISSING, EXIT_NOT_FOUND, subject=name
         )
-    raise PortwrapError(f"{found[0]}: permission denied", _MODE_HINT, EXIT_NOT_EXECUTABLE)
+    if not found:
+        where = environ.get("PATH", os.defpath)
+        raise PortwrapError(
+            f"{name}: not found on PATH ({where})", Failure.COMMAND_NOT_FOUND, EXIT_NOT_FOUND
+        )
+    raise _not_executable(found[0])
 
 
-_MODE_HINT = "Its user must have the right to execute it: 'chmod +x', or a mount without noexec."
+def _not_executable(path: str) -> PortwrapError:
+    directory = os.path.isdir(path)
+    return PortwrapError(
+        f"{path}: {'is a directory' if directory else 'permission denied'}",
+        Failure.COMMAND_IS_DIRECTORY if directory else Failure.COMMAND_NOT_EXECUTABLE,
+        EXIT_NOT_EXECUTABLE,
+        subject=path,
+    )
 
 
 def _check_interpreter(path: str) -> None:
@@ -52,8 +60,9 @@ def _check_interpreter(path: str) -> None:
         interpreter = os.fsdecode(words[0])
         raise PortwrapError(
             f"{path}: its interpreter {interpreter} does not exist",
-            "Install it, or mend the first line of the script.",
+            Failure.COMMAND_INTERPRETER,
             EXIT_NOT_EXECUTABLE,
+            subject=path,
         )
 
 
@@ -90,8 +99,9 @@ def exec_command(path: str, command: Sequence[str], environ: Mapping[str, str]) 
         missing = error.errno == errno.ENOENT
         raise PortwrapError(
             f"{path}: {os.strerror(error.errno or 0)}",
-            "The file cannot be run on this node: 'file' and 'ldd' tell what it needs.",
+            Failure.COMMAND_EXEC,
             EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE,
+            subject=path,
         ) from error
 
 

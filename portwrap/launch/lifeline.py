@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 
-from ..diagnostics.errors import PortwrapError, hint_for
+from ..diagnostics.errors import Failure, PortwrapError
 from ..kernel.processes import is_threaded
 from ..kernel.waiting import Countdown
 from ..protocol import (
@@ -72,10 +72,10 @@ class Lifeline:
         except OSError as error:
             answer = self._take(socket.MSG_DONTWAIT)
             if isinstance(answer, Refused):
-                raise _overloaded(answer.reason) from error
+                raise _refusal(answer) from error
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 raise _keeper_died() from error
-            raise _overloaded(f"telling the keeper: {error.strerror}") from error
+            raise _keeper_failed(f"telling the keeper: {error.strerror}") from error
 
     def send_go(self, go: Go) -> None:
         """Have the keeper begin. Raises PortwrapError."""
@@ -112,7 +112,7 @@ class Lifeline:
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
         if not Countdown(ANSWER_TIMEOUT).poll(poll):
-            raise _overloaded(f"the keeper did not answer in {ANSWER_TIMEOUT:g} s")
+            raise _keeper_failed(f"the keeper did not answer in {ANSWER_TIMEOUT:g} s")
         answer = self._take()
         if answer is None:
             raise _keeper_died()
@@ -125,7 +125,7 @@ class Lifeline:
                 data, _ = receive(self.socket, flags)
                 return decode_answer(data) if data else None
             except MalformedMessage as error:
-                return Refused(f"the keeper sent {error}")
+                return Refused(f"the keeper sent {error}", Failure.KEEPER)
             except OSError:
                 continue
         return None
@@ -177,16 +177,16 @@ def _wait_for(child: int) -> None:
 def _refusal(answer: Answer) -> PortwrapError:
     """The error of an answer that ends the start."""
     if isinstance(answer, Refused):
-        return _overloaded(answer.reason)
-    return _overloaded(f"the keeper sent an unexpected {type(answer).__name__}")
+        return PortwrapError(answer.reason, answer.failure)
+    return _keeper_failed(f"the keeper sent an unexpected {type(answer).__name__}")
 
 
 def _keeper_died() -> PortwrapError:
-    return _overloaded("the keeper process ended while the sandbox was set up")
+    return _keeper_failed("the keeper process ended while the sandbox was set up")
 
 
-def _overloaded(message: str) -> PortwrapError:
-    return PortwrapError(message, hint_for(message))
+def _keeper_failed(message: str) -> PortwrapError:
+    return PortwrapError(message, Failure.KEEPER)
 
 
 _begun: list[Lifeline] = []
@@ -233,7 +233,7 @@ def _start(program: str) -> Lifeline:
     except OSError as error:
         for each in sockets:
             each.close()
-        raise _overloaded(f"starting the keeper: {error.strerror}") from error
+        raise _keeper_failed(f"starting the keeper: {error.strerror}") from error
     finally:
         if modules is not None:
             os.close(modules)

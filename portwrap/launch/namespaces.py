@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from ..diagnostics.errors import PortwrapError, hint_for
+from ..diagnostics.errors import Failure, PortwrapError, failure_of
 from ..kernel import libc, procfs
 
 CLONE_NEWNS = 0x00020000
@@ -26,6 +26,15 @@ SIOCGIFFLAGS = 0x8913  # linux/sockios.h
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
 IFREQ_SIZE = 40
+
+FAILURES = {
+    errno.ENOSPC: Failure.NAMESPACE_LIMIT,
+    errno.EPERM: Failure.NAMESPACE_FORBIDDEN,
+    errno.EACCES: Failure.NAMESPACE_FORBIDDEN,
+    errno.EINVAL: Failure.NAMESPACE_MISSING,
+    errno.ENOSYS: Failure.NAMESPACE_MISSING,
+}
+"""What the answers of the kernel mean (unshare(2), user_namespaces(7))."""
 
 
 def unshare(flags: int) -> None:
@@ -110,5 +119,6 @@ def _refused(error: OSError, tried: str) -> PortwrapError:
     message = f"{tried}: {error.strerror}"
     threads = procfs.thread_count("self")
     if error.errno == errno.EINVAL and threads > 1:
-        message += f", with {threads} threads"
-    return PortwrapError(message, hint_for(message))
+        return PortwrapError(f"{message}, with {threads} threads", Failure.NAMESPACE_THREADS)
+    otherwise = failure_of(error, Failure.NAMESPACE)
+    return PortwrapError(message, FAILURES.get(error.errno or 0, otherwise))

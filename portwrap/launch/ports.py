@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 
-from ..diagnostics.errors import PortwrapError, hint_for
+from ..diagnostics.errors import Failure, PortwrapError, failure_of
 from ..kernel.sockets import BACKLOG, MAPPED
 
 TYPE_CHECKING = False
@@ -65,6 +65,12 @@ def parse_pairs(text: str) -> list[tuple[int, int]] | None:
     return pairs
 
 
+def parse_ranges(text: str) -> list[int] | None:
+    """Return the ports that a list like "8787,30000-30010" means; None if it is no such list."""
+    ranges = [parse_range(item) for item in text.split(",")]
+    return None if None in ranges else [port for each in ranges if each for port in each]
+
+
 def parse_range(text: str) -> range | None:
     """Return the ports that "30000" or "30000-30010" means; None if it is neither."""
     first, dash, last = text.strip().partition("-")
@@ -87,7 +93,7 @@ def _parse_network(text: str) -> tuple[int, int, int]:
     try:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     except (OSError, ValueError):
-        raise ValueError(f"{text!r} is no address, nor a network ADDRESS/BITS") from None
+        raise ValueError(f"{text!r} is neither an IP address nor a CIDR network") from None
     longest = 8 * len(packed)
     if slash and not (bits.isascii() and bits.isdigit() and len(bits) <= 3):
         raise ValueError(f"{text!r}: the number of bits must be from 0 to {longest}")
@@ -248,7 +254,15 @@ def _bind(family: int, place: Place, *options: int, both: bool = False) -> socke
 def _cannot_bind(error: OSError, port: HostPort, role: str) -> PortwrapError:
     address = port.address or EVERY_ADDRESS
     where = f"[{address}]:{port.number}" if ":" in address else f"{address}:{port.number}"
-    message = f"{role} {where}: {os.strerror(error.errno or 0)}"
     if isinstance(error, socket.gaierror):
         message = f"cannot look up the host address {address!r}: {error.strerror}"
-    return PortwrapError(message, hint_for(message))
+        return PortwrapError(message, Failure.HOST_ADDRESS)
+    failures = {
+        errno.EADDRINUSE: Failure.HOST_PORT_BUSY,
+        errno.EADDRNOTAVAIL: Failure.HOST_ADDRESS,
+        errno.EACCES: Failure.PRIVILEGED_PORT,
+    }
+    failure = failures.get(error.errno or 0, failure_of(error, Failure.HOST_PORT))
+    if failure == Failure.HOST_PORT_BUSY and role == PUBLISHED:
+        failure = Failure.PUBLISHED_PORT_BUSY
+    return PortwrapError(f"{role} {where}: {os.strerror(error.errno or 0)}", failure)

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 
-from ..diagnostics.errors import PortwrapError
+from ..diagnostics.errors import Failure, PortwrapError, failure_of
 from ..kernel.sockets import BACKLOG
 
 TYPE_CHECKING = False
@@ -136,8 +136,9 @@ def listen(services: Iterable[Service]) -> list[socket.socket]:
             if service.family == socket.AF_INET6 and error.errno in NO_IPV6:
                 continue
             raise PortwrapError(
-                f"host service {service}: cannot listen inside: {os.strerror(error.errno or 0)}",
-                "Each address and port can be offered once; another port may do.",
+                f"host service {service}: cannot listen in the sandbox:"
+                f" {os.strerror(error.errno or 0)}",
+                failure_of(error, Failure.HOST_SERVICE_LISTEN),
             ) from error
     return made
 
@@ -148,21 +149,21 @@ NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 def check(
     services: Sequence[Service], guest_port: int, published: Iterable[tuple[int, int]]
 ) -> None:
-    """Raise PortwrapError where a host service has a port that leads in from outside.
+    """Raise PortwrapError where a host service has a port that is forwarded into the sandbox.
 
     It would be published to the whole network, and the command could not listen there.
     """
     if len(services) > MAX_SOCKETS:
         raise PortwrapError(
             f"{len(services)} sockets for host services are more than {MAX_SOCKETS}",
-            "Offer fewer ports with --host-service.",
+            Failure.HOST_SERVICES_MAX,
         )
     taken = {service.port for service in services if service.kind == TCP}
     for port in (guest_port, *(inner for _, inner in published)):
         if port in taken:
             raise PortwrapError(
-                f"port {port} inside cannot be a service of the host and lead in from outside too",
-                "Choose another guest port (-P, or the second number of --publish).",
+                f"sandbox port {port} cannot be both a host service and a forwarding target",
+                Failure.HOST_SERVICE_FORWARDED,
             )
 
 

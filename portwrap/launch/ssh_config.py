@@ -17,7 +17,7 @@ import os
 import stat
 
 from . import namespaces
-from .network import find_executable
+from .drivers.driver import find_executable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,26 +18,35 @@ if TYPE_CHECKING:
 
 
 def what_was_made(
-    sandbox: Sandbox, forward: str, outbound: str, ssh_folders: str, resolvers: Sequence[Service]
+    sandbox: Sandbox,
+    forward: str,
+    why_relayed: str,
+    outbound: str,
+    ssh_folders: str,
+    resolvers: Sequence[Service],
 ) -> dict[str, str]:
-    """What a session has besides its host port; "" for nothing."""
+    """How a session's host port is forwarded, and what it has besides; "" for nothing."""
     return {
         "forward": forward,
-        "way out": outbound,
-        "private views": ssh_folders,
+        "why relayed": why_relayed,
         "clients from": sandbox.allow_from.replace(",", ", "),
         "published": ports.describe_pairs(sandbox.published),
-        "host's own inside": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
+        "host services": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
+        "ssh configuration": ssh_folders,
+        "outbound": outbound,
     }
 
 
 def log_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
     """Write the start-up line."""
-    told = "; ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
-    log(
-        f"{sandbox.program}: version {__version__}; {sandbox.address} leads to port"
-        f" {sandbox.guest_port} inside; {told}; {milliseconds()} ms\n"
-    )
+    forward = ": ".join(filter(None, (facts["forward"], facts["why relayed"])))
+    parts = [f"forwarding {sandbox.address} -> {sandbox.guest_port} ({forward})"]
+    parts += [f"{name} {facts[name]}" for name in facts if facts[name] and name not in IN_BRACKETS]
+    parts.append(f"ready in {milliseconds()} ms")
+    log(f"{sandbox.program}: {', '.join(parts)} (version {__version__})\n")
+
+
+IN_BRACKETS = ("forward", "why relayed")
 
 
 def log_step(sandbox: Sandbox, text: str) -> None:

@@ -25,7 +25,7 @@ import fcntl
 import os
 import signal
 
-from ..diagnostics.errors import PortwrapError
+from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.log import log
 from ..kernel.processes import open_process
 from ..protocol import Descriptors, Driver, Go
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import NoReturn
 
+    from .drivers.driver import NetworkDriver
     from .lifeline import Lifeline
-    from .network import NetworkDriver
     from .own_address import Node
     from .ports import HostPort
     from .sandbox import Sandbox
@@ -65,9 +65,9 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         for number, guest in sandbox.published
     ]
     # Imported here, and further below: while the keeper's interpreter and the driver start.
-    from . import dns, namespaces, network, own_address, ssh_config
+    from . import dns, drivers, namespaces, own_address, ssh_config
 
-    driver = network.choose(sandbox.network, environ)
+    driver = drivers.choose(sandbox.network, environ)
     resolvers = dns.needed()
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
@@ -79,12 +79,12 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _send_go(lifeline, sandbox, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "in user and network namespaces of our own")
-    forward = _choose_forward(sandbox, lifeline)
+    forward, why_relayed = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
-    log_step(sandbox, "the keeper is ready" + (", and so is the way out" if driver else ""))
+    log_step(sandbox, "the keeper is ready" + (", and so is outbound" if driver else ""))
     if sandbox.announce:
         outbound = driver.name if driver else "none"
-        facts = what_was_made(sandbox, forward, outbound, ssh_folders, resolvers)
+        facts = what_was_made(sandbox, forward, why_relayed, outbound, ssh_folders, resolvers)
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     exec_command(path, command, environ)
@@ -177,23 +177,19 @@ def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
     return "" if why else folders
 
 
-def _choose_forward(sandbox: Sandbox, lifeline: Lifeline) -> str:
+def _choose_forward(sandbox: Sandbox, lifeline: Lifeline) -> tuple[str, str]:
     """Forward natively where that works, else leave it to the relay.
 
     Returns which of the two it is, and why where it was not wanted.
     """
     if sandbox.forward == "relay":
-        return "relay"
+        return "relay", ""
     why = lifeline.offer_native()
     if why and sandbox.forward == "native":
-        raise PortwrapError(
-            f"--forward native is not possible: {why}",
-            "It needs Linux 5.9 or newer and no other seccomp listener; --forward auto relays"
-            " where it cannot be had.",
-        )
+        raise PortwrapError(f"--forward native is not possible: {why}", Failure.NATIVE)
     if why:
         log_step(sandbox, f"forward: relay, because {why}")
-    return f"relay ({why})" if why else "native"
+    return ("relay" if why else "native"), why
 
 
 def _arm(lifeline: Lifeline) -> None:

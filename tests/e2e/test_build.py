@@ -572,14 +572,18 @@ def test_modules_of_other_archives_tell_their_own_file(
 # ---- Python too old, and Ctrl-C ---------------------------------------------------------------
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], version: str, path: str) -> None:
+def assert_refused(
+    result: subprocess.CompletedProcess[str], pyz: Path, version: str, path: str
+) -> None:
     assert result.returncode == 125
     assert result.stdout == ""
-    wanted = f"batchspawner-portwrap: needs Python 3.8 or newer, this is {version} ({path})\n"
-    assert result.stderr == wanted
+    first, second = result.stderr.splitlines()
+    assert first == f"batchspawner-portwrap: needs Python 3.8 or newer, this is {version} ({path})"
+    assert second.startswith("  Run it by the Python of batchspawner-singleuser: ")
+    assert str(pyz) in second
 
 
-def test_an_old_python_gets_one_line(pyz: Path) -> None:
+def test_an_old_python_gets_two_lines(pyz: Path) -> None:
     claim = (
         "import sys, runpy; sys.version_info = (3, 7, 9);"
         "runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -587,7 +591,7 @@ def test_an_old_python_gets_one_line(pyz: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", claim, pyz], capture_output=True, text=True, check=False
     )
-    assert_refused(result, "3.7.9", sys.executable)
+    assert_refused(result, pyz, "3.7.9", sys.executable)
 
 
 def old_pythons() -> list[Path]:
@@ -598,12 +602,12 @@ def old_pythons() -> list[Path]:
 
 
 @pytest.mark.parametrize("old", old_pythons(), ids=str)
-def test_a_real_old_python_gets_one_line(pyz: Path, old: Path) -> None:
+def test_a_real_old_python_gets_two_lines(pyz: Path, old: Path) -> None:
     """None installed: this one is empty, the one above still looks at the sentence."""
     asked = "import sys; print('.'.join(map(str, sys.version_info[:3]))); print(sys.executable)"
     version, path = subprocess.check_output([old, "-c", asked], text=True).split()
     result = subprocess.run([old, pyz], capture_output=True, text=True, check=False)
-    assert_refused(result, version, path)
+    assert_refused(result, pyz, version, path)
 
 
 INTERRUPT_DURING_IMPORT = """

@@ -120,7 +120,9 @@ def assert_proof(shown: str) -> None:
         ("without", bob, kernel, "5 of 5 open"),
         ("without", bob, jupyter, "403, not logged in"),
     ]
-    assert re.search(r" leads to port 8888 inside; forward (native|relay); way out \w+; ", shown)
+    assert re.search(
+        r": forwarding \S+ -> 8888 \((native|relay)\), (.*, )?outbound \w+, ready in ", shown
+    )
     rows = rows_of(shown)
     assert len(rows) == len(expected), shown
     for row, patterns in zip(rows, expected):

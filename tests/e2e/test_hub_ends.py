@@ -107,7 +107,11 @@ def test_a_busy_host_port_is_named(hub: Hub) -> None:
     ("refusal", "pattern"),
     [
         pytest.param(NO_NAMESPACES, "CLONE_NEWUSER.*No space left", id="no user namespaces"),
-        pytest.param(NO_SLIRP4NETNS, "slirp4netns is not on PATH", id="no slirp4netns"),
+        pytest.param(
+            NO_SLIRP4NETNS,
+            "slirp4netns not found|neither slirp4netns nor pasta found",
+            id="no slirp4netns",
+        ),
     ],
 )
 def test_a_node_that_cannot_make_a_sandbox_is_told(hub: Hub, refusal: str, pattern: str) -> None:

@@ -176,5 +176,5 @@ def test_a_hub_on_one_machine(machine: OneMachine, kind: str) -> None:
     result = run_as(NEIGHBOUR, ["/usr/bin/python3", "-c", program, "", place])
     assert [answer["connected"] for answer in json.loads(result.stdout)] == [not sandboxed]
     if sandboxed:
-        assert f"host's own inside {seen['url'].split('/')[2]}" in machine.log.read_text()
+        assert f"host services {seen['url'].split('/')[2]}" in machine.log.read_text()
     machine.client.stop()

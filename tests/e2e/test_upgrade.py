@@ -124,13 +124,13 @@ def test_a_running_session_goes_on_and_a_new_one_gets_the_new_file(
     forward: str,
 ) -> None:
     old = start(share, forward)
-    assert f"forward {forward};" in old.first_line, old.first_line
+    assert f" ({forward}), " in old.first_line, old.first_line
     replace(newer, share)
     old.serve()
     wait_until(old.answers, 20, "the old session's server answers")
     if share.exists():
         new = start(share, forward)
-        assert f": version {NEW}; " in new.first_line
+        assert f" (version {NEW})" in new.first_line
         new.serve()
         wait_until(new.answers, 20, "the new session's server answers")
     # And it ends as it should: the helper's death is told, and the server ends.

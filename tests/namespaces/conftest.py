@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 from networks import Host
+from nodes import Node
 
-from helpers import PREFIX, needs
+from helpers import needs
 from sessions import Inside, Portwrap
 from ways import OLD_AND_NEW, Way
 
@@ -18,7 +19,7 @@ from ways import OLD_AND_NEW, Way
 @pytest.fixture(scope="session")
 def portwrap(python: str) -> Iterator[Portwrap]:
     """A copy of the package that every account can run."""
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="portwrap-test-", dir="/tmp"))
     folder.chmod(0o755)
     try:
         yield Portwrap(python, folder)
@@ -87,3 +88,25 @@ def way(request: pytest.FixtureRequest) -> Way:
 @pytest.fixture(params=[*OLD_AND_NEW, "none"])
 def any_way(request: pytest.FixtureRequest) -> Way:
     return Way(request.param)
+
+
+@pytest.fixture
+def make_node(portwrap: Portwrap, world_dir: Path) -> Iterator[Any]:
+    needs("ip", "nsenter", "setpriv", "pasta")
+    made: list[Node] = []
+
+    def make(*preparation: str, kind: type[Node] = Node) -> Node:
+        made.append(kind(portwrap, world_dir, preparation))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for node in made:
+            node.close()
+
+
+@pytest.fixture
+def node(make_node: Any) -> Node:
+    made: Node = make_node()
+    return made

@@ -180,8 +180,7 @@ def test_the_start_says_it(portwrap: Portwrap) -> None:
     options = ["-v", "-p", str(unused_port()), "--allow-from", "127.0.0.1,198.18.0.0/15"]
     result = run_as(OWNER, [*portwrap.words, *options, "true"])
     assert result.returncode == 0, result
-    assert "; forward relay; " in result.stderr
-    assert "; clients from 127.0.0.1, 198.18.0.0/15; " in result.stderr
+    assert " (relay), clients from 127.0.0.1, 198.18.0.0/15, " in result.stderr
 
 
 def test_it_is_not_for_the_hand_over(portwrap: Portwrap) -> None:

@@ -460,8 +460,9 @@ def test_helpers_that_are_not_installed(
         _, stderr = session.process.communicate(timeout=20)
         assert session.process.returncode == 125
         first, second = stderr.splitlines()
-        assert f"{missing[0] if network == 'auto' else network} is not on PATH" in first
-        assert second.startswith("  Install ")
+        found = "neither slirp4netns nor pasta" if network == "auto" else network
+        assert f": {found}{'' if network == 'auto' else ' not'} found: " in first
+        assert "Install it on every node" in second
 
 
 def test_pasta_does_not_run_for_root(portwrap: Portwrap, host: Host) -> None:

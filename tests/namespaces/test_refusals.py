@@ -41,7 +41,7 @@ def test_host_port_busy(portwrap: Portwrap, port: int, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, port), family=family):
         result = run_in_sandbox(portwrap, "true", port=port)
-        refusal_of(result, 125, f":{port}: Address already in use", "start the server again")
+        refusal_of(result, 125, f":{port}: Address already in use", "Start the server again")
 
 
 def test_host_port_of_root(portwrap: Portwrap) -> None:
@@ -61,11 +61,11 @@ def test_no_host_port(portwrap: Portwrap, url: str | None) -> None:
 @pytest.mark.parametrize("number", ["0", "65536", "abc", ""])
 def test_host_port_that_is_none(portwrap: Portwrap, number: str) -> None:
     result = run_as(OWNER, [*portwrap.words, "-p", number, "true"])
-    refusal_of(result, 2, "-p/--host-port must be a number from 1 to 65535")
+    refusal_of(result, 2, "-p must be a number from 1 to 65535")
 
 
 def test_host_name_that_nobody_knows(portwrap: Portwrap, port: int) -> None:
-    """Asked in a network without any way out."""
+    """Asked in a network without any outbound network."""
     words = [*portwrap.words, "-p", str(port), "--host", "node.invalid", "true"]
     result = run_as(OWNER, ["unshare", "-Urn", *words])
     refusal_of(result, 125, "cannot look up the host address 'node.invalid'", "c.Spawner.ip")
@@ -128,10 +128,10 @@ def test_a_library_that_starts_a_thread(portwrap: Portwrap, port: int, world_dir
     assert holders_of(port) == []
 
 
-# ---- the network helper ----------------------------------------------------------------------
+# ---- the network driver ----------------------------------------------------------------------
 
 
-def fake_helper(folder: Path, script: str) -> dict[str, str]:
+def fake_driver(folder: Path, script: str) -> dict[str, str]:
     """The environment with a slirp4netns of the test's own first on PATH."""
     path = folder / "slirp4netns"
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -139,7 +139,7 @@ def fake_helper(folder: Path, script: str) -> dict[str, str]:
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
-def test_helper_not_installed(portwrap: Portwrap, port: int) -> None:
+def test_driver_not_installed(portwrap: Portwrap, port: int) -> None:
     hide = [
         f"mount --bind /dev/null {place}/{name}"
         for place in ("/usr/bin", "/usr/local/bin", "/usr/sbin")
@@ -148,11 +148,11 @@ def test_helper_not_installed(portwrap: Portwrap, port: int) -> None:
     ]
     before = as_owner_in(*hide)
     result = run_in_sandbox(portwrap, "true", port=port, before=before, account="root")
-    refusal_of(result, 125, "slirp4netns is not on PATH", "Install it on every node")
+    refusal_of(result, 125, "neither slirp4netns nor pasta found", "Install it on every node")
     assert holders_of(port) == []
 
 
-def test_helper_is_found_without_a_path(portwrap: Portwrap) -> None:
+def test_driver_is_found_without_a_path(portwrap: Portwrap) -> None:
     """Batch jobs may have a shorter PATH than it takes; packages put it in /usr/bin."""
     result = run_in_sandbox(portwrap, "/bin/echo", "there", env={"PATH": "/nowhere"})
     assert (result.returncode, result.stdout) == (0, "there\n"), result
@@ -169,19 +169,19 @@ def test_helper_is_found_without_a_path(portwrap: Portwrap) -> None:
         ("exec /no/such", ["ended before it was ready"]),
     ],
 )
-def test_helper_that_dies_at_its_start(
+def test_driver_that_dies_at_its_start(
     portwrap: Portwrap, port: int, world_dir: Path, script: str, said: list[str]
 ) -> None:
     before = ours_alive()
-    environ = fake_helper(world_dir, f"ulimit -c 0; {script}")
+    environ = fake_driver(world_dir, f"ulimit -c 0; {script}")
     result = run_in_sandbox(portwrap, "true", port=port, extra_env=environ)
     refusal_of(result, 125, "slirp4netns ended before it was ready", *said)
     wait_until_nothing_is_left(before, port)
 
 
-def test_helper_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Path) -> None:
+def test_driver_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Path) -> None:
     before = ours_alive()
-    environ = fake_helper(world_dir, "")
+    environ = fake_driver(world_dir, "")
     world_dir.joinpath("slirp4netns").write_bytes(b"\x7fELF nonsense")
     result = run_in_sandbox(portwrap, "true", port=port, extra_env=environ)
     refusal_of(result, 125, "slirp4netns ended before it was ready", "Exec format error")
@@ -197,11 +197,11 @@ def test_helper_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Pat
     ],
     indirect=["each_forward"],
 )
-def test_helper_that_never_gets_ready(
+def test_driver_that_never_gets_ready(
     portwrap: Portwrap, port: int, world_dir: Path, script: str
 ) -> None:
     before = ours_alive()
-    environ = fake_helper(world_dir, script)
+    environ = fake_driver(world_dir, script)
     result = run_in_sandbox(portwrap, "true", port=port, extra_env=environ, seconds=25)
     refusal_of(result, 125, "slirp4netns was not ready in 10", "starting")
     wait_until_nothing_is_left(before, port)
@@ -212,7 +212,7 @@ def test_signal_while_the_helper_is_awaited(portwrap: Portwrap, port: int, world
     words = in_sandbox(portwrap, "true", port=port)
     started = world_dir / "started"
     world_dir.chmod(0o777)
-    environ = fake_helper(world_dir, f"touch {started}; exec sleep 600")
+    environ = fake_driver(world_dir, f"touch {started}; exec sleep 600")
     process = as_user(OWNER, words, extra_env=environ)
     try:
         wait_until(started.exists, 10)
@@ -245,7 +245,7 @@ def waiting_driver(folder: Path) -> dict[str, str]:
     """The environment with a slirp4netns that notes its start, and waits until it may go on."""
     folder.chmod(0o777)
     go_on = f"while [ ! -e {folder}/go ]; do sleep 0.01; done; exec /usr/bin/slirp4netns"
-    return fake_helper(folder, f'touch {folder}/started; {go_on} "$@"')
+    return fake_driver(folder, f'touch {folder}/started; {go_on} "$@"')
 
 
 def test_time_in_which_all_is_stopped_is_not_counted(
@@ -392,7 +392,7 @@ def test_a_hard_limit_that_may_not_be_used(portwrap: Portwrap) -> None:
         ("", False),
     ],
 )
-def test_hub_on_loopback_is_brought_inside(
+def test_hub_on_loopback_is_a_host_service(
     portwrap: Portwrap, port: int, api: str, told: bool
 ) -> None:
     program = batchspawner_portwrap(portwrap)
@@ -400,4 +400,4 @@ def test_hub_on_loopback_is_brought_inside(
     result = run_as(OWNER, [portwrap.python, program, "sh", "-c", "exit 3"], env=environ)
     assert (result.returncode, result.stdout) == (3, ""), result
     assert result.stderr.count("\n") == 1
-    assert ("; host's own inside " in result.stderr and ":8081" in result.stderr) == told
+    assert (", host services " in result.stderr and ":8081" in result.stderr) == told

@@ -268,7 +268,10 @@ def test_a_service_that_would_be_published_is_refused(stage: Stage) -> None:
         options = ["-p", str(unused_port()), "--host-service", str(port), *wish]
         result = run_as(OWNER, [*stage.portwrap.words, *options, "echo", "ran"])
         assert (result.returncode, result.stdout) == (125, "")
-        assert f"port {port} inside cannot be a service of the host" in result.stderr
+        assert (
+            f"sandbox port {port} cannot be both a host service and a forwarding target"
+            in result.stderr
+        )
 
 
 @pytest.mark.parametrize("forward", ["native"])
@@ -297,9 +300,9 @@ def test_what_leads_in_and_out_is_said(portwrap: Portwrap) -> None:
         result = run_as(OWNER, [*portwrap.words, *options, *more, "true"])
         assert result.returncode == 0
         *_, line = result.stderr.splitlines()
-        assert f"; 0.0.0.0:{host} leads to port 8888 inside; " in line
-        assert f"; published {first}-{second}, {third}:80; " in line
-        assert f"; host's own inside 127.0.0.1:{offered}; " in line
+        assert f": forwarding 0.0.0.0:{host} -> 8888 (" in line
+        assert f", published {first}-{second}, {third}:80, " in line
+        assert f", host services 127.0.0.1:{offered}, " in line
     result = run_as(OWNER, [*portwrap.words, "-p", str(host), "true"])
     assert (result.returncode, result.stderr) == (0, "")
 

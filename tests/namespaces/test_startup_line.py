@@ -15,8 +15,8 @@ from sessions import Portwrap, unused_port
 pytestmark = pytest.mark.namespaces
 
 LINE = (
-    rf"batchspawner-portwrap: version {re.escape(__version__)}; {{host}}:{{port}} leads to"
-    r" port 8080 inside; forward (native|relay); way out (slirp4netns|pasta)(; .+)?; \d+ ms"
+    r"batchspawner-portwrap: forwarding {host}:{port} -> 8080 \((native|relay)\)(, .+)?,"
+    rf" outbound (slirp4netns|pasta), ready in \d+ ms \(version {re.escape(__version__)}\)"
 )
 
 
@@ -44,7 +44,7 @@ def test_one_line(portwrap: Portwrap, host: str, shown: str) -> None:
 @pytest.mark.parametrize("forward", ["native", "relay"])
 def test_it_names_the_forward(portwrap: Portwrap, forward: str) -> None:
     _, told = said(portwrap, "--forward", forward)
-    assert f"; forward {forward}; " in told
+    assert f" ({forward}), " in told
 
 
 def test_quiet(portwrap: Portwrap) -> None:
@@ -68,13 +68,15 @@ def test_unknown_settings_are_named_in_one_line(portwrap: Portwrap) -> None:
     _, told = said(portwrap, "-q", **extra)
     assert told.count("\n") == 1
     assert told.startswith(
-        "batchspawner-portwrap: not a setting: PORTWRAP_A\\nB, PORTWRAP_FORWRAD;"
+        "batchspawner-portwrap: unknown variables PORTWRAP_A\\nB, PORTWRAP_FORWRAD ignored; "
     )
-    assert "PORTWRAP_FORWARD, " in told and "PORTWRAP_TEST" not in told
+    assert "did you mean PORTWRAP_FORWARD?\n" in told and "PORTWRAP_TEST" not in told
 
 
 def test_portwrap_says_nothing_unless_asked(portwrap: Portwrap) -> None:
     words = [*portwrap.words, "-p", str(unused_port()), "true"]
     extra = {"PORTWRAP_PORT": "40001", "PORTWRAP_PORTWRAP_PATH": "/no", "PORTWRAP_QUIET": "0"}
     assert run_as(OWNER, words, extra_env=extra).stderr == ""
-    assert "portwrap: version " in run_as(OWNER, words, extra_env={"PORTWRAP_VERBOSE": "1"}).stderr
+    assert (
+        "portwrap: forwarding " in run_as(OWNER, words, extra_env={"PORTWRAP_VERBOSE": "1"}).stderr
+    )

@@ -123,7 +123,7 @@ def test_the_environment_says_it_too() -> None:
 
 def test_an_empty_variable_does_not_let_everyone_in() -> None:
     """PORTWRAP_ALLOW_FROM=$PROXY where there is no PROXY."""
-    with pytest.raises(PortwrapError, match="--allow-from: '' is no address"):
+    with pytest.raises(PortwrapError, match="PORTWRAP_ALLOW_FROM: '' is neither an IP address"):
         settings(PORTWRAP_ALLOW_FROM="")
 
 

@@ -186,8 +186,8 @@ def test_the_environment_that_arrived_stays_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("words", "url", "said"),
     [
-        (["server"], None, f"there is no {URL} and no last word --port=N"),
-        (["server"], "http://h:0/", f"{URL} says 'http://h:0/'"),
+        (["server"], None, f"there is no {URL} and no last argument --port=N"),
+        (["server"], "http://h:0/", f"{URL} is 'http://h:0/'"),
         (["server"], "http://h:65536/", "'http://h:65536/'"),
         (["server"], "http://h:abc/", "'http://h:abc/'"),
         (["server"], "http://h/", "'http://h/'"),
@@ -196,7 +196,7 @@ def test_the_environment_that_arrived_stays_as_it_was() -> None:
         (["server", "--port=abc"], None, "'--port=abc'"),
         (["server", "--port=65536"], "http://h:0/", "'--port=65536'"),
         (["server", "--port=٤٠٠٠١"], None, "--port="),
-        (["server", "--port", "40001"], None, "no last word"),
+        (["server", "--port", "40001"], None, "no last argument"),
         (["--", "--port=40001"], None, "--port=40001"),
     ],
 )
@@ -390,11 +390,12 @@ def test_what_another_portwrap_would_not_be_told(
     words = ["--portwrap-path", "/bin/true", "server", "--port=40001"]
     variable = f"PORTWRAP_{name[2:].replace('-', '_').upper()}"
     if in_environment:
+        name = variable
         result = run_program(HUB, words, {variable: value})
     else:
         result = run_program(HUB, [name, value, *words])
     assert result.returncode == 2
-    assert f": {name} does not go with --portwrap-path\n" in result.stderr
+    assert f": {name} cannot be passed on to the program of --portwrap-path\n" in result.stderr
     assert run_program(HUB, words).returncode == 0  # without it /bin/true runs
 
 

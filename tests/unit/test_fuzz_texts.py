@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchspawner_portwrap import ServiceUrl, hub_services
-from portwrap.diagnostics import remedies as messages
-from portwrap.diagnostics.errors import PortwrapError
+from portwrap.cli.run import as_lines
+from portwrap.diagnostics import remedies
+from portwrap.diagnostics.diagnostic import SYSTEMS, os_release, this_system
+from portwrap.diagnostics.errors import Failure, PortwrapError
 from portwrap.launch import dns, ports
 
 from fuzzing import examples
@@ -143,28 +145,32 @@ def test_every_text_is_networks_or_refused(text: str) -> None:
 
 @examples(200)
 @given(TEXT, TEXT)
-def test_an_expected_failure_takes_two_lines_whatever_is_in_it(message: str, hint: str) -> None:
-    lines = PortwrapError(message, hint).lines("p")
-    assert len(lines.splitlines()) == (2 if hint else 1) and lines.endswith("\n")
+def test_an_expected_failure_takes_two_lines_whatever_is_in_it(message: str, remedy: str) -> None:
+    lines = as_lines("p", PortwrapError(message, Failure.USAGE, remedy=remedy))
+    assert len(lines.splitlines()) == 2 and lines.endswith("\n")
 
 
-SAID = st.lists(
+FAILURES = sorted({row.failure for row in remedies.table()} | {"none of them"})
+MESSAGES = st.lists(
     st.one_of(
         TEXT,
-        st.sampled_from([row.shows for row in messages.REFUSALS]),
-        st.sampled_from([row.pattern for row in messages.REFUSALS]),
+        st.sampled_from([row.example for row in remedies.table()]),
+        st.sampled_from([row.words for row in remedies.table()]),
     ),
     max_size=4,
 ).map("".join)
 
 
 @examples(150)
-@given(SAID, st.sampled_from(["0", "1", "28633", ""]))
-def test_whatever_was_said_there_is_a_hint_in_one_line(said: str, setting: str) -> None:
-    row = messages.find(said, lambda name: setting)
-    for system in (*messages.SYSTEMS, ""):
-        hint = row.hint(system) if row else messages.hint_for(said)
-        assert hint and len(hint.splitlines()) == 1
+@given(st.sampled_from(FAILURES), MESSAGES, TEXT, st.sampled_from(["0", "1", "28633", ""]))
+def test_whatever_failed_there_is_a_remedy_in_one_line(
+    failure: str, message: str, subject: str, setting: str
+) -> None:
+    row = remedies.find(failure, message, subject, lambda name: setting)
+    error = PortwrapError(message, failure, subject=subject)
+    assert remedies.remedy_of(error) and len(as_lines("p", error).splitlines()) == 2
+    for system in (*SYSTEMS, "") if row else ():
+        assert row and row.line(system)
 
 
 def written(folder: Path, content: bytes) -> str:
@@ -194,8 +200,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @examples(150)
 @given(content=RELEASE_LINES)
 def test_any_os_release_names_a_system_or_none(folder: Path, content: bytes) -> None:
-    release = messages.os_release(written(folder, content))
-    assert messages.this_system(release) in (*messages.SYSTEMS, "")
+    release = os_release(written(folder, content))
+    assert this_system(release) in (*SYSTEMS, "")
 
 
 @examples(150)

@@ -12,38 +12,50 @@ from pathlib import Path
 
 import pytest
 
-from portwrap.diagnostics import errors
-from portwrap.diagnostics import remedies as messages
-from portwrap.diagnostics.errors import PortwrapError
-from portwrap.launch import namespaces, network
+from portwrap.cli.run import as_lines
+from portwrap.diagnostics import diagnostic, errors, remedies
+from portwrap.diagnostics.diagnostic import Diagnostic
+from portwrap.diagnostics.errors import Failure, PortwrapError
+from portwrap.launch import drivers, namespaces
 from portwrap.launch.command import find_command
+from portwrap.launch.drivers.driver import find_executable
 
 from helpers import PROJECT, run_program
 
 SOURCES = sorted([PROJECT / "batchspawner_portwrap.py", *(PROJECT / "portwrap").glob("**/*.py")])
 
 
+FAILURES = {name: value for name, value in vars(Failure).items() if name.isupper()}
+OF_THE_USER = {Failure.USAGE}
+"""Failures whose remedies only the caller knows."""
+
+
+def test_every_failure_has_a_remedy_and_every_remedy_a_failure() -> None:
+    assert len(set(FAILURES.values())) == len(FAILURES)
+    rows = {row.failure for row in remedies.table()}
+    assert rows == set(FAILURES.values()) - OF_THE_USER
+    used = " ".join(source.read_text() for source in SOURCES if source.name != "errors.py")
+    assert [name for name in FAILURES if f"Failure.{name}" not in used] == []
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.name))
-def test_every_failure_of_the_source_has_a_hint(source: Path) -> None:
-    calls = [
-        node
-        for node in ast.walk(ast.parse(source.read_text()))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == PortwrapError.__name__
-    ]
-    assert [f"line {call.lineno}" for call in calls if len(call.args) < 2] == []
+def test_no_caller_invents_an_identifier(source: Path) -> None:
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == PortwrapError.__name__:
+            assert len(node.args) >= 2 and not isinstance(node.args[1], ast.Constant), node.lineno
 
 
 def test_lines() -> None:
-    assert PortwrapError("a: b", "Do c.", 126).lines("p") == "p: a: b\n  Do c.\n"
-    assert PortwrapError("a").exit_code == errors.EXIT_SANDBOX == 125
+    error = PortwrapError("a: b", Failure.USAGE, 126, remedy="Do c.")
+    assert as_lines("p", error) == "p: a: b\n  Do c.\n"
+    assert PortwrapError("a", Failure.KEEPER).exit_code == errors.EXIT_SANDBOX == 125
     assert (errors.EXIT_USAGE, errors.EXIT_NOT_EXECUTABLE, errors.EXIT_NOT_FOUND) == (2, 126, 127)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028"])
 def test_a_line_end_in_a_name_does_not_make_a_second_line(end: str) -> None:
-    text = PortwrapError(f"a{end}b: not found", f"c{end}d").lines("p")
+    error = PortwrapError(f"a{end}b: not found", Failure.USAGE, remedy=f"c{end}d")
+    text = as_lines("p", error)
     assert len(text.splitlines()) == 2
     assert text.startswith("p: a\\")
 
@@ -60,8 +72,7 @@ def make(path: Path, content: str, mode: int = 0o755) -> Path:
 def why_not(name: str | Path, path: str = "/usr/bin:/bin") -> PortwrapError:
     with pytest.raises(PortwrapError) as caught:
         find_command(str(name), {"PATH": path})
-    assert caught.value.hint
-    assert len(caught.value.lines("p").splitlines()) == 2
+    assert len(as_lines("p", caught.value).splitlines()) == 2
     return caught.value
 
 
@@ -69,8 +80,7 @@ def test_command_that_is_missing(tmp_path: Path) -> None:
     error = why_not(tmp_path / "missing")
     assert (error.exit_code, error.message) == (127, f"{tmp_path}/missing: no such file")
     error = why_not("missing", str(tmp_path))
-    assert (error.exit_code, error.message) == (127, "missing: not found on PATH")
-    assert str(tmp_path) in error.hint
+    assert (error.exit_code, error.message) == (127, f"missing: not found on PATH ({tmp_path})")
     assert why_not("").exit_code == 127
     assert why_not("two\nlines").exit_code == 127
 
@@ -86,7 +96,7 @@ def test_command_without_the_right_to_execute(tmp_path: Path) -> None:
     script = make(tmp_path / "script", "#!/bin/sh\n", 0o644)
     error = why_not(script)
     assert (error.exit_code, error.message) == (126, f"{script}: permission denied")
-    assert "chmod +x" in error.hint
+    assert f"'chmod +x {script}'" in remedies.remedy_of(error)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ def test_command_whose_interpreter_is_missing(tmp_path: Path, first: str, named:
     script = make(tmp_path / "script", f"{first}\n:\n")
     error = why_not(script)
     assert error.exit_code == 126
-    assert f"its interpreter {named} does not exist" in error.lines("p")
+    assert f"its interpreter {named} does not exist" in as_lines("p", error)
     # the kernel thinks so too
     assert subprocess.run(["/bin/sh", "-c", f"exec {script}"], stderr=-3).returncode in (126, 127)
 
@@ -123,15 +133,18 @@ def test_command_is_the_first_on_path_that_may_run(tmp_path: Path) -> None:
     assert find_command("tool", {"PATH": folders}) == str(wanted)
 
 
-# ---- namespaces and the network helper -------------------------------------------------------
+# ---- namespaces and the network driver -------------------------------------------------------
+
+
+EXPLAINED = (errno.ENOSPC, errno.EINVAL)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPERM, errno.EACCES, errno.EINVAL, 0])
-def test_every_answer_of_the_kernel_has_a_hint(number: int) -> None:
+def test_every_answer_of_the_kernel_has_a_remedy(number: int) -> None:
     error = namespaces._refused(OSError(number, os.strerror(number)), "unshare")
     assert error.exit_code == 125
     assert error.message.startswith(f"unshare: {os.strerror(number)}")
-    assert error.hint and "\n" not in error.hint
+    assert "unshare -Urn true" in remedies.remedy_of(error) or number in EXPLAINED
 
 
 SETTINGS = {
@@ -145,61 +158,37 @@ SETTINGS = {
         "kernel/apparmor_restrict_unprivileged_userns": "0",
     },
 }
-UNSHARE = "unshare(CLONE_NEWUSER|CLONE_NEWNET)"
-UID_MAP = "setting up the user namespace (/proc/self/uid_map)"
 TUN = 'slirp4netns ended before it was ready (ended with status 1: open("/dev/net/tun")'
 PASTA = "pasta ended before it was ready (ended with status 1:"
-# What was said, the settings of that machine, what the hint must name. Those that no test makes
-# happen for real are recorded from reports.
-SAID = [
-    (f"{UNSHARE}: No space left on device", "off", "user.max_user_namespaces=28633"),
-    (f"{UNSHARE}: No space left on device", "no networks", "user.max_net_namespaces=28633"),
-    (f"{UNSHARE}: No space left on device", "fine", "lsns"),
-    (f"{UNSHARE}: Operation not permitted", "old Debian", "unprivileged_userns_clone=1"),
-    (f"{UNSHARE}: Operation not permitted", "AppArmor", "apparmor_parser -r"),
-    (f"{UID_MAP}: Operation not permitted", "AppArmor", "apparmor_parser -r"),
-    (f"{UNSHARE}: Operation not permitted", "fine", "unshare -Urn true"),
-    (f"{UID_MAP}: Operation not permitted", "fine", "unshare -Urn true"),
-    (f"{UNSHARE}: Permission denied", "fine", "unshare -Urn true"),
-    (f"{UNSHARE}: Invalid argument, with 2 threads", "fine", "LD_PRELOAD"),
-    (f"{UNSHARE}: Invalid argument", "fine", "namespace.unpriv_enable=1"),
-    (f"{TUN}: No such file or directory)", "fine", "modprobe tun"),
-    (f"{TUN}: Permission denied)", "fine", "chmod 0666 /dev/net/tun"),
-    (f"{PASTA} Failed to open() /dev/net/tun: No such file or directory)", "fine", "modprobe tun"),
-    (f"{PASTA} Failed to open tun socket in namespace)", "fine", "crw-rw-rw-"),
-    (f"{PASTA} TUNSETIFF ioctl on /dev/net/tun failed)", "fine", "mknod /dev/net/tun"),
-    (f"{PASTA} netns dir open: Permission denied, exiting)", "fine", "ausearch -c pasta"),
-    ("slirp4netns ended …: /proc/7/ns/net: Permission denied", "fine", "AppArmor or SELinux"),
-    ("slirp4netns: unrecognized option '--mtu'", "fine", "0.4.0"),
-    ("slirp4netns was not ready in 10.0 s", "fine", "by hand"),
-    ("slirp4netns ended before it was ready (ended with status 3)", "fine", "by hand"),
-    ("socket: Too many open files", "fine", "hard limit"),
+# The identifier of a failure, the settings of that machine, what the remedy must name.
+SEEN = [
+    (Failure.NAMESPACE_LIMIT, "off", "user.max_user_namespaces=28633"),
+    (Failure.NAMESPACE_LIMIT, "no networks", "user.max_net_namespaces=28633"),
+    (Failure.NAMESPACE_LIMIT, "fine", "lsns"),
+    (Failure.NAMESPACE_FORBIDDEN, "old Debian", "unprivileged_userns_clone=1"),
+    (Failure.NAMESPACE_FORBIDDEN, "AppArmor", "apparmor_parser -r"),
+    (Failure.NAMESPACE_FORBIDDEN, "fine", "unshare -Urn true"),
+    (Failure.NAMESPACE_THREADS, "fine", "LD_PRELOAD"),
+    (Failure.NAMESPACE_MISSING, "fine", "namespace.unpriv_enable=1"),
+    (Failure.DESCRIPTORS, "fine", "hard limit"),
 ]
-
-
-@pytest.mark.parametrize(("said", "machine", "named"), SAID, ids=lambda value: value[:40])
-def test_what_was_said_chooses_the_hint(said: str, machine: str, named: str) -> None:
-    row = messages.find(said, functools.partial(setting_on, machine))
-    assert row is not None
-    assert named in row.hint("debian")
-
-
-OTHERS = [
-    "slirp4netns is not on PATH, and without it the sandbox has no way out",
-    "pasta does not run for root, and without it the sandbox has no way out",
-    "pasta ended before it was ready (ended with status 1: External interface not usable)",
-    "slirp4netns ended by signal 9; ending the command (SIGTERM)",
-    "host port 0.0.0.0:40001: Address already in use",
-    "host port 198.18.0.9:40001: Cannot assign requested address",
-    "host port 0.0.0.0:7: Permission denied",
-    "host port 0.0.0.0:40001: No buffer space available",
-    "no host port from 1 to 65535: there is no JUPYTERHUB_SERVICE_URL",
-    "published port 0.0.0.0:40001: Address already in use",
-    "run_path(which(cmd[0]) …): expected str, bytes or os.PathLike object, not NoneType",
-    "the keeper process ended while the sandbox was set up",
-    "no nameserver answers inside",
-    "ssh: Bad owner or permissions on /etc/ssh/ssh_config.d/20-systemd-ssh-proxy.conf",
-    "the hub http://198.18.0.1:8081 does not answer from inside",
+# What network drivers and the kernel have printed, in reports and in tests.
+PRINTED = [
+    (f"{TUN}: No such file or directory)", "modprobe tun"),
+    (f"{TUN}: Permission denied)", "chmod 0666 /dev/net/tun"),
+    (f"{TUN}: Operation not permitted)", "device cgroup"),
+    (f"{PASTA} Failed to open() /dev/net/tun: No such file or directory)", "modprobe tun"),
+    (f"{PASTA} Failed to open tun socket in namespace)", "crw-rw-rw-"),
+    (f"{PASTA} TUNSETIFF ioctl on /dev/net/tun failed)", "mknod /dev/net/tun"),
+    (f"{PASTA} netns dir open: Permission denied, exiting)", "ausearch -c pasta"),
+    (f"{PASTA} External interface not usable)", "--network slirp4netns"),
+    (f"{PASTA} pasta: unrecognized option '--no-map-gw')", "2022_07_14"),
+    ("slirp4netns ended …: /proc/7/ns/net: Permission denied", "AppArmor or SELinux"),
+    ("slirp4netns …: slirp4netns: unrecognized option '--mtu'", "0.4.0"),
+    ("slirp4netns was not ready in 10.0 s", "slirp4netns --configure $! tap0"),
+    ("slirp4netns ended before it was ready (ended with status 3)", "unshare -Urn sleep 60"),
+    ("pasta ended before it was ready (ended with status 3)", "pasta --config-net $!"),
+    ("slirp4netns …: socket: Too many open files", "hard limit"),
 ]
 
 
@@ -207,49 +196,112 @@ def setting_on(machine: str, name: str) -> str:
     return SETTINGS[machine].get(name, "")
 
 
+def row_of(failure: str, message: str = "", machine: str = "fine", subject: str = "") -> Diagnostic:
+    row = remedies.find(failure, message, subject, functools.partial(setting_on, machine))
+    assert row is not None
+    return row
+
+
+@pytest.mark.parametrize(("failure", "machine", "named"), SEEN)
+def test_the_identifier_and_the_machine_choose_the_remedy(
+    failure: str, machine: str, named: str
+) -> None:
+    assert named in row_of(failure, machine=machine).line("debian")
+
+
+@pytest.mark.parametrize(("printed", "named"), PRINTED, ids=lambda value: value[-40:])
+def test_what_a_network_driver_prints_chooses_the_remedy(printed: str, named: str) -> None:
+    assert named in row_of(Failure.DRIVER_START, printed).line("debian")
+
+
+def test_what_the_kernel_says_to_the_keeper_chooses_the_remedy() -> None:
+    assert row_of(Failure.KEEPER, "the keeper failed: Too many open files").failure == "descriptors"
+    assert (
+        row_of(Failure.KEEPER, "telling the keeper: Too many references").failure == "descriptors"
+    )
+    assert row_of(Failure.KEEPER, "the keeper failed: Cannot allocate memory").failure == "keeper"
+
+
 def test_no_row_stands_behind_one_that_takes_its_place() -> None:
-    found = [messages.find(said, lambda name: "") for said in OTHERS]
-    for said, machine, _ in SAID:
-        found.append(messages.find(said, functools.partial(setting_on, machine)))
-    assert [row.shows for row in messages.REFUSALS if row not in found] == []
+    """Each is found by its identifier, by the words of a driver, or on a machine with its
+    setting."""
+    found = [row_of(failure, machine=machine) for failure, machine, _ in SEEN]
+    found += [row_of(Failure.DRIVER_START, printed) for printed, _ in PRINTED]
+    for row in remedies.table():
+        if row.failure != Failure.DRIVER_START:
+            found.append(row_of(row.failure, subject=row.subject))
+    causes = [row.cause for row in found]
+    assert [row.cause for row in remedies.table() if row.cause not in causes] == []
 
 
-PORT_TAKEN = "test_a_published_port_that_is_taken"
 # Where each row that is not recorded is made to happen: a file of tests/namespaces, and a test.
+CHECK, REFUSALS, MISTAKES = "test_check.py", "test_refusals.py", "test_mistakes.py"
+UNEXPECTED = "../unit/test_unexpected.py"
 REAL = {
-    "User namespaces are switched off": ("test_check.py", "test_namespaces"),
-    "Network namespaces are switched off": ("test_check.py", "test_namespaces"),
-    "The limit of namespaces is reached": ("test_check.py", "test_namespaces"),
-    "Something outside forbids": ("test_check.py", "test_namespaces_that_a_container_forbids"),
-    "This interpreter starts a thread": ("test_refusals.py", "test_a_library_that_starts_a_thread"),
-    "It gives up root's rights": ("test_network.py", "test_pasta_does_not_run_for_root"),
-    "Install it on every node": ("test_check.py", "test_network_helpers"),
-    "The tun device is missing": ("test_check.py", "test_the_tun_device"),
-    "Every user must be able to open": ("test_check.py", "test_the_tun_device"),
-    "The tun device does not work": ("test_check.py", "test_the_tun_device"),
+    "User namespaces are switched off": (CHECK, "test_namespaces"),
+    "Network namespaces are switched off": (CHECK, "test_namespaces"),
+    "The limit of namespaces is reached": (CHECK, "test_namespaces"),
+    "AppArmor restricts": (CHECK, "test_the_remedy_for_apparmor_works_as_it_is_printed"),
+    "A container, chroot": (CHECK, "test_namespaces_that_a_container_forbids"),
+    "This interpreter starts a thread": (REFUSALS, "test_a_library_that_starts_a_thread"),
+    "The tun device is missing": (CHECK, "test_the_tun_device"),
+    "Every user must be able to open": (CHECK, "test_the_tun_device"),
+    "The tun device does not work": (CHECK, "test_the_tun_device"),
+    "The limit of open files is too low": (REFUSALS, "test_hardly_any_descriptor"),
+    "Each relayed connection": (CHECK, "test_few_descriptors"),
+    "Each session needs a user": (CHECK, "test_few_namespaces"),
+    "This Python or this program": (UNEXPECTED, "test_what_the_system_causes_is_two_lines"),
+    "The system refused a step": (UNEXPECTED, "test_what_the_system_causes_is_two_lines"),
+    "A limit of this job": (UNEXPECTED, "test_what_the_system_causes_is_two_lines"),
+    "The node may be out of": (REFUSALS, "test_hardly_any_process"),
+    "pasta gives up root's": ("test_network.py", "test_pasta_does_not_run_for_root"),
     "This pasta needs an interface": ("test_network.py", "test_a_node_without_any_network"),
-    "Run the same helper by hand": ("test_refusals.py", "test_helper_that_dies_at_its_start"),
-    "The way out is gone": ("test_lifetime.py", "test_the_network_helper_dies"),
-    "Each connection through the relay": ("test_refusals.py", "test_hardly_any_descriptor"),
-    "Another program of this node has it": (
+    "slirp4netns does not work": (REFUSALS, "test_driver_that_dies_at_its_start"),
+    "pasta does not work": (CHECK, "test_the_other_network_driver_is_only_warned_about"),
+    "This node lacks": (CHECK, "test_network_drivers"),
+    "Outbound connections are lost": ("test_lifetime.py", "test_the_network_helper_dies"),
+    "Another program on this node has it": (
         "test_routes.py",
         "test_a_published_port_that_is_taken",
     ),
-    "Another program of this node took it": ("test_refusals.py", "test_host_port_busy"),
-    "This node has no such address": ("test_refusals.py", "test_host_name_that_nobody_knows"),
-    "Ports below": ("test_refusals.py", "test_host_port_of_root"),
-    "No port has arrived": ("test_refusals.py", "test_no_host_port"),
-    "The node may be out of": ("test_refusals.py", "test_hardly_any_process"),
-    "Names cannot be looked up": ("test_check.py", "test_no_nameserver"),
-    "OpenSSH takes no file": ("test_check.py", "test_more_files_of_root_than_are_covered"),
-    "The server must reach": ("test_check.py", "test_a_hub_that_does_not_answer"),
+    "Another program on this node took it": (REFUSALS, "test_host_port_busy"),
+    "This node has no such address": (REFUSALS, "test_host_name_that_nobody_knows"),
+    "Ports below": (REFUSALS, "test_host_port_of_root"),
+    "No port was given": (REFUSALS, "test_no_host_port"),
+    "Names cannot be resolved": (CHECK, "test_no_nameserver"),
+    "OpenSSH rejects": (CHECK, "test_more_files_of_root_than_are_covered"),
+    "ssh cannot read": (CHECK, "test_a_configuration_that_ssh_does_not_read"),
+    "Nothing listens there": (CHECK, "test_a_hub_on_loopback_that_does_not_answer"),
+    "The network driver does not reach": (CHECK, "test_a_hub_that_only_the_node_reaches"),
+    "The server must reach": (CHECK, "test_a_hub_that_does_not_answer"),
+    "A session of batchspawner": (
+        CHECK,
+        "test_profiles_where_the_one_that_sessions_need_is_missing",
+    ),
+    "Native forwarding is not": (CHECK, "test_a_kernel_without_native_forwarding"),
+    "It needs Linux 5.9": (CHECK, "test_a_kernel_without_native_forwarding"),
+    "The service would be open": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "No directory of PATH": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "There is no file": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "Give the path of a program": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "This account may not execute": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "The first line of the script": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "The file cannot be executed": (
+        "test_exit_status.py",
+        "test_a_command_that_is_no_program",
+    ),
 }
-NEVER_SEEN = ["'ip address' shows"]
-"""What is left of the host port's refusals: nobody has told of any."""
+NEVER_SEEN = [
+    "The system does not let",
+    "The kernel refuses",
+    "Each address and port can",
+    "Each takes a file descriptor",
+]
+"""What is left of a kind of failure: nobody has told of any."""
 
 
 def test_every_row_happens_for_real_in_a_test_or_is_marked_as_recorded() -> None:
-    rows = [row.cause for row in messages.REFUSALS if not row.recorded]
+    rows = [row.cause for row in remedies.table() if not row.recorded]
     known = [*REAL, *NEVER_SEEN]
     assert [cause for cause in rows if not cause.startswith(tuple(known))] == []
     assert [cause for cause in known if not any(row.startswith(cause) for row in rows)] == []
@@ -257,31 +309,8 @@ def test_every_row_happens_for_real_in_a_test_or_is_marked_as_recorded() -> None
         assert f"def {name}(" in (PROJECT / "tests" / "namespaces" / file).read_text(), name
 
 
-SAYING = ("give_up", "end_session", "_overloaded", "NOT_NATIVE")
-
-
-def texts_said(source: Path) -> list[str]:
-    """What this module says when a start or a session ends, with "3" for what is filled in."""
-    found = []
-    for node in ast.walk(ast.parse(source.read_text())):
-        function = node.func if isinstance(node, ast.Call) else None
-        name = getattr(function, "attr", getattr(function, "id", ""))  # of a method, of a function
-        if isinstance(node, ast.Call) and name in SAYING:
-            for text in node.args[:1]:
-                parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-                values = [part.value if isinstance(part, ast.Constant) else "3" for part in parts]
-                found.append("".join(map(str, values)))
-    return [text for text in found if text.strip("3")]
-
-
-def test_whatever_the_keeper_says_has_a_row() -> None:
-    said = [text for source in SOURCES for text in texts_said(source)]
-    assert len(said) >= 6
-    assert [text for text in said if messages.find(f"{text}; ending the command") is None] == []
-
-
 def test_nothing_known() -> None:
-    assert "--check" in messages.hint_for("something else")
+    assert "--check" in remedies.remedy_of(PortwrapError("something else", "no identifier"))
 
 
 RELEASES = [
@@ -302,23 +331,32 @@ def test_the_remedy_is_one_of_this_distribution(
 ) -> None:
     file = tmp_path / "os-release"
     file.write_text(release)
-    assert messages.this_system(messages.os_release(str(file))) == system
-    row = messages.find("slirp4netns is not on PATH, and without it the sandbox has no way out")
-    assert row is not None and named in row.hint(system)
-    assert messages.this_system(messages.os_release(str(tmp_path / "missing"))) == ""
+    assert diagnostic.this_system(diagnostic.os_release(str(file))) == system
+    assert named in row_of(Failure.DRIVER_NOT_FOUND).line(system)
+    assert diagnostic.this_system(diagnostic.os_release(str(tmp_path / "missing"))) == ""
 
 
-def test_network_helper_is_looked_up_on_path_first(tmp_path: Path) -> None:
+def test_each_network_driver_is_in_the_table_and_in_the_choices() -> None:
+    names = [driver.name for driver in drivers.NETWORK_DRIVERS]
+    assert ("auto", *names, "none") == drivers.CHOICES
+    for name in names:
+        assert row_of(Failure.DRIVER_NOT_FOUND, subject=name).cause.startswith(
+            f"This node lacks {name}"
+        )
+        assert name in row_of(Failure.DRIVER_START, f"{name} was not ready in 10 s").cause
+
+
+def test_network_driver_is_looked_up_on_path_first(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "tool").mkdir()
     make(tmp_path / "tool", "", 0o644)
     folders = f"{tmp_path}/a:{tmp_path}"
-    assert network.find_executable("tool", {"PATH": folders}) is None
+    assert find_executable("tool", {"PATH": folders}) is None
     make(tmp_path / "tool", "#!/bin/sh\n")
-    assert network.find_executable("tool", {"PATH": folders}) == str(tmp_path / "tool")
+    assert find_executable("tool", {"PATH": folders}) == str(tmp_path / "tool")
     # one that stands in the working directory is nobody's choice
-    assert network.find_executable("tool", {"PATH": ":."}) is None
-    assert network.find_executable("sh", {"PATH": ""}) == "/usr/bin/sh"
+    assert find_executable("tool", {"PATH": ":."}) is None
+    assert find_executable("sh", {"PATH": ""}) == "/usr/bin/sh"
 
 
 # ---- what the user sees ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The network helpers' command lines, and the subnet of the inside."""
+"""The network drivers' command lines, and the subnet of the sandbox."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from portwrap.diagnostics import remedies
 from portwrap.diagnostics.errors import PortwrapError
-from portwrap.launch import network
-from portwrap.launch.network import Pasta, Route, Slirp4netns
+from portwrap.launch import drivers
+from portwrap.launch.drivers import driver
+from portwrap.launch.drivers import routes as host_routes
+from portwrap.launch.drivers.pasta import Pasta
+from portwrap.launch.drivers.routes import Route
+from portwrap.launch.drivers.slirp4netns import Slirp4netns
 
 
 def test_the_command_line_of_slirp4netns() -> None:
@@ -72,7 +77,7 @@ def route(interface: str, network_of: str) -> Route:
 )
 def test_the_first_subnet_that_the_host_does_not_use(networks: list[str], subnet: str) -> None:
     routes = [route("eth0", each) for each in networks]
-    assert network.free_subnet(routes) == subnet
+    assert host_routes.free_subnet(routes) == subnet
     assert f"--cidr={subnet}.0/24" in Slirp4netns("s", routes).argv(1)
     words = Pasta("p", routes).argv(1)
     assert {f"--address={subnet}.100", f"--gateway={subnet}.2"} <= set(words)
@@ -114,15 +119,15 @@ def test_the_kernels_table_of_routes(tmp_path: Path) -> None:
             mask=printed("255.255.255.0"),
         )
     )
-    routes = network.read_routes(str(table))
+    routes = host_routes.read_routes(str(table))
     assert [each.interface for each in routes] == ["eth0", "eth1"]
     assert [each.mask for each in routes] == [0, 0xFFFFFF00]
     assert routes[1].destination == 0x0A000200
-    assert network.free_subnet(routes) == "172.31.2"
-    assert network.read_routes(str(tmp_path / "none")) == []
+    assert host_routes.free_subnet(routes) == "172.31.2"
+    assert host_routes.read_routes(str(tmp_path / "none")) == []
 
 
-def make_helpers(folder: Path, *names: str) -> dict[str, str]:
+def make_drivers(folder: Path, *names: str) -> dict[str, str]:
     for name in names:
         (folder / name).write_text("#!/bin/sh\n")
         (folder / name).chmod(0o755)
@@ -131,18 +136,39 @@ def make_helpers(folder: Path, *names: str) -> dict[str, str]:
 
 def test_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    both = make_helpers(tmp_path, "slirp4netns", "pasta")
-    assert network.choose("none", both) is None
+    both = make_drivers(tmp_path, "slirp4netns", "pasta")
+    assert drivers.choose("none", both) is None
     for way, kind in (("auto", Slirp4netns), ("slirp4netns", Slirp4netns), ("pasta", Pasta)):
-        chosen = network.choose(way, both)
+        chosen = drivers.choose(way, both)
         assert type(chosen) is kind
         assert chosen.path == str(tmp_path / kind.name)
 
 
 def test_pasta_is_not_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    environ = make_helpers(tmp_path, "pasta", "slirp4netns")
-    assert isinstance(network.choose("auto", environ), Slirp4netns)
+    environ = make_drivers(tmp_path, "pasta", "slirp4netns")
+    assert isinstance(drivers.choose("auto", environ), Slirp4netns)
     with pytest.raises(PortwrapError, match="pasta does not run for root") as caught:
-        network.choose("pasta", environ)
-    assert "slirp4netns" in caught.value.hint
+        drivers.choose("pasta", environ)
+    assert "slirp4netns" in remedies.remedy_of(caught.value)
+
+
+NEITHER = "neither slirp4netns nor pasta found: the session would have no outbound network"
+
+
+@pytest.mark.parametrize(
+    ("network", "uid", "message"),
+    [
+        ("auto", 1000, NEITHER),
+        ("slirp4netns", 1000, "slirp4netns not found: the session would have no outbound network"),
+        ("auto", 0, "slirp4netns not found, pasta does not run for root: the session would have"),
+    ],
+)
+def test_no_driver(monkeypatch: pytest.MonkeyPatch, network: str, uid: int, message: str) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(driver, "PACKAGE_FOLDERS", ())
+    with pytest.raises(PortwrapError) as caught:
+        drivers.choose(network, {"PATH": "/nowhere"})
+    assert caught.value.message.startswith(message)
+    assert "slirp4netns" in remedies.remedy_of(caught.value)
+    assert drivers.usable({"PATH": "/nowhere"}) == []

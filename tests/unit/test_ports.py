@@ -10,6 +10,7 @@ from typing import Iterator
 
 import pytest
 
+from portwrap.diagnostics import remedies
 from portwrap.diagnostics.errors import PortwrapError
 from portwrap.launch import ports
 
@@ -114,7 +115,7 @@ def refusal(address: str, number: int) -> PortwrapError:
     with pytest.raises(PortwrapError) as caught:
         ports.bind(address, number).close()
     assert caught.value.exit_code == 125
-    assert caught.value.hint
+    assert remedies.find(caught.value.failure)
     return caught.value
 
 
@@ -168,7 +169,7 @@ def test_a_port_that_someone_listens_on_is_busy(
     rival(stack, taken, number, *options).listen()
     error = refusal(address, number)
     assert f":{number}: Address already in use" in error.message
-    assert "start the server again" in error.hint
+    assert "Start the server again" in remedies.remedy_of(error)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_sockets_are_not_inherited(stack: ExitStack, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "said", "hint"),
+    ("address", "said", "remedy"),
     [
         ("198.18.255.254", "Cannot assign requested address", "c.Spawner.ip"),
         ("2001:db8::1", "[2001:db8::1]:", "c.Spawner.ip"),
@@ -251,7 +252,7 @@ def test_sockets_are_not_inherited(stack: ExitStack, number: int) -> None:
     ],
 )
 def test_an_address_that_is_not_of_this_node(
-    number: int, address: str, said: str, hint: str
+    number: int, address: str, said: str, remedy: str
 ) -> None:
     error = refusal(address, number)
-    assert said in error.message and hint in error.hint
+    assert said in error.message and remedy in remedies.remedy_of(error)

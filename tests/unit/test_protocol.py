@@ -97,7 +97,9 @@ def test_no_driver() -> None:
     assert decode_go(go(Descriptors(0, 1, 2), driver=None).encode(), [0, 1, 2]).driver is None
 
 
-@pytest.mark.parametrize("answer", [Ready(), NativePossible(), NotNative("old"), Refused("no")])
+@pytest.mark.parametrize(
+    "answer", [Ready(), NativePossible(), NotNative("old"), Refused("no", "keeper")]
+)
 def test_answers_arrive_as_they_were_sent(
     pair: tuple[socket.socket, socket.socket], answer: protocol.Answer
 ) -> None:

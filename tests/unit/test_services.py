@@ -138,7 +138,7 @@ def test_is_held(listening: int) -> None:
 @pytest.mark.parametrize(("guest_port", "published"), [(7, []), (8888, [(1, 7)]), (8888, [(7, 7)])])
 def test_a_service_is_never_published(guest_port: int, published: list[tuple[int, int]]) -> None:
     services.check([Service("127.0.0.1", 7, services.UDP)], guest_port, published)
-    with pytest.raises(PortwrapError, match="port 7 inside cannot be"):
+    with pytest.raises(PortwrapError, match="sandbox port 7 cannot be both"):
         services.check([Service("127.0.0.1", 7)], guest_port, published)
 
 

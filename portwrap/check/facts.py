@@ -1,0 +1,175 @@
+"""What --check looks at without a session: the kernel, the account, limits, security modules."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import subprocess
+import sys
+
+from ..diagnostics.errors import Failure, PortwrapError
+from ..diagnostics.remedies import read_setting
+from ..launch import drivers, namespaces
+from ..launch.drivers.driver import find_executable
+from .report import FAILED, OK, WARNING, Result, refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+VERSION_TIMEOUT = 1.0
+"""Seconds that a network driver may take to print its version."""
+IFF_TAP, IFF_NO_PI, TUNSETIFF = 0x2, 0x1000, 0x400454CA  # linux/if_tun.h
+TUN_FAILURES = {
+    errno.ENOENT: Failure.TUN_MISSING,
+    errno.EACCES: Failure.TUN_MODE,
+    errno.EPERM: Failure.TUN_FORBIDDEN,
+}
+FEW_DESCRIPTORS = 1024
+FEW_NAMESPACES = 1000
+JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "_CONDOR_SLOT")
+"""Variables that batch systems set in their jobs."""
+
+
+def in_child(action: Callable[[], dict[str, list[str]]]) -> dict[str, list[str]]:
+    """What the action finds in a process of its own, which may leave our namespaces."""
+    output, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(end, json.dumps(action()).encode())
+        finally:
+            os._exit(0)
+    os.close(end)
+    with open(output, "rb") as file:
+        found = file.read()
+    os.waitpid(pid, 0)
+    if not found:
+        return {"namespaces": ["the check itself was ended", Failure.KEEPER]}
+    return dict(json.loads(found))
+
+
+def use_kernel() -> dict[str, list[str]]:
+    """Make the namespaces and a tap interface in them. Returns the refusal of each, if any, with
+    its identifier."""
+    try:
+        namespaces.enter_new(0)
+    except PortwrapError as error:
+        return {"namespaces": [error.message, error.failure]}
+    try:
+        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        failure = TUN_FAILURES.get(error.errno or 0, Failure.TUN_BROKEN)
+        return {"tun": [f"/dev/net/tun: {error.strerror}", failure]}
+    flags = (IFF_TAP | IFF_NO_PI).to_bytes(2, sys.byteorder)
+    try:
+        fcntl.ioctl(device, TUNSETIFF, (b"tap0".ljust(16, b"\0") + flags).ljust(40, b"\0"))
+    except OSError as error:
+        return {"tun": [f"/dev/net/tun: TUNSETIFF: {error.strerror}", Failure.TUN_BROKEN]}
+    return {}
+
+
+def check_kernel() -> Result:
+    release = os.uname().release
+    numbers = [int(word) for word in release.replace("-", ".").split(".")[:2] if word.isdigit()]
+    status = OK if numbers >= [4, 18] else WARNING
+    fact = f"Linux {release} {os.uname().machine}"
+    return Result("kernel", status, fact, Failure.NAMESPACE_MISSING)
+
+
+def check_account() -> Result:
+    job = job_here()
+    who = f"uid {os.geteuid()}, {f'in job {job}' if job else 'in no batch job'}"
+    if os.geteuid() == 0:
+        fact = f"{who}: run it as an ordinary user; root bypasses some of these checks"
+        return Result("account", WARNING, fact)
+    return Result("account", OK, who)
+
+
+def check_namespaces(found: Mapping[str, Sequence[str]]) -> Result:
+    if "namespaces" in found:
+        message, failure = found["namespaces"]
+        filtered = "\nSeccomp:\t2" in read("/proc/self/status")
+        note = "; a seccomp filter is in force" if filtered else ""
+        return Result("user namespaces", FAILED, message + note, failure, message)
+    return Result("user namespaces", OK, "created, with a network namespace")
+
+
+def check_tun(found: Mapping[str, Sequence[str]]) -> Result:
+    if "tun" in found:
+        return Result("tun device", FAILED, *found["tun"])
+    return Result("tun device", OK, "created a tap interface in the sandbox")
+
+
+def check_driver(network: str) -> list[Result]:
+    """That there is a network driver; how it works is seen with a session."""
+    try:
+        drivers.choose(network, os.environ)
+    except PortwrapError as error:
+        return [refused("network driver", FAILED, error)]
+    return []
+
+
+def check_descriptors() -> Result:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used, _, most = (read_setting("fs/file-nr") or "0 0 0").split()
+    few = hard < FEW_DESCRIPTORS or 0 < int(most) < int(used) + FEW_DESCRIPTORS
+    fact = f"limit {soft}, at most {hard}; all of the node has {used} of {most}"
+    return Result("descriptors", WARNING if few else OK, fact, Failure.FEW_DESCRIPTORS)
+
+
+def check_limits() -> Result:
+    limits = {kind: read_setting(f"user/max_{kind}_namespaces") for kind in ("user", "net")}
+    few = any(value.isdigit() and int(value) < FEW_NAMESPACES for value in limits.values())
+    fact = ", ".join(f"user.max_{kind}_namespaces {value}" for kind, value in limits.items())
+    return Result("kernel limits", WARNING if few else OK, fact, Failure.FEW_NAMESPACES)
+
+
+def check_security() -> Result:
+    """SELinux and AppArmor. What they forbid is seen where it is tried."""
+    found = []
+    if os.path.exists("/sys/fs/selinux/enforce"):
+        enforces = read("/sys/fs/selinux/enforce") == "1"
+        found.append(f"SELinux {'enforcing' if enforces else 'permissive'}")
+    if read("/sys/module/apparmor/parameters/enabled") == "Y":
+        restricts = read_setting("kernel/apparmor_restrict_unprivileged_userns") == "1"
+        found.append(f"AppArmor{', which restricts user namespaces' if restricts else ''}")
+    label = read("/proc/self/attr/current").strip("\0")
+    if found and label:
+        found.append(f"this process is {label}")
+    return Result("security modules", OK, "; ".join(found) or "neither SELinux nor AppArmor")
+
+
+def read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def job_here() -> str:
+    """The number of the batch job that this is; "" for none."""
+    return next((os.environ[name] for name in JOBS if os.environ.get(name)), "")
+
+
+def version_of(name: str) -> str:
+    """What a network driver prints as its version, in one line; its name where that says less."""
+    path = find_executable(name, os.environ) or name
+    try:
+        result = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=VERSION_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return name
+    line = result.stdout.decode("utf-8", "replace").partition("\n")[0].strip()
+    # Debian 12 builds pasta without a version
+    return name if not line or "unknown version" in line else line

@@ -1,0 +1,57 @@
+"""Run a program of ours: a failure is two lines on standard error and an exit status."""
+
+from __future__ import annotations
+
+from ..diagnostics.errors import Failure, PortwrapError, failure_of, reason_of
+from ..diagnostics.log import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ANYWHERE = (OSError, ImportError, MemoryError)
+"""Exceptions that the system can cause at any place. All others are faults of ours: they must be
+seen with their traceback."""
+
+
+def run(program: str, action: Callable[[], int]) -> int:
+    """Return the exit status of the action; a failure is reported."""
+    try:
+        return action()
+    except PortwrapError as caught:
+        error = caught
+    except ANYWHERE as caught:
+        error = _unexpected(caught)
+    # The sockets that its frames hold go: they may have all the file descriptors that there are,
+    # and the table of remedies needs some.
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    log(as_lines(program, error))
+    return error.exit_code
+
+
+def _unexpected(error: BaseException) -> PortwrapError:
+    try:
+        from ..diagnostics import unexpected  # read only once something has failed
+    except ANYWHERE:
+        is_system = isinstance(error, OSError)
+        failure = failure_of(error, Failure.SYSTEM) if is_system else Failure.INCOMPLETE
+        return PortwrapError(f"setting up: {reason_of(error)}", failure)
+    return unexpected.refusal_of(error)
+
+
+def as_lines(program: str, error: PortwrapError) -> str:
+    """What was tried and the answer, and below it the remedy."""
+    return f"{program}: {_one_line(error.message)}\n  {_one_line(_remedy(error))}\n"
+
+
+def _remedy(error: PortwrapError) -> str:
+    try:
+        from ..diagnostics import remedies  # read only once something has failed
+    except ANYWHERE:  # the archive was replaced a moment ago, or there is no descriptor to read it
+        return "Nothing is left to read the remedy with: see 'ulimit -a', then start it again."
+    return remedies.remedy_of(error)
+
+
+def _one_line(text: str) -> str:
+    """The text with the line ends in it spelled out: names of files may hold any."""
+    return "".join(repr(char)[1:-1] if char.splitlines() == [""] else char for char in text)

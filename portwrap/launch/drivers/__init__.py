@@ -1,0 +1,66 @@
+"""The network drivers: what provides outbound connections that are not native.
+
+A new one is a class in a file of its own and a row in NETWORK_DRIVERS: the choices of --network,
+--check, and the causes and remedies of its failures follow from that.
+"""
+
+from __future__ import annotations
+
+from ...diagnostics.errors import Failure, PortwrapError
+from .driver import NetworkDriver
+from .pasta import Pasta
+from .routes import read_routes
+from .slirp4netns import Slirp4netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+NETWORK_DRIVERS: Sequence[type[NetworkDriver]] = (Slirp4netns, Pasta)
+"""In the order in which "auto" tries them."""
+AUTO, NONE = "auto", "none"
+CHOICES = (AUTO, *(driver.name for driver in NETWORK_DRIVERS), NONE)
+"""The values of --network."""
+
+
+def usable(environ: Mapping[str, str]) -> list[NetworkDriver]:
+    """The network drivers that work for this account on this node, as far as can be seen."""
+    routes = read_routes()
+    found = []
+    for driver in NETWORK_DRIVERS:
+        try:
+            found.append(driver.find(environ, routes))
+        except PortwrapError:
+            pass
+    return found
+
+
+def choose(network: str, environ: Mapping[str, str]) -> NetworkDriver | None:
+    """The network driver to use; None for "none". Raises PortwrapError where it is not usable."""
+    if network == NONE:
+        return None
+    routes = read_routes()
+    refused = []
+    for driver in NETWORK_DRIVERS:
+        if network in (AUTO, driver.name):
+            try:
+                return driver.find(environ, routes)
+            except PortwrapError as error:
+                refused.append(error)
+    raise _refusal(refused)
+
+
+def _refusal(refused: Sequence[PortwrapError]) -> PortwrapError:
+    """Why none of them is usable, in one sentence."""
+    others = [error for error in refused if error.failure != Failure.DRIVER_NOT_FOUND]
+    if not others and len(refused) > 1:
+        names = " nor ".join(error.subject for error in refused)
+        return _without(f"neither {names} found", Failure.DRIVER_NOT_FOUND)
+    first = (others or refused)[0]
+    reasons = ", ".join(error.message for error in refused)
+    return _without(reasons, first.failure, first.subject)
+
+
+def _without(reasons: str, failure: str, subject: str = "") -> PortwrapError:
+    message = f"{reasons}: the session would have no outbound network"
+    return PortwrapError(message, failure, subject=subject)

@@ -1,0 +1,93 @@
+"""What the network drivers have in common."""
+
+from __future__ import annotations
+
+import os
+
+from ...diagnostics.errors import Failure, PortwrapError
+from .routes import free_subnet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import ClassVar
+
+    from ...diagnostics.diagnostic import Diagnostic
+    from .routes import Route
+
+PACKAGE_FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin")
+"""Where packages install programs: batch jobs may have a shorter PATH than it takes."""
+
+
+INSTALL_EVERYWHERE = (
+    "Install it on every node; the PATH of batch jobs may be shorter than that of your shell."
+)
+
+
+class NetworkDriver:
+    """A program that provides outbound connections by a tap device in the sandbox."""
+
+    name = ""
+    ready_descriptor = 0
+    """The file descriptor to which it writes when it is ready."""
+    packages: ClassVar[Mapping[str, str]] = {}
+    """The commands that install it, by system (`diagnostics.diagnostic.SYSTEMS`)."""
+    by_hand = ""
+    """How to run it on the namespaces of the process $!."""
+
+    def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
+        self.path = path
+        self.subnet = free_subnet(routes)
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str], routes: Sequence[Route]) -> NetworkDriver:
+        """The driver as it is installed on this node. Raises PortwrapError."""
+        path = find_executable(cls.name, environ)
+        if path is None:
+            raise PortwrapError(f"{cls.name} not found", Failure.DRIVER_NOT_FOUND, subject=cls.name)
+        return cls(path, routes)
+
+    def argv(self, pid: int) -> list[str]:
+        """Its command line for the namespaces of process `pid`."""
+        raise NotImplementedError
+
+    @classmethod
+    def diagnostics(cls) -> Sequence[Diagnostic]:
+        """The causes and remedies of its failures; of those at its start the first that fits
+        counts."""
+        from ...diagnostics.diagnostic import Diagnostic  # nothing of it is needed to start
+
+        return (
+            *cls.own_diagnostics(),
+            Diagnostic(
+                Failure.DRIVER_NOT_FOUND,
+                f"{cls.name} not found",
+                f"This node lacks {cls.name}, and --network {cls.name} was requested.",
+                INSTALL_EVERYWHERE,
+                cls.packages,
+                subject=cls.name,
+            ),
+            Diagnostic(
+                Failure.DRIVER_START,
+                f"{cls.name} ended before it was ready",
+                f"{cls.name} does not work on this node.",
+                "Run it by hand to see what it lacks:"
+                f" unshare -Urn sleep 60 & sleep 1; {cls.by_hand}",
+                words=rf"^{cls.name}\b",
+            ),
+        )
+
+    @classmethod
+    def own_diagnostics(cls) -> Sequence[Diagnostic]:
+        """Those that only this driver has."""
+        return ()
+
+
+def find_executable(name: str, environ: Mapping[str, str]) -> str | None:
+    """Absolute path of an executable file on PATH, or where packages put it."""
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    for folder in [*folders, *PACKAGE_FOLDERS]:
+        path = os.path.join(folder, name)
+        if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
