@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -21,7 +22,7 @@ from networks import HOST as NODE
 from networks import HOST6 as NODE6
 
 from conftest import TEST_ROOT
-from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, run_as, wait_until
+from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, wait_until
 from sessions import Portwrap, Session, injected, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -271,6 +272,53 @@ def test_a_session_from_its_start_to_its_end(
         os.kill(session.keeper, signal.SIGCONT)
         session.process.terminate()
         wait_until(lambda: taken(portwrap, session.port) == set(RIVALS), what="the port free")
+
+
+HUB = TEST_ROOT / "hub-venv" / "bin"
+NODE_CLIENT = """
+require("http").get(process.argv[1], answer => answer.pipe(process.stdout))
+  .on("error", error => { console.log(String(error)); process.exit(1) })
+"""
+TORNADO_CLIENT = """
+import sys
+from tornado import httpclient
+print(httpclient.HTTPClient().fetch(sys.argv[1]).body.decode())
+"""
+CLIENTS = {
+    "node": ["node", "-e", NODE_CLIENT],  # the proxy is such a one
+    "tornado": [str(HUB / "python"), "-c", TORNADO_CLIENT],  # and the hub such
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("forward", ["relay", "native"])
+@pytest.mark.parametrize("place", ["0.0.0.0", V4, V6, "localhost"])
+def test_clients_that_are_given_a_name(
+    portwrap: Portwrap, host: Host, names: list[str], forward: str, place: str, client: str
+) -> None:
+    """They try ::1 first. Where that is only reserved they are refused, and go on to 127.0.0.1."""
+    needs("node")
+    if not HUB.exists():
+        cannot(f"not installed: {HUB}; tests/setup.sh installs it")
+    address = V6 if place == V6 else V4
+    command = [portwrap.python, "-m", "http.server", "--bind", address, "8888"]
+    options: dict[str, Any] = {"account": "root", "before": names, "forward": forward}
+    with Session(portwrap, command, host=place, **options) as session:
+        session.wait_until_up()
+        wait_until(lambda: is_served(address, session.port), what="the server")
+        found = run_as("root", [*names, *CLIENTS[client], f"http://localhost:{session.port}"])
+        assert "Directory listing" in found.stdout, found.stdout + found.stderr
+
+
+def is_served(address: str, port: int) -> bool:
+    connection = HTTPConnection(address, port, timeout=10)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except OSError:  # a relay resets clients until the server listens
+        return False
+    finally:
+        connection.close()
 
 
 SERVERS = TEST_ROOT / "servers-venv" / "bin"
