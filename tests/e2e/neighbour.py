@@ -4,12 +4,16 @@
     neighbour.py look                    facts as JSON on standard input; one answer per attempt
     neighbour.py touch                   the same for what is nobody's but the owner's
     neighbour.py listen ADDRESS PORT     its port, then whatever was sent to it
+    neighbour.py wait ADDRESS            its UDP port, then who has sent a datagram there; it is
+                                         answered at the end
+    neighbour.py send TEXT PORT ADDRESS ...
+                                         sends datagrams to this port of these addresses
     neighbour.py watch UID               takes each port that this user begins to listen on
     neighbour.py flood KIND HOST PORT N S
                                          holds N connections of a kind, begun within S seconds
 
-The last three say when they are ready by one line, and end with their standard input. Answers are
-words for people: the tests compare them, and print them as a table.
+All but the first two and `send` say when they are ready by one line, and end with their standard
+input. Answers are words for people: the tests compare them, and print them as a table.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ TCP_LISTEN = "0A"  # proc(5), /proc/net/tcp
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 ERROR_OF = socket.SOL_SOCKET, socket.SO_ERROR
 SQUAT = Path(__file__).with_name("squat.py")
-EVERY_ADDRESS = ("0.0.0.0", "127.0.0.1", "::", "::1", "::ffff:127.0.0.1", "::ffff:0.0.0.0")
+EVERY_ADDRESS = ("0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0")
 
 Facts = Any
 
@@ -295,9 +299,31 @@ def listen(address: str, port: int) -> None:
     say(json.dumps(heard))
 
 
+def wait_for_datagram(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        door.bind((address, 0))
+        say(str(door.getsockname()[1]))
+        _, sender = door.recvfrom(99)
+        say(json.dumps(sender))
+        until_the_end()
+        door.sendto(b"answer", sender)
+        say("answered")
+
+
+def send_datagrams(text: str, port: int, addresses: list[str]) -> None:
+    """From any port: whoever listens is not asked to have written to it."""
+    for source in ("127.0.0.1", ""):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+            door.bind((source, 0))
+            for address in addresses:
+                with contextlib.suppress(OSError):  # no way leads from 127.0.0.1 to other hosts
+                    door.sendto(text.encode(), (address, port))
+
+
 def squat(port: int) -> list[Any]:
     """The ways in which this port can be taken."""
-    words = [sys.executable, "-I", "-S", str(SQUAT), str(port), *EVERY_ADDRESS]
+    addresses = [*EVERY_ADDRESS, *addresses_of_the_node()]
+    words = [sys.executable, "-I", "-S", str(SQUAT), str(port), *addresses]
     found: list[Any] = json.loads(subprocess.check_output(words))
     return found
 
@@ -381,6 +407,10 @@ def main() -> None:
         say(json.dumps(tried(json.load(sys.stdin))))
     elif command == "listen":
         listen(rest[0], int(rest[1]))
+    elif command == "wait":
+        wait_for_datagram(rest[0])
+    elif command == "send":
+        send_datagrams(rest[0], int(rest[1]), rest[2:])
     elif command == "watch":
         watch(int(rest[0]))
     elif command == "flood":

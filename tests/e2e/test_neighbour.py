@@ -75,6 +75,18 @@ for name, path, mode in (
 print(json.dumps(made))
 """
 
+SEND_DATAGRAM = """
+import socket
+letter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+letter.bind(("0.0.0.0", 0))
+letter.sendto(b"question", {place})
+"""
+READ_DATAGRAMS = """
+import json
+letter.settimeout(20)
+print(json.dumps([data.decode() for data in iter(lambda: letter.recv(99), b"answer")]))
+"""
+
 ROWS: dict[str, tuple[str, str, str]] = {
     "a list of her ports": ("reached", "no", "no"),
     "her application": ("reached", "no", "no"),
@@ -85,6 +97,9 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "her server on ::": ("reached", "no", "no"),
     "whatever else listens": ("reached", "no", "no"),
     "her UDP ports": ("reached", "no", "no"),
+    "her UDP socket once it has sent, from the node": ("reached", "no", "no"),
+    # slirp4netns passes on what comes to the port that it has sent from (test_udp.py).
+    "her UDP socket once it has sent, from afar": ("reached", "reached", "reached"),
     "her abstract socket": ("reached", "no", "no"),
     "every abstract socket there is": ("reached", "no", "no"),
     "her application, by his own jupyter-server-proxy": ("reached", "no", "no"),
@@ -213,9 +228,11 @@ class Attack:
             taken = json.loads(watcher.last_line())
         port = self.session.host_port()
         self.note("her port, from its first moment", TOOK if taken[str(port)] else "no")
+        self.kernel = self.session.start_kernel()
         facts = self.facts(uid, port)
         self.answers.update(self.neighbour.tries(node, "look", facts))
         self.hers = self.neighbour.tries(node, "touch", facts, account=OWNER)
+        self.send_datagrams()
         self.squat("her port, while the server runs", port)
         self.cross(his, facts["application"], facts["secret"])
         for kind in FLOODS:
@@ -235,7 +252,7 @@ class Attack:
         shared = self.hub.run / f"shared-{self.session.name}"
         shared.mkdir()
         shared.chmod(0o1777)
-        kernel = self.session.start_kernel()
+        kernel = self.kernel
         made = json.loads(kernel.cell(OPEN_EVERYTHING.format(page=PAGE, shared=str(shared))))
         notes = self.session.get("notes/")
         secret = self.hub.secret()
@@ -271,6 +288,21 @@ class Attack:
         assert bool(heard) == ("a page of the neighbour's" in answer.text)
         outcome = "gets them" if stolen else "gets her request" if heard else "no"
         self.note("her cookies, when she opens /proxy/<his port>", outcome)
+
+    def send_datagrams(self) -> None:
+        """She has written to somebody on another host; others write to the port he sees."""
+        node, afar = self.hub.cluster.node, self.hub.cluster.hub
+        with self.neighbour.doing(afar, "wait", afar.address) as friend:
+            self.kernel.cell(SEND_DATAGRAM.format(place=(afar.address, int(friend.line()))))
+            address, port = json.loads(friend.line())
+            for host in (node, afar):
+                words = ["send", host.name, str(port), address, "127.0.0.1"]
+                host.do("/usr/bin/python3", self.neighbour.program, *words, account=NEIGHBOUR)
+            assert friend.last_line() == "answered"
+        heard = json.loads(self.kernel.cell(READ_DATAGRAMS))
+        for host, where in ((node, "the node"), (afar, "afar")):
+            attempt = f"her UDP socket once it has sent, from {where}"
+            self.note(attempt, "reached" if host.name in heard else "no")
 
     def flood(self, attempt: str, kind: str, count: int, seconds: int) -> int:
         """Ask for a page of hers while his connections are there; returns how many there were."""
