@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Iterator
 
 import measure
+import node
 import pytest
 
 from helpers import (
     NEIGHBOUR,
     OWNER,
+    PREFIX,
     PROJECT,
     cannot,
     children_of,
@@ -51,6 +53,10 @@ sys.addaudithook(never_become_another)
 
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
 
+BUILT = Path(
+    os.environ.get("PORTWRAP_TEST_ARCHIVE") or PROJECT / "dist" / "batchspawner-portwrap.pyz"
+)
+
 
 @functools.lru_cache(maxsize=None)
 def why_namespaces_fail() -> str | None:
@@ -65,6 +71,9 @@ def why_namespaces_fail() -> str | None:
             pwd.getpwnam(account)
         except KeyError:
             return f"no account {account}; tests/setup.sh makes it"
+    reason = node.become()
+    if reason:
+        return reason
     result = run_as(OWNER, ["unshare", "-Urn", "true"])
     if result.returncode != 0:
         return f"no user and network namespaces here: {result.stderr.strip()}"
@@ -73,6 +82,18 @@ def why_namespaces_fail() -> str | None:
     if run_as(OWNER, ["sh", "-c", ": <>/dev/net/tun"]).returncode != 0:
         return "/dev/net/tun is missing or not open to everyone; tests/setup.sh mends it"
     return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Before the first fixture: what a test finds out about its machine is true of the node."""
+    if any(map(_needs_node, session.items)) and why_namespaces_fail() is None:
+        # There is no package index on the node.
+        os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(TEST_ROOT / "wheels"))
+
+
+def _needs_node(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("namespaces", "e2e"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -90,7 +111,7 @@ def python() -> str:
 
 def _make_world_dir() -> Path:
     # pytest's tmp_path is 0700: no other account gets in.
-    path = Path(tempfile.mkdtemp(prefix="portwrap-test-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     path.chmod(0o755)
     return path
 
@@ -108,13 +129,13 @@ def world_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def pyz() -> Iterator[Path]:
     """A copy of the built archive that every account can run."""
-    built = PROJECT / "dist" / "batchspawner-portwrap.pyz"
-    if not built.exists():
-        subprocess.run([PROJECT / "build.sh"], check=True)
     path = _make_world_dir()
     try:
-        copy = path / built.name
-        shutil.copyfile(built, copy)
+        copy = path / BUILT.name
+        if BUILT.exists():
+            shutil.copyfile(BUILT, copy)
+        else:
+            subprocess.run([PROJECT / "build.sh", copy], check=True)
         copy.chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
         yield copy
     finally:
@@ -130,30 +151,9 @@ LEFTOVER_LIMIT = 20.0
 
 
 @pytest.fixture(scope="session", autouse=True)
-def run_lock() -> Iterator[int | None]:
-    """Orphans of the tests become children of this process, so that it knows them as its own; and
-    a lock shared by all runs on this machine: one that is alone may look at what all share."""
+def own_orphans() -> None:
+    """Orphans of the tests become children of this process, so that it knows them as its own."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    try:
-        lock = os.open(TEST_ROOT / ".running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError:
-        yield None
-        return
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    yield lock
-    os.close(lock)
-
-
-def _is_alone(lock: int | None) -> bool:
-    if lock is None:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_SH)
 
 
 def _reap_orphans() -> None:
@@ -169,41 +169,40 @@ def _live_descendants() -> set[int]:
     return set(filter(lives, descendants(os.getpid())))
 
 
-def _shared_things() -> set[str]:
-    """What the whole machine sees: mounts, network interfaces, entries of temporary folders."""
+def _things() -> set[str]:
+    """The node's mounts and network interfaces, and what lies in the machine's temporary folders
+    of its accounts and of this process."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     things = {f"mount {line.split()[4]}" for line in mounts}
-    things |= {f"interface {name}" for name in os.listdir("/sys/class/net")}
+    things |= {f"interface {name}" for _, name in socket.if_nameindex()}
     for folder in WATCHED_FOLDERS:
         if os.path.isdir(folder):
-            things |= {f"file {entry.path}" for entry in os.scandir(folder) if _may_be_ours(entry)}
+            things |= {f"file {entry.path}" for entry in os.scandir(folder) if _is_ours(entry)}
     return things
 
 
-def _may_be_ours(entry: os.DirEntry[str]) -> bool:
-    """Other programs of this machine make files meanwhile."""
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Other programs of this machine, and other runs of the tests, make files meanwhile."""
     try:
         owner = pwd.getpwuid(entry.stat(follow_symlinks=False).st_uid).pw_name
     except (OSError, KeyError):
         return False
-    return owner in (OWNER, NEIGHBOUR) or entry.name.startswith("portwrap-test-")
+    return owner in (OWNER, NEIGHBOUR) or entry.name.startswith(PREFIX)
 
 
 @pytest.fixture(autouse=True)
-def no_leftovers(request: pytest.FixtureRequest, run_lock: int | None) -> Iterator[None]:
+def no_leftovers(request: pytest.FixtureRequest, own_orphans: None) -> Iterator[None]:
     """Fail a test that leaves a process, and with it whatever holds a port, or a mount, a network
     interface or a temporary file."""
     # Only these tests make any, and listing them takes longer than most unit tests.
-    shared = any(request.node.get_closest_marker(name) for name in ("namespaces", "e2e"))
+    watched = _needs_node(request.node) and why_namespaces_fail() is None
     processes = _live_descendants()
-    things = _shared_things() if shared and _is_alone(run_lock) else None
+    things = _things() if watched else set()
     yield
     deadline = time.monotonic() + LEFTOVER_LIMIT
     while True:
         left = _live_descendants() - processes
-        made: set[str] = set()
-        if things is not None and _is_alone(run_lock):
-            made = _shared_things() - things
+        made = _things() - things if watched else set()
         if not (left or made) or time.monotonic() > deadline:
             break
         time.sleep(0.02)

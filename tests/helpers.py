@@ -20,6 +20,9 @@ OWNER = "pw-owner"
 NEIGHBOUR = "pw-neighbour"
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
+PREFIX = f"portwrap-test-{os.getpid()}-"
+"""How the names of these tests' files in /tmp begin; other runs of them have another one."""
+
 # Nothing may be skipped: what this machine cannot test is then a failure.
 MUST_WORK = os.environ.get("PORTWRAP_MUST_WORK", "") not in ("", "0")
 

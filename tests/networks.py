@@ -60,6 +60,26 @@ def ip(*commands: str) -> None:
     subprocess.run(["ip", "-batch", "-"], input=text, text=True, check=True)
 
 
+def unshare(flags: int) -> None:
+    """Move this thread, and all that it starts, into new namespaces (unshare(2))."""
+    _checked(libc.unshare(flags))
+
+
+def new_network(other_flags: int = 0) -> int:
+    """Move this thread into a new network namespace, and others, and return a descriptor of it."""
+    unshare(CLONE_NEWNET | other_flags)
+    # An address is not usable while the kernel looks for others that have it, for a second.
+    for path in Path("/proc/sys/net/ipv6/conf").glob("default/accept_dad"):
+        path.write_text("0")
+    ip("link set lo up")
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+def let_all_ping() -> None:
+    """As systemd has it: a network helper pings on behalf of its user."""
+    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+
+
 def has_usable_addresses() -> bool:
     """Whether no cable and no address of this namespace is still being set up by the kernel."""
     tentative = subprocess.check_output(["ip", "-6", "addr", "show", "tentative"])
@@ -91,22 +111,14 @@ class Host:
     def __init__(self) -> None:
         self.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
-            self.host, self.server, self.second = (self._make() for _ in range(3))
+            self.host, self.server, self.second = (new_network() for _ in range(3))
         finally:
             enter(self.home)
         self._connect()
 
-    def _make(self) -> int:
-        _checked(libc.unshare(CLONE_NEWNET))
-        # An address is not usable while the kernel looks for others that have it, for a second.
-        Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
-        ip("link set lo up")
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-
     def _connect(self) -> None:
         with self.entered(self.host):
-            # as systemd has it: a network helper pings on behalf of its user
-            Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+            let_all_ping()
             for name, peer in (("h0", self.server), ("h1", self.second)):
                 place = f"/proc/{os.getpid()}/fd/{peer}"
                 ip(f"link add {name} type veth peer name s0 netns {place}")

@@ -237,6 +237,23 @@ make_venvs_of_other_pythons() {
     done < <(chosen_pythons)
 }
 
+# What build.sh installs: the tests build the archive on a node that reaches no package index.
+fetch_wheels() {
+    local place=$PORTWRAP_TEST_ROOT/wheels requirements=$project/archive/requirements.txt python
+    local pythons=("$runner") recipe minor
+    while read -r minor _; do pythons+=("$(venv_of "$minor")/bin/python"); done < <(chosen_pythons)
+    recipe=$(printf '%s\n' "${pythons[@]}" && cat "$requirements")
+    [[ ! -f $place/.complete || $(<"$place/.complete") != "$recipe" ]] || return 0
+    say "fetching what builds the archive into $place"
+    rm -rf -- "$place"
+    for python in "${pythons[@]}"; do # not every Python needs all of it
+        quietly patiently "$python" -m pip download --disable-pip-version-check --no-deps \
+            --only-binary :all: --require-hashes --dest "$place" --requirement "$requirements"
+    done
+    chmod -R a+rX -- "$place"
+    printf '%s\n' "$recipe" >"$place/.complete"
+}
+
 # ---- newer network helpers -------------------------------------------------------------------
 
 # Where this machine's apt has its packages of a release and component from.
@@ -368,6 +385,7 @@ make_venv "$PORTWRAP_TEST_ROOT/venv" "$system_python" "$tests/requirements.txt"
 make_venv "$PORTWRAP_TEST_ROOT/servers-venv" "$system_python" "$tests/requirements-servers.txt"
 make_venvs_of_other_pythons
 if [[ $EUID == 0 ]]; then
+    fetch_wheels
     fetch_newer_helpers
     fetch_ssh_server
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.

@@ -24,6 +24,7 @@ from networks import entered
 from helpers import (
     NEIGHBOUR,
     OWNER,
+    PREFIX,
     SYSTEM_PATH,
     children_of,
     describe,
@@ -442,7 +443,7 @@ def why_no_slurm() -> str | None:
 @contextlib.contextmanager
 def run_directory() -> Iterator[Path]:
     """A directory for all of the cluster's files, which every account can enter."""
-    path = Path(tempfile.mkdtemp(prefix="portwrap-test-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     path.chmod(0o755)
     try:
         yield path

@@ -3,6 +3,7 @@ machine of its own in which nothing of it is installed yet."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ place=$1
 mount -t tmpfs tmpfs "$place"
 mkdir "$place/new" "$place/work" "$place/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$place/new,workdir=$place/work" "$place/root"
+cp -a --parents /etc ~OWNER "$place/new"
 for each in /dev /proc /sys /run /tmp; do mount --rbind "$each" "$place/root$each"; done
 cd "$place/root"
 pivot_root . .
@@ -54,6 +56,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         script = MACHINE.replace("ADDRESS", SERVER).replace("NAME", HUB_NAME)
+        script = script.replace("OWNER", OWNER)
         place = folder / "machine"
         place.mkdir()
         self.project = folder / "batchspawner-portwrap"
@@ -71,7 +74,9 @@ class Machine:
         if account != "root":
             enter += ["setpriv", f"--reuid={account}", f"--regid={account}", "--init-groups", "--"]
         words = [*enter, "bash", "-c", f"cd {self.project} && {line}"]
-        return run_as("root", words, env={"PATH": SYSTEM_PATH, "HOME": "/root"}, seconds=200)
+        pip = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+        env = {"PATH": SYSTEM_PATH, "HOME": "/root", **pip}
+        return run_as("root", words, env=env, seconds=200)
 
     def close(self) -> None:
         assert self.holder.stdin

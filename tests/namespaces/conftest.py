@@ -11,7 +11,7 @@ import pytest
 from networks import Host
 from nodes import Node
 
-from helpers import needs
+from helpers import PREFIX, needs
 from sessions import Inside, Portwrap
 from ways import OLD_AND_NEW, Way
 
@@ -19,7 +19,7 @@ from ways import OLD_AND_NEW, Way
 @pytest.fixture(scope="session")
 def portwrap(python: str) -> Iterator[Portwrap]:
     """A copy of the package that every account can run."""
-    folder = Path(tempfile.mkdtemp(prefix="portwrap-test-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     folder.chmod(0o755)
     try:
         yield Portwrap(python, folder)
