@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import _socket
 
     from .relay import Relay
+    from .unserved import Unserved
 
 FIRST_PAUSE, SHORT_PAUSE, MAX_PAUSE = 0.05, 0.001, 1.0
 """Seconds until the next look while clients wait: the first one, the first one where a server is
@@ -28,11 +29,13 @@ class Lookout:
     def __init__(
         self,
         relay: Relay,
+        unserved: Unserved,
         hosts: Sequence[_socket.socket],
         listens: Callable[[], bool],
         on_server: Callable[[str], None],
     ) -> None:
         self.relay = relay
+        self.unserved = unserved
         self.hosts = hosts
         self.listens = listens  # whether a server listens on the guest port
         self.on_server = on_server  # called when one does, with the reason that is known
@@ -55,6 +58,7 @@ class Lookout:
     def end(self) -> None:
         """Whoever waits is served now."""
         self.waiting = False
+        self.unserved.on_served()
         for host in self.hosts:
             if host.fileno() in self.relay.watched:
                 self.relay.unwatch(host.fileno())
@@ -62,6 +66,7 @@ class Lookout:
     def on_client(self) -> None:
         if not self.waiting:
             self.waiting = True
+            self.unserved.on_client()
             self.look_in(self.first_pause)
 
     def look_in(self, seconds: float) -> None:
@@ -75,6 +80,8 @@ class Lookout:
         self.look_in(min(2 * self.pause, MAX_PAUSE))
         if self.listens():
             self.on_server(self.reason)
+        else:
+            self.unserved.on_client()
 
     def timeout(self) -> float:
         """Seconds until the next look is due, while clients wait."""

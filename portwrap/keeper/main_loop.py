@@ -15,6 +15,7 @@ from ..diagnostics.errors import reason_of
 from ..kernel.processes import enter
 from .driver import how_ended
 from .relay import GUESTS, Place, Relay
+from .unserved import Unserved
 from .worker import LAST_WORDS, Worker
 
 TYPE_CHECKING = False
@@ -48,6 +49,7 @@ class Keeper:
         self.native: Native | None = None
         self.relay = Relay(session.max_connections)
         self.datagrams: list[Datagrams] = []
+        self.unserved = Unserved(session, lifecycle.complain)
         self.guests = [*GUESTS, *map(family_and_address, session.go.own_addresses)]
 
     def run(self) -> NoReturn:
@@ -72,7 +74,7 @@ class Keeper:
             for number, port in go.published
         ]
         if listener is None:
-            guest = Place(go.guest_port, self.guests, allowed=go.allowed)
+            guest = self.guest_place(go.guest_port)
             inward += [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
         if self.session.inside:
             self.serve_inward(inward)
@@ -88,9 +90,14 @@ class Keeper:
                 self.session,
                 Responder(listener, self.relay),
                 self.relay,
+                self.unserved,
                 self.lifecycle,
                 self.relay_inside,
             )
+
+    def guest_place(self, port: int) -> Place:
+        """Where clients of the host port are led to in the sandbox."""
+        return Place(port, self.guests, allowed=self.session.go.allowed, unserved=self.unserved)
 
     def serve_inward(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
         """Relay from these sockets of the host to these places inside, where we are."""
@@ -110,7 +117,7 @@ class Keeper:
     def relay_inside(self, hosts: list[_socket.socket], port: int) -> None:
         """Relay from these sockets of the host to this port in the sandbox, for good. Raises
         OSError: they are as they were if there was no process for it."""
-        routes = [(host, Place(port, self.guests)) for host in hosts]
+        routes = [(host, self.guest_place(port)) for host in hosts]
         if self.session.go.descriptors.services:
             self.start_worker(routes)  # the host's services are reached from out here only
             return

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .relay import Relay
     from .responder import Responder
     from .session import Session
+    from .unserved import Unserved
 
 OTHER_FAMILY = "the server listens on another address family than the host port"
 SHARES = "the server shares its socket, or holds it twice, before it called listen"
@@ -51,6 +52,7 @@ class Native:
         session: Session,
         responder: Responder,
         relay: Relay,
+        unserved: Unserved,
         lifecycle: Lifecycle,
         relay_inside: Callable[[list[_socket.socket], int], None],
     ) -> None:
@@ -70,7 +72,11 @@ class Native:
         self.relaying = False  # for good
         self.delayed = False  # there was no process for the relay
         self.lookout = Lookout(
-            relay, self.hosts, lambda: is_listened_on(go.command, go.guest_port), self.become_relay
+            relay,
+            unserved,
+            self.hosts,
+            lambda: go.guest_port in unserved.listeners.ports(),
+            self.become_relay,
         )
         machine = seccomp.this_machine()
         assert machine is not None
@@ -285,11 +291,6 @@ def listen_again(host: _socket.socket, backlog: int) -> None:
 def reachable(address: str) -> str:
     """Where a client on this host reaches a socket that is bound to this address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-
-
-def is_listened_on(process: int, port: int) -> bool:
-    """Whether anything listens on this TCP port of the process's network namespace."""
-    return any(port == other for other, _ in procfs.tcp_listeners(process))
 
 
 def descriptors_of_others() -> Iterator[tuple[int, str]]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from .unserved import Unserved
+
 CHUNK = 256 * 1024
 """Bytes moved by one read at most; one buffer of this size serves every connection."""
 FIRST_CHUNK = 64 * 1024
@@ -133,10 +135,10 @@ class Place:
     """Where clients are led: a TCP port, and the family and address of each target to try.
 
     `inward` tells whether that is in the sandbox; else the clients are. Clients from elsewhere than
-    the `allowed` networks are reset.
+    the `allowed` networks are reset. `unserved` is notified of those that find no server.
     """
 
-    __slots__ = ("allowed", "inward", "last", "port", "targets")
+    __slots__ = ("allowed", "inward", "last", "port", "targets", "unserved")
 
     def __init__(
         self,
@@ -144,8 +146,10 @@ class Place:
         targets: Sequence[tuple[int, str]],
         inward: bool = True,
         allowed: Sequence[tuple[int, int, int]] = (),
+        unserved: Unserved | None = None,
     ) -> None:
         self.port = port
+        self.unserved = unserved
         self.targets = targets
         self.inward = inward
         self.allowed = allowed  # networks of the clients (see `ports.parse_networks`); (): all
@@ -353,14 +357,18 @@ class Relay:
         if not event & (select.EPOLLERR | select.EPOLLHUP):
             inner.dialling = False
             dial.place.last = dial.target
+            if dial.place.unserved is not None:
+                dial.place.unserved.on_served()
             return
         tried = (dial.target + 1) % len(dial.place.targets)
         if tried != dial.place.last:
             # After this turn's events: a new socket may get a number that one of them still means.
             dial.target, dial.refused = tried, True
             self.dials[inner.descriptor] = dial
-        else:
-            self.abort(inner)
+            return
+        self.abort(inner)
+        if dial.place.unserved is not None:
+            dial.place.unserved.on_client()
 
     def redial(self) -> None:
         """Try again where the server's backlog was full: the kernel itself would wait a second.

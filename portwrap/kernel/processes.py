@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 import _socket
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 434, 438  # the same on every architecture but Alpha
 PIDFD_THREAD = os.O_EXCL
+NS_GET_PARENT = 0xB702  # linux/nsfs.h
 
 
 def pidfd_open(pid: int, flags: int = 0) -> int:
@@ -87,6 +89,24 @@ def _take_in_flight(process: int, descriptor: int, link: str) -> int | None:
             else:
                 os.close(file)
     return found
+
+
+def is_in_user_namespace(process: int, wanted: int) -> bool:
+    """Whether a process is in the user namespace of this inode number, or in one below it."""
+    try:
+        namespace = os.open(f"/proc/{process}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False  # another user's, or gone
+    while os.fstat(namespace).st_ino != wanted:
+        try:
+            above = fcntl.ioctl(namespace, NS_GET_PARENT)
+        except OSError:
+            return False  # EPERM: it is not below ours
+        finally:
+            os.close(namespace)
+        namespace = above
+    os.close(namespace)
+    return True
 
 
 def close_all_but(kept: Container[int | None]) -> None:

@@ -26,6 +26,15 @@ def namespace(process: Process, kind: str) -> str:
     return os.readlink(f"/proc/{process}/ns/{kind}")
 
 
+def name_of(process: Process) -> str:
+    """The name of its program; nothing if it is gone."""
+    try:
+        with open(f"/proc/{process}/comm", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def field(path: str, name: bytes) -> bytes:
     """What follows this name, to the end of its line; nothing if there is none. Raises OSError."""
     with open(path, "rb") as file:
