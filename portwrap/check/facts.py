@@ -12,6 +12,7 @@ import sys
 
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.remedies import read_setting
+from ..kernel import procfs
 from ..launch import drivers, namespaces
 from ..launch.drivers.driver import find_executable
 from .report import FAILED, OK, WARNING, Result, refused
@@ -92,7 +93,7 @@ def check_account() -> Result:
 def check_namespaces(found: Mapping[str, Sequence[str]]) -> Result:
     if "namespaces" in found:
         message, failure = found["namespaces"]
-        filtered = "\nSeccomp:\t2" in read("/proc/self/status")
+        filtered = procfs.field("/proc/self/status", b"Seccomp:") == b"2"
         note = "; a seccomp filter is in force" if filtered else ""
         return Result("user namespaces", FAILED, message + note, failure, message)
     return Result("user namespaces", OK, "created, with a network namespace")

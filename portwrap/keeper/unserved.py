@@ -35,7 +35,7 @@ class SandboxListeners:
         """The TCP ports that something listens on, but for us on behalf of host services."""
         process = self.process_inside()
         listeners = procfs.tcp_listeners(process) if process is not None else []
-        return {port for port, node in listeners if node not in self.ours}
+        return {each.port for each in listeners if each.inode not in self.ours}
 
     def process_inside(self) -> procfs.Process | None:
         """A process in there, by which /proc shows the sockets; the command may have gone on to a
@@ -109,7 +109,7 @@ class Unserved:
             if not is_in_user_namespace(process, self.user_namespace):
                 continue  # of another session of the same user
             networks.add(network)
-            if any(port == self.guest_port for port, _ in procfs.tcp_listeners(process)):
+            if any(each.port == self.guest_port for each in procfs.tcp_listeners(process)):
                 return (
                     f"port {self.guest_port} is listened on in another network namespace, that of"
                     f" process {process} ({procfs.name_of(process)})"

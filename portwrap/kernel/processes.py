@@ -111,7 +111,7 @@ def is_in_user_namespace(process: int, wanted: int) -> bool:
 
 def close_all_but(kept: Container[int | None]) -> None:
     """Close every other descriptor that this process has."""
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
+    for descriptor in procfs.own_descriptors():
         if descriptor not in kept:
             try:
                 os.close(descriptor)

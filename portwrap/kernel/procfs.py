@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Union
 
     Process = Union[int, str]
     """The number of a process or of a thread, or "self"."""
 
-LISTEN = b"0A"
-"""The state of a listening socket in a table of sockets: TCP_LISTEN."""
+TCP_LISTEN, UDP_UNCONNECTED = b"0A", b"07"
+"""States in a table of sockets."""
 
 
 def processes() -> list[int]:
@@ -72,6 +73,11 @@ def has_ended(directory: int) -> bool:
 
 
 # ---- descriptors --------------------------------------------------------------------------------
+
+
+def own_descriptors() -> list[int]:
+    """The numbers of this process's file descriptors, and of one that the listing itself took."""
+    return list(map(int, os.listdir("/proc/self/fd")))
 
 
 def descriptors(process: Process) -> Iterator[tuple[int, str]]:
@@ -135,17 +141,34 @@ def is_registered(thread: int, descriptor: int, ours: int) -> bool:
 # ---- sockets ------------------------------------------------------------------------------------
 
 
-def socket_table(process: Process, name: str) -> list[list[bytes]]:
-    """The rows of a table of sockets of its network namespace: "tcp", "udp6" and so on; none where
-    there is no such family."""
+class BoundSocket:
+    """A row of a table of sockets."""
+
+    __slots__ = ("address", "inode", "port", "uid")
+
+    def __init__(self, row: Sequence[bytes]) -> None:
+        digits, _, port = row[1].partition(b":")
+        # The address is in words of four bytes in this machine's order.
+        words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+        self.address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+        self.port = int(port, 16)
+        self.uid = int(row[7])
+        self.inode = int(row[9])
+
+
+def waiting_sockets(process: Process, table: str) -> list[BoundSocket]:
+    """The sockets of its network namespace that wait for anybody: TCP ones that listen, or UDP ones
+    that are not connected. `table` is tcp, tcp6, udp or udp6; none where there is no such family.
+    """
+    state = TCP_LISTEN if table.startswith("tcp") else UDP_UNCONNECTED
     try:
-        with open(f"/proc/{process}/net/{name}", "rb") as file:
-            return [line.split() for line in file][1:]
+        with open(f"/proc/{process}/net/{table}", "rb") as file:
+            rows = [line.split() for line in file][1:]
     except OSError:
         return []
+    return [BoundSocket(row) for row in rows if row[3] == state]
 
 
-def tcp_listeners(process: Process) -> list[tuple[int, int]]:
-    """Port and inode number of each TCP socket that listens in its network namespace."""
-    rows = socket_table(process, "tcp") + socket_table(process, "tcp6")
-    return [(int(row[1][-4:], 16), int(row[9])) for row in rows if row[3] == LISTEN]
+def tcp_listeners(process: Process) -> list[BoundSocket]:
+    """The TCP sockets that listen in its network namespace."""
+    return waiting_sockets(process, "tcp") + waiting_sockets(process, "tcp6")

@@ -8,6 +8,7 @@ import signal
 import sys
 
 from ..diagnostics.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, PortwrapError
+from ..kernel import procfs
 from . import lifeline
 
 TYPE_CHECKING = False
@@ -107,7 +108,7 @@ def exec_command(path: str, command: Sequence[str], environ: Mapping[str, str]) 
 
 def keep_across_exec(kept: Container[int]) -> None:
     """Hand on these descriptors and 0-2 at exec; everything else closes there."""
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
+    for descriptor in procfs.own_descriptors():
         if descriptor > 2:
             try:
                 os.set_inheritable(descriptor, descriptor in kept)

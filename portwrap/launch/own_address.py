@@ -16,8 +16,8 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 
+from ..kernel import procfs
 from ..kernel.rtnetlink import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -47,7 +47,6 @@ TUN = "/dev/net/tun"
 IFF_TUN, IFF_NO_PI = 0x1, 0x1000  # linux/if_tun.h
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
 IFREQ_SIZE = 40
-TCP_LISTEN, UDP_UNCONNECTED = "0A", "07"  # in /proc/net/tcp and udp
 
 
 class OwnAddress:
@@ -134,14 +133,12 @@ def _highest_system_uid(path: str = "/etc/login.defs") -> int:
 def _services(own: set[bytes], highest: int) -> list[Port]:
     """The ports of the node's own addresses at which system accounts wait for clients."""
     ports = []
-    for table, protocol, state in (
-        ("tcp", socket.IPPROTO_TCP, TCP_LISTEN),
-        ("udp", socket.IPPROTO_UDP, UDP_UNCONNECTED),
-    ):
+    for table, protocol in (("tcp", socket.IPPROTO_TCP), ("udp", socket.IPPROTO_UDP)):
         for name in (table, f"{table}6"):
-            for packed, number, uid in _waiting(f"/proc/self/net/{name}", state):
-                served = [each for each in own if _serves(packed, each)] if uid <= highest else []
-                ports += [Port(each, protocol, number) for each in served]
+            for waiting in procfs.waiting_sockets("self", name):
+                if waiting.uid <= highest:
+                    served = [each for each in own if _serves(waiting.address, each)]
+                    ports += [Port(each, protocol, waiting.port) for each in served]
     return ports
 
 
@@ -149,23 +146,6 @@ def _serves(bound: bytes, address: bytes) -> bool:
     """Whether a socket that is bound to the first address may have clients at the second: [::]
     serves both families, unless it was told otherwise."""
     return bound == address or (not any(bound) and len(bound) >= len(address))
-
-
-def _waiting(path: str, state: str) -> list[tuple[bytes, int, int]]:
-    """Address, port and uid of each socket in this state (proc(5), /proc/net/tcp)."""
-    try:
-        with open(path) as file:
-            rows = [line.split() for line in file][1:]
-    except OSError:
-        return []
-    return [(*_place(row[1]), int(row[7])) for row in rows if row[3] == state]
-
-
-def _place(text: str) -> tuple[bytes, int]:
-    """An address as /proc/net/tcp has it: words of four bytes in this machine's order, in hex."""
-    digits, _, port = text.partition(":")
-    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
-    return b"".join(word.to_bytes(4, sys.byteorder) for word in words), int(port, 16)
 
 
 # ---- in the sandbox ----------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
+from ..kernel import procfs
 from ..kernel.sockets import BACKLOG
 
 TYPE_CHECKING = False
@@ -172,20 +172,8 @@ def is_held(table: str, address: str, port: int) -> bool:
 
     `table` is tcp, tcp6, udp or udp6; TCP sockets count that listen.
     """
-    family = socket.AF_INET6 if table.endswith("6") else socket.AF_INET
-    packed = socket.inet_pton(family, address)
-    wanted = {_in_proc(packed, port), _in_proc(bytes(len(packed)), port)}
-    # TCP_LISTEN, or TCP_CLOSE for a UDP socket that is not connected
-    state = "0A" if table.startswith("tcp") else "07"
-    try:
-        with open(f"/proc/self/net/{table}") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return False
-    return any(row[1] in wanted and row[3] == state for row in rows[1:])
-
-
-def _in_proc(packed: bytes, port: int) -> str:
-    """An address as /proc/net/tcp has it: words of four bytes in this machine's order, in hex."""
-    words = [packed[start : start + 4] for start in range(0, len(packed), 4)]
-    return "".join(f"{int.from_bytes(w, sys.byteorder):08X}" for w in words) + f":{port:04X}"
+    packed = socket.inet_pton(socket.AF_INET6 if table.endswith("6") else socket.AF_INET, address)
+    return any(
+        each.port == port and each.address in (packed, bytes(len(packed)))
+        for each in procfs.waiting_sockets("self", table)
+    )

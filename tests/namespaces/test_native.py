@@ -1262,7 +1262,7 @@ def test_a_sandbox_that_the_keeper_may_not_enter(portwrap: Portwrap) -> None:
             session.served("uring-listen")
             session.client()
             assert session.process.wait(timeout=LIMIT) == -signal.SIGTERM
-        why = "the keeper failed: Operation not permitted"
+        why = "the keeper failed: setns: Operation not permitted"
         assert f"portwrap: {why}" in session.said()
 
 

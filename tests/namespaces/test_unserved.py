@@ -74,7 +74,7 @@ class Log:
         except BlockingIOError:
             pass
         lines = self.data.decode().splitlines(keepends=True)
-        return "".join(line for line in lines if "portwrap: version" not in line)
+        return "".join(line for line in lines if "portwrap: forwarding" not in line)
 
 
 @pytest.fixture(scope="module")
