@@ -30,7 +30,7 @@ from ..kernel.rtnetlink import (
     Netlink,
     Port,
 )
-from .services import own_names
+from .hosts import addresses_of, read_hosts_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,20 +105,20 @@ def _family(packed: bytes) -> int:
 def _at(own: set[bytes], reachable: Iterable[tuple[str, int]]) -> list[Port]:
     """Those of these hosts and TCP ports that are at the node's own addresses.
 
-    Only this node's own name is looked up: a resolver that does not answer must not delay a start.
+    Names are looked up in the hosts file only.
     """
-    ports = []
-    for name, number in reachable:
-        flags = 0 if name.lower() in own_names() else socket.AI_NUMERICHOST
-        try:
-            found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM, flags=flags)
-        except (OSError, UnicodeError):
-            continue
-        for family, _, _, _, place in found:
-            packed = socket.inet_pton(family, str(place[0]).partition("%")[0])
-            if packed in own:
-                ports.append(Port(packed, socket.IPPROTO_TCP, number))
-    return ports
+    known = read_hosts_file()
+    places = [(each, number) for name, number in reachable for each in addresses_of(name, known)]
+    packed = [(_packed(address), number) for address, number in places]
+    return [Port(each, socket.IPPROTO_TCP, number) for each, number in packed if each in own]
+
+
+def _packed(address: str) -> bytes:
+    """b"" where it is none: a line of the hosts file may hold anything."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    except (OSError, ValueError):
+        return b""
 
 
 def _highest_system_uid(path: str = "/etc/login.defs") -> int:

@@ -65,9 +65,10 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         for number, guest in sandbox.published
     ]
     # Imported here, and further below: while the keeper's interpreter and the driver start.
-    from . import dns, drivers, namespaces, own_address, ssh_config
+    from . import dns, drivers, hosts, namespaces, own_address, ssh_config
 
-    driver = drivers.choose(sandbox.network, environ)
+    needed = hosts.needed_addresses([host for host, _ in sandbox.node_services], environ)
+    driver = drivers.choose(sandbox.network, environ, needed)
     resolvers = dns.needed()
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])

@@ -211,7 +211,7 @@ def test_the_loopback_services_of_the_host_are_out_of_reach(
         abstract.bind(name)
         abstract.listen()
         request = {"do": "connect_unix", "path": "@" + name[1:]}
-        for address in ("10.0.2.2", "127.0.0.1", "::1", "fd00::2"):
+        for address in ("198.18.2.2", "127.0.0.1", "::1", "fd00::2"):
             with pytest.raises(OSError):
                 inside.connect(address, port)
         with pytest.raises(ConnectionRefusedError):

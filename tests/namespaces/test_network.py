@@ -117,10 +117,14 @@ def test_datagrams(portwrap: Portwrap, host: Host, way: Way) -> None:
 def test_the_nodes_own_addresses(portwrap: Portwrap, host: Host, way: Way) -> None:
     """The hub or a licence server may run on the same node."""
     addresses = [HOST, HOST_ON_SECOND, *([HOST6] if way.has_ipv6 else [])]
-    with way.inside(portwrap) as session:
-        for address in addresses:
-            with host.listen(address, at=host.host) as listener:
-                exchange(session, listener)
+    with ExitStack() as stack:
+        # Before the session: these ports are sent to the node, all others stay in the sandbox.
+        listeners = [
+            stack.enter_context(host.listen(address, at=host.host)) for address in addresses
+        ]
+        session = stack.enter_context(way.inside(portwrap))
+        for listener in listeners:
+            exchange(session, listener)
 
 
 def test_every_network_of_the_node(portwrap: Portwrap, host: Host, way: Way) -> None:
@@ -162,14 +166,34 @@ def test_nodes_of_all_kinds(
 
 def test_a_subnet_that_the_host_uses(portwrap: Portwrap, changing_host: Host, way: Way) -> None:
     host = changing_host
-    ip("addr add 10.0.2.100/24 dev h1", "route add 172.31.0.0/16 via " + SERVER)
+    ip("addr add 198.18.2.100/24 dev h1", "route add 10.0.0.0/16 via " + SERVER)
     with host.entered(host.second):
-        ip("addr add 10.0.2.2/24 dev s0")
+        ip("addr add 198.18.2.2/24 dev s0")
     with way.inside(portwrap) as session:
-        for address, place in (("10.0.2.2", host.second), ("10.0.2.100", host.host)):
-            with host.listen(address, place) as listener:
-                exchange(session, listener)
-        assert addresses_inside(session) == {"192.168.202.100"}
+        with host.listen("198.18.2.2", host.second) as listener:
+            exchange(session, listener)
+        assert addresses_inside(session) == {"172.31.2.100"}
+
+
+def test_a_subnet_that_holds_the_proxy(portwrap: Portwrap, changing_host: Host, way: Way) -> None:
+    """Behind the default route: no route tells that the address is somewhere else."""
+    host = changing_host
+    with host.entered(host.server):
+        ip("addr add 198.18.2.103/32 dev lo")
+    with host.listen("198.18.2.103") as listener, ExitStack() as stack:
+        proxy = f"http://198.18.2.103:{listener.getsockname()[1]}"
+        environ = {**way.options["extra_env"], "http_proxy": proxy}
+        session = stack.enter_context(way.inside(portwrap, extra_env=environ))
+        exchange(session, listener)
+        assert addresses_inside(session) == {"10.0.2.100"}
+
+
+def test_a_host_with_ipv6_only(portwrap: Portwrap, changing_host: Host) -> None:
+    """auto takes the driver that works there."""
+    needs("pasta")
+    ip("addr flush dev h1", f"addr del {HOST}/24 dev h0")
+    with Inside(portwrap, network="auto") as session, changing_host.listen(SERVER6) as listener:
+        exchange(session, listener)
 
 
 def inside_words(session: Session, *command: str) -> list[str]:
@@ -179,21 +203,22 @@ def inside_words(session: Session, *command: str) -> list[str]:
 
 
 def addresses_inside(session: Session) -> set[str]:
-    """The IPv4 addresses of the sandbox that are not loopback."""
-    result = run_as(OWNER, inside_words(session, "ip", "-j", "-4", "address"))
+    """The IPv4 addresses of the network driver's device."""
+    argv = inside_words(session, "ip", "-j", "-4", "address", "show", "dev", "tap0")
+    result = run_as(OWNER, argv)
     entries = [entry for each in json.loads(result.stdout) for entry in each["addr_info"]]
-    return {entry["local"] for entry in entries} - {"127.0.0.1"}
+    return {entry["local"] for entry in entries}
 
 
 # ---- what is not reached ------------------------------------------------------------------------
 
 OUTWARD = [
     *("127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "255.255.255.255"),
-    *(f"10.0.2.{number}" for number in (0, 1, 2, 3, 4, 100, 255)),
+    *(f"198.18.2.{number}" for number in (0, 1, 2, 3, 4, 100, 255)),
     *("fd00::1", "fd00::2", "fd00::3", "fd5c:9a1e:72b4:2::", "fd5c:9a1e:72b4:2::1"),
     *("fd5c:9a1e:72b4:2::2", "fd5c:9a1e:72b4:2::3", "fd5c:9a1e:72b4:2::100"),
     *("fe80::1%tap0", "fe80::2%tap0", "fe80::3%tap0", "169.254.1.1", "169.254.2.1"),
-    *(HOST, HOST_ON_SECOND, HOST6, SERVER, SERVER6, "::ffff:10.0.2.2", f"::ffff:{HOST}"),
+    *(HOST, HOST_ON_SECOND, HOST6, SERVER, SERVER6, "::ffff:198.18.2.2", f"::ffff:{HOST}"),
 ]
 ITS_LOOPBACK = ("127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1")
 """Names of the loopback addresses of the sandbox itself, at which a host service answers."""
@@ -275,7 +300,7 @@ def test_nothing_of_the_sandbox_is_on_the_host(
             session.keep(each)
         if any_way.network == "pasta":
             time.sleep(1.5)  # its defaults publish ports a second later: that nothing comes is seen
-        addresses = ["127.0.0.1", "::1", HOST, HOST6, HOST_ON_SECOND, "10.0.2.100", "10.0.2.2"]
+        addresses = ["127.0.0.1", "::1", HOST, HOST6, HOST_ON_SECOND, "198.18.2.100", "198.18.2.2"]
         addresses += ["fd5c:9a1e:72b4:2::100"]
         doors = [(kind, address, port) for kind in ("tcp", "udp") for address in addresses]
         words = portwrap.program("knock.py", json.dumps(doors))
@@ -335,7 +360,7 @@ def test_none_is_loopback_only(portwrap: Portwrap, host: Host) -> None:
         session.wait_until_up()
         assert {name_of(pid) for pid in session.others()} == {"portwrap-keeper"}
         result = run_as(OWNER, inside_words(session, "ip", "-j", "link"))
-        assert [each["ifname"] for each in json.loads(result.stdout)] == ["lo"]
+        assert [each["ifname"] for each in json.loads(result.stdout)] == ["lo", "h0", "h1"]
         with pytest.raises(OSError, match="unreachable"):
             session.connect(*far.getsockname())
         with session.listen("127.0.0.1", session.guest_port) as listener:

@@ -207,7 +207,7 @@ def test_no_other_service_of_the_host_answers_inside(stage: Stage) -> None:
     secret = stage.listen(stage.owner, other, "0.0.0.0")
     session = stage.session(host_service=port)
     doors = [("127.0.0.1", other), ("::1", other), ("::1", port), ("127.0.0.2", port)]
-    doors += [("10.0.2.2", port), ("10.0.2.2", other), ("10.0.2.100", port)]
+    doors += [("198.18.2.2", port), ("198.18.2.2", other), ("198.18.2.100", port)]
     for address, asked in doors:
         with pytest.raises(OSError):
             session.connect(address, asked)

@@ -23,7 +23,7 @@ def test_the_command_line_of_slirp4netns() -> None:
         "/usr/bin/slirp4netns",
         "--configure",
         "--mtu=65520",
-        "--cidr=10.0.2.0/24",
+        "--cidr=198.18.2.0/24",
         "--disable-host-loopback",
         "--ready-fd=3",
         "4711",
@@ -43,9 +43,9 @@ def test_the_command_line_of_pasta() -> None:
         "--tcp-ns=none",
         "--udp-ns=none",
         "--no-map-gw",
-        "--address=10.0.2.100",
+        "--address=198.18.2.100",
         "--netmask=24",
-        "--gateway=10.0.2.2",
+        "--gateway=198.18.2.2",
         "--address=fd5c:9a1e:72b4:2::100",
         "--gateway=fe80::2",
         "--ns-ifname=tap0",
@@ -63,16 +63,16 @@ def route(interface: str, network_of: str) -> Route:
 @pytest.mark.parametrize(
     ("networks", "subnet"),
     [
-        ([], "10.0.2"),
-        (["0.0.0.0/0"], "10.0.2"),
-        (["10.0.3.0/24", "10.0.0.0/23"], "10.0.2"),
-        (["10.0.2.0/24"], "172.31.2"),
-        (["10.0.2.77/32"], "172.31.2"),
-        (["10.0.2.128/25"], "172.31.2"),
-        (["10.0.0.0/8"], "172.31.2"),
-        (["10.0.0.0/8", "172.16.0.0/12"], "192.168.202"),
-        (["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], "198.18.2"),
-        (["128.0.0.0/1", "0.0.0.0/1"], "198.18.2"),
+        ([], "198.18.2"),
+        (["0.0.0.0/0"], "198.18.2"),
+        (["198.18.3.0/24", "198.18.0.0/23"], "198.18.2"),
+        (["198.18.2.0/24"], "10.0.2"),
+        (["198.18.2.77/32"], "10.0.2"),
+        (["198.18.2.128/25"], "10.0.2"),
+        (["198.18.0.0/15"], "10.0.2"),
+        (["198.18.0.0/15", "10.0.0.0/8"], "172.31.2"),
+        (["198.18.0.0/15", "10.0.0.0/8", "172.16.0.0/12"], "192.168.202"),
+        (["128.0.0.0/1", "0.0.0.0/1"], "192.168.202"),
     ],
 )
 def test_the_first_subnet_that_the_host_does_not_use(networks: list[str], subnet: str) -> None:
@@ -81,6 +81,15 @@ def test_the_first_subnet_that_the_host_does_not_use(networks: list[str], subnet
     assert f"--cidr={subnet}.0/24" in Slirp4netns("s", routes).argv(1)
     words = Pasta("p", routes).argv(1)
     assert {f"--address={subnet}.100", f"--gateway={subnet}.2"} <= set(words)
+
+
+@pytest.mark.parametrize("kind", [Slirp4netns, Pasta])
+def test_a_subnet_without_an_address_that_is_needed(kind: type[Slirp4netns] | type[Pasta]) -> None:
+    """Behind the default route, which leads to no subnet in particular."""
+    default = [route("eth0", "0.0.0.0/0")]
+    assert kind("p", default, ["2001:2::1", "hub", "198.18.3.1"]).subnet == "198.18.2"
+    assert kind("p", default, ["198.18.2.103"]).subnet == "10.0.2"
+    assert kind("p", default, ["198.18.2.103", "10.0.2.3"]).subnet == "172.31.2"
 
 
 @pytest.mark.parametrize(
@@ -114,16 +123,16 @@ def test_the_kernels_table_of_routes(tmp_path: Path) -> None:
     table.write_text(
         TABLE.format(
             router=printed("192.0.2.1"),
-            network=printed("10.0.2.0"),
-            refused=printed("172.31.2.0"),
+            network=printed("198.18.2.0"),
+            refused=printed("10.0.2.0"),
             mask=printed("255.255.255.0"),
         )
     )
     routes = host_routes.read_routes(str(table))
     assert [each.interface for each in routes] == ["eth0", "eth1"]
     assert [each.mask for each in routes] == [0, 0xFFFFFF00]
-    assert routes[1].destination == 0x0A000200
-    assert host_routes.free_subnet(routes) == "172.31.2"
+    assert routes[1].destination == 0xC6120200
+    assert host_routes.free_subnet(routes) == "10.0.2"
     assert host_routes.read_routes(str(tmp_path / "none")) == []
 
 

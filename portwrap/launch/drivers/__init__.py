@@ -35,16 +35,22 @@ def usable(environ: Mapping[str, str]) -> list[NetworkDriver]:
     return found
 
 
-def choose(network: str, environ: Mapping[str, str]) -> NetworkDriver | None:
-    """The network driver to use; None for "none". Raises PortwrapError where it is not usable."""
+def choose(
+    network: str, environ: Mapping[str, str], needed: Sequence[str] = ()
+) -> NetworkDriver | None:
+    """The network driver to use; None for "none". `needed` are addresses that the session has to
+    reach, the hub's for one. Raises PortwrapError where it is not usable."""
     if network == NONE:
         return None
     routes = read_routes()
+    wants_ipv6 = not routes or any(":" in address for address in needed)
+    # Sorting keeps the order of those that are equal.
+    in_order = sorted(NETWORK_DRIVERS, key=lambda driver: wants_ipv6 and not driver.has_ipv6)
     refused = []
-    for driver in NETWORK_DRIVERS:
+    for driver in in_order:
         if network in (AUTO, driver.name):
             try:
-                return driver.find(environ, routes)
+                return driver.find(environ, routes, needed)
             except PortwrapError as error:
                 refused.append(error)
     raise _refusal(refused)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from ...diagnostics.errors import Failure, PortwrapError
-from .routes import free_subnet
+from .routes import free_subnet, routes_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import ClassVar
 
     from ...diagnostics.diagnostic import Diagnostic
@@ -28,6 +28,7 @@ class NetworkDriver:
     """A program that provides outbound connections by a tap device in the sandbox."""
 
     name = ""
+    has_ipv6 = False
     ready_descriptor = 0
     """The file descriptor to which it writes when it is ready."""
     packages: ClassVar[Mapping[str, str]] = {}
@@ -35,17 +36,20 @@ class NetworkDriver:
     by_hand = ""
     """How to run it on the namespaces of the process $!."""
 
-    def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
+    def __init__(self, path: str, routes: Sequence[Route] = (), needed: Iterable[str] = ()) -> None:
         self.path = path
-        self.subnet = free_subnet(routes)
+        self.subnet = free_subnet([*routes, *routes_to(needed)])
 
     @classmethod
-    def find(cls, environ: Mapping[str, str], routes: Sequence[Route]) -> NetworkDriver:
-        """The driver as it is installed on this node. Raises PortwrapError."""
+    def find(
+        cls, environ: Mapping[str, str], routes: Sequence[Route], needed: Iterable[str] = ()
+    ) -> NetworkDriver:
+        """The driver as it is installed on this node. Its own network has none of the `needed`
+        addresses. Raises PortwrapError."""
         path = find_executable(cls.name, environ)
         if path is None:
             raise PortwrapError(f"{cls.name} not found", Failure.DRIVER_NOT_FOUND, subject=cls.name)
-        return cls(path, routes)
+        return cls(path, routes, needed)
 
     def argv(self, pid: int) -> list[str]:
         """Its command line for the namespaces of process `pid`."""

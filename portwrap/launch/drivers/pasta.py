@@ -11,7 +11,7 @@ from .routes import ROUTER6, SUBNET6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import ClassVar
 
     from ...diagnostics.diagnostic import Diagnostic
@@ -23,6 +23,7 @@ class Pasta(NetworkDriver):
     output (passt(1))."""
 
     name = "pasta"
+    has_ipv6 = True
     ready_descriptor = 1
     packages: ClassVar[Mapping[str, str]] = {
         "debian": "apt-get install passt",
@@ -30,15 +31,17 @@ class Pasta(NetworkDriver):
     }
     by_hand = "pasta --config-net $!"
 
-    def __init__(self, path: str, routes: Sequence[Route] = ()) -> None:
-        super().__init__(path, routes)
+    def __init__(self, path: str, routes: Sequence[Route] = (), needed: Iterable[str] = ()) -> None:
+        super().__init__(path, routes, needed)
         self.interface = _template_interface(routes)
 
     @classmethod
-    def find(cls, environ: Mapping[str, str], routes: Sequence[Route]) -> NetworkDriver:
+    def find(
+        cls, environ: Mapping[str, str], routes: Sequence[Route], needed: Iterable[str] = ()
+    ) -> NetworkDriver:
         if os.geteuid() == 0:
             raise PortwrapError("pasta does not run for root", Failure.DRIVER_NOT_FOR_ROOT)
-        return super().find(environ, routes)
+        return super().find(environ, routes, needed)
 
     def argv(self, pid: int) -> list[str]:
         return [

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-SUBNETS = ("10.0.2", "172.31.2", "192.168.202", "198.18.2")
-"""Beginnings of /24 networks for the sandbox; the first that the host has no route to is used. The
-last one belongs to tests of networks (RFC 2544): real ones do not use it."""
+SUBNETS = ("198.18.2", "10.0.2", "172.31.2", "192.168.202")
+"""Beginnings of /24 networks for the sandbox; the first is used that the host has no route to and
+that has none of the addresses that the session will need. The first one belongs to tests of
+networks (RFC 2544): real ones do not use it."""
 SUBNET6 = "fd5c:9a1e:72b4:2::"
 """A /64 for the sandbox, drawn by lot as RFC 4193 wants it. Programs prefer IPv4 to such an address
 where a server has both (RFC 6724)."""
@@ -48,7 +50,19 @@ def _address(digits: str) -> int:
     return int.from_bytes(int(digits, 16).to_bytes(4, sys.byteorder), "big")
 
 
+def routes_to(addresses: Iterable[str]) -> list[Route]:
+    """Routes to these IPv4 addresses alone; whatever else is among them is passed over."""
+    found = []
+    for address in addresses:
+        try:
+            packed = socket.inet_aton(address)
+        except (OSError, ValueError):
+            continue
+        found.append(Route("", int.from_bytes(packed, "big"), 0xFFFFFFFF))
+    return found
+
+
 def free_subnet(routes: Sequence[Route]) -> str:
-    """The first of SUBNETS that the host has no route to, or the last."""
+    """The first of SUBNETS that none of these routes leads to, or the last."""
     free = (each for each in SUBNETS if not any(route.overlaps(each) for route in routes))
     return next(free, SUBNETS[-1])
