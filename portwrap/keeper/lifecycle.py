@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import select
 
+import _signal as signal
+
 from .. import protocol
 from ..diagnostics.errors import Failure
 from ..kernel import procfs
 from ..kernel.waiting import Countdown
+from .log import Log
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -24,8 +27,7 @@ class Lifecycle:
 
     def __init__(self, session: Session) -> None:
         go = session.go
-        self.program = go.program
-        self.verbose = go.verbose
+        self.log = Log(go.program, go.verbose)
         self.lifeline = session.lifeline
         self.command = go.command  # process number
         self.process = go.descriptors.process  # its pidfd, or the directory of its /proc entry
@@ -53,7 +55,7 @@ class Lifecycle:
         poll = select.poll()
         poll.register(self.lifeline.fileno(), select.POLLIN)
         if poll.poll(0):
-            os.kill(self.command, 15)
+            os.kill(self.command, signal.SIGTERM)
         self.lifeline.close()  # now: the command may let its end go while we end the helper
 
     # -- the network driver ----------------------------------------------------------------
@@ -92,10 +94,11 @@ class Lifecycle:
         self.give_up(why)
 
     def end_session(self, why: str) -> NoReturn:
-        """Say why, end the command and end."""
+        """End the command, log why, and end."""
         if not self.is_gone():
-            self.complain(f"{why}; ending the command (SIGTERM)")
             self.end_command()
+            self.kill_children()  # now: the log may keep us for ever
+            self.log.write_last(f"{why}; ending the command (SIGTERM)")
         self.leave()
 
     def give_up(self, why: str, failure: str = Failure.KEEPER) -> NoReturn:
@@ -110,20 +113,11 @@ class Lifecycle:
         except OSError:
             self.leave()
 
-    def explain(self, text: str) -> None:
-        """Say what happens, where the user has asked to be told."""
-        if self.verbose:
-            self.complain(text)
-
-    def complain(self, text: str) -> None:
-        """Say it; where nobody reads it, do without: to wait would keep the command unwatched."""
-        poll = select.poll()
-        poll.register(2, select.POLLOUT)
-        try:
-            if poll.poll(0):
-                os.write(2, f"{self.program}: {text}\n".encode())
-        except OSError:
-            pass
+    def kill_children(self) -> None:
+        for worker in self.workers:
+            os.kill(worker.process, signal.SIGKILL)
+        if self.driver is not None and self.driver.pid:
+            os.kill(self.driver.pid, signal.SIGKILL)
 
     def leave(self) -> NoReturn:
         """End the other processes and this one; the kernel closes the rest."""

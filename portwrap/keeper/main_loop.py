@@ -49,7 +49,7 @@ class Keeper:
         self.native: Native | None = None
         self.relay = Relay(session.max_connections)
         self.datagrams: list[Datagrams] = []
-        self.unserved = Unserved(session, lifecycle.complain)
+        self.unserved = Unserved(session, lifecycle.log.report)
         self.guests = [*GUESTS, *map(family_and_address, session.go.own_addresses)]
 
     def run(self) -> NoReturn:

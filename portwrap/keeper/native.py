@@ -170,7 +170,7 @@ class Native:
         self.served = True
         self.server = process, notification.descriptor
         self.keep(stand_in, host)
-        self.lifecycle.explain("forward: native, the server has the host port's own socket")
+        self.lifecycle.log.explain("forward: native, the server has the host port's own socket")
         if not self.watch_server(process):
             self.on_server_end()
         return outcome
@@ -238,7 +238,7 @@ class Native:
             try:
                 listen_again(host, BACKLOG)
             except OSError as error:
-                self.lifecycle.complain(f"the host port is lost: {error.strerror}")
+                self.lifecycle.log.report(f"the host port is lost: {error.strerror}")
         self.lookout.begin()
 
     # -- the other kind of forwarding ------------------------------------------------------
@@ -256,13 +256,13 @@ class Native:
             self.wait_for_relay(why, error)
             return
         self.relaying = True
-        report = self.lifecycle.complain if self.delayed else self.lifecycle.explain
+        report = self.lifecycle.log.report if self.delayed else self.lifecycle.log.explain
         report(f"forward: relay, because {why}")
 
     def wait_for_relay(self, why: str, error: OSError) -> None:
         """Try again as long as clients wait."""
         if not self.delayed:
-            self.lifecycle.complain(
+            self.lifecycle.log.report(
                 f"clients of the host port wait: no process for the relay ({error.strerror})"
             )
         self.delayed = True
