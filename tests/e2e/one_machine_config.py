@@ -38,5 +38,7 @@ c.Spawner.notebook_dir = settings["home"]
 archive, *server = c.Spawner.cmd
 if settings["kind"] == "plain":
     c.Spawner.cmd = server
+elif settings["kind"] == "localhost":
+    c.Spawner.ip = "localhost"
 elif settings["kind"] == "relay":
     c.Spawner.cmd = [archive, "--forward", "relay", *server]

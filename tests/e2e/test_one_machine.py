@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import secrets
 import subprocess
 from pathlib import Path
@@ -31,8 +32,8 @@ from helpers import (
 )
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
-KINDS = ("sandboxed", "relay", "plain")
-"""As the example has it, with the relay, and without the sandbox."""
+KINDS = ("sandboxed", "relay", "localhost", "plain")
+"""As the example has it, with the relay, at an address that is a name, and without the sandbox."""
 
 # The hub's API as the server knows it; another port of the host's loopback; one of the kernel's.
 LOOK_AROUND = """
@@ -177,4 +178,13 @@ def test_a_hub_on_one_machine(machine: OneMachine, kind: str) -> None:
     assert [answer["connected"] for answer in json.loads(result.stdout)] == [not sandboxed]
     if sandboxed:
         assert f"host services {seen['url'].split('/')[2]}" in machine.log.read_text()
+    if kind == "localhost":
+        # Whoever tries ::1 first finds her server as well, and never the neighbour's.
+        found = re.search(r"forwarding localhost:(\d+)", machine.log.read_text())
+        assert found
+        port = found[1]
+        program = str(PROJECT / "tests" / "programs" / "squat.py")
+        words = ["/usr/bin/python3", "-", port, "::1", "::", "127.0.0.1", "0.0.0.0"]
+        with open(program) as text:
+            assert run_as(NEIGHBOUR, words, stdin=text).stdout == "[]\n"
     machine.client.stop()
