@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import sys
 
-from portwrap import __version__
 from portwrap.cli.common import COMMON_OPTIONS, GUEST_PORT_FIELD, common_settings, fill_in
 from portwrap.cli.parser import Option, Parser, assignment
 from portwrap.cli.run import run
@@ -203,9 +202,11 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 def _main(argv: list[str], afresh: bool) -> int:
     values, command = PARSER.parse(argv, os.environ)
     if "help" in values or "version" in values:
-        from portwrap.cli import help
+        from portwrap.cli import help, version
 
-        sys.stdout.write(help.text(PARSER) if "help" in values else f"{PROGRAM} {__version__}\n")
+        verbose = "verbose" in values
+        shown = help.text(PARSER) if "help" in values else version.text(PROGRAM, verbose)
+        sys.stdout.write(shown)
         return 0
     PARSER.warn_of_unknown(os.environ)
     if "check" in values:

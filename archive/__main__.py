@@ -8,6 +8,9 @@ import os
 import sys
 
 WITHOUT_A_SESSION = frozenset(("-h", "--help", "--version", "--check"))
+SOURCES = "/site-packages"
+BYTE_CODE = "/site-packages-%s"
+"""Of the Pythons with this cache tag (`build.sh --for`)."""
 
 
 def refuse_old_python():
@@ -31,25 +34,18 @@ def let_ctrl_c_end_us():
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-def import_from(archive):
-    # type: (str) -> None
-    # zipimport takes a directory inside an archive as an entry of sys.path, and never writes
-    # byte code.
+def tree_of(archive):
+    # type: (str) -> str
+    from importlib.util import MAGIC_NUMBER
     from zipimport import zipimporter
 
-    class Importer(zipimporter):
-        def get_filename(self, fullname):
-            # type: (str) -> str
-            # Asked for each module, and zipimport itself compiles the module to answer: twice the
-            # work, a fifth of a start.
-            if self.archive != archive:
-                return zipimporter.get_filename(self, fullname)
-            module = self.prefix + fullname.rpartition(".")[2]
-            end = "/__init__.py" if self.is_package(fullname) else ".py"
-            return self.archive + "/" + module + end
-
-    sys.path_hooks.insert(0, Importer)
-    sys.path.insert(0, archive + "/site-packages")
+    byte_code = archive + BYTE_CODE % sys.implementation.cache_tag
+    try:
+        module = zipimporter(archive).get_data(byte_code + "/batchspawner_portwrap.pyc")
+    except OSError:
+        return archive + SOURCES
+    # Before a Python is released, versions with the same tag may differ in their byte code.
+    return byte_code if module.startswith(MAGIC_NUMBER) else archive + SOURCES
 
 
 def identity(archive):
@@ -61,12 +57,44 @@ def identity(archive):
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime
 
 
+class Damaged(Exception):
+    """Some of the file's bytes are not those that were built."""
+
+
+def compare_sum(archive):
+    # type: (str) -> None
+    # A flipped bit in byte code may crash Python, and one in a source may change what it means.
+    try:
+        from zlib import crc32
+    except ImportError:
+        return  # a Python that was built without it
+    with open(archive, "rb") as file:
+        file.readline()
+        wanted = file.readline()[8:16]  # written by pack.py
+        found = ("%08x" % crc32(file.read())).encode("ascii")
+    if found != wanted:
+        raise Damaged("its checksum is %s, not %s" % (found.decode(), wanted.decode("latin-1")))
+
+
+def refuse(archive, why, remedy):
+    # type: (str, str, str) -> int
+    sys.stderr.write("batchspawner-portwrap: %s %s\n  %s\n" % (archive, why, remedy))
+    return 125
+
+
 def run(archive):
     # type: (str) -> int
     # zipimport reads the list of contents once and opens the file anew for each module. Where
     # another version stands there meanwhile, it finds nonsense, of whatever kind.
     before = identity(archive)
     try:
+        compare_sum(archive)
+        # zipimport takes a folder inside an archive as an entry of sys.path, and never writes byte
+        # code.
+        sys.path.insert(0, tree_of(archive))
+        from portwrap.archive import compile_once
+
+        compile_once()
         if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
             from portwrap.launch import lifeline
 
@@ -75,17 +103,18 @@ def run(archive):
 
         return main()
     except Exception as error:
-        if identity(archive) == before:
-            raise
-        message = "batchspawner-portwrap: %s was replaced while it started: %s\n  Start it again.\n"
-        sys.stderr.write(message % (archive, error))
-        return 125
+        if identity(archive) != before:
+            why = "was replaced while it started: %s" % error
+            return refuse(archive, why, "Start it again.")
+        if isinstance(error, Damaged):
+            return refuse(
+                archive, "is damaged: %s" % error, "Copy it again and compare its sha256."
+            )
+        raise
 
 
 if __name__ == "__main__":
     refuse_old_python()
     let_ctrl_c_end_us()
     # Made absolute: we may not stay in this directory.
-    path = os.path.dirname(os.path.abspath(__file__))
-    import_from(path)
-    sys.exit(run(path))
+    sys.exit(run(os.path.dirname(os.path.abspath(__file__))))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from . import __version__
 from .cli.common import COMMON_OPTIONS, common_settings, fill_in
 from .cli.parser import Option, Parser
 from .cli.run import run
@@ -54,9 +53,11 @@ def main(argv: Sequence[str] | None = None, afresh: bool = False) -> int:
 def _main(argv: list[str], afresh: bool) -> int:
     values, command = PARSER.parse(argv, os.environ)
     if "help" in values or "version" in values:
-        from .cli import help
+        from .cli import help, version
 
-        sys.stdout.write(help.text(PARSER) if "help" in values else f"{PROGRAM} {__version__}\n")
+        verbose = "verbose" in values
+        shown = help.text(PARSER) if "help" in values else version.text(PROGRAM, verbose)
+        sys.stdout.write(shown)
         return 0
     PARSER.warn_of_unknown(os.environ, SETTINGS_OF_OTHERS)
     if not command:

@@ -109,8 +109,8 @@ def python() -> str:
     return os.environ.get("PORTWRAP_PYTHON") or "/usr/bin/python3"
 
 
-def _make_world_dir() -> Path:
-    # pytest's tmp_path is 0700: no other account gets in.
+def make_world_dir() -> Path:
+    """A new directory that every account can read: pytest's tmp_path is 0700."""
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
     path.chmod(0o755)
     return path
@@ -119,7 +119,7 @@ def _make_world_dir() -> Path:
 @pytest.fixture
 def world_dir() -> Iterator[Path]:
     """A directory of ours that every account can read; removed afterwards."""
-    path = _make_world_dir()
+    path = make_world_dir()
     try:
         yield path
     finally:
@@ -129,7 +129,7 @@ def world_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def pyz() -> Iterator[Path]:
     """A copy of the built archive that every account can run."""
-    path = _make_world_dir()
+    path = make_world_dir()
     try:
         copy = path / BUILT.name
         if BUILT.exists():

@@ -274,6 +274,7 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
     text = KEEPER.format(
         title=f"{program}: keeper of process {os.getpid()}",
         place=place,
+        first="" if modules is None else COMPILE_ONCE,
         lifeline=lifeline,
         modules=modules,
     )
@@ -301,10 +302,12 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
 
 
 KEEPER = (
-    "{title!r}; import sys; sys.path[:0] = [{place!r}];"
+    "{title!r}; import sys; sys.path[:0] = [{place!r}];{first}"
     " from portwrap.keeper.setup import main; main({lifeline}, {modules})"
 )
 """The keeper's program, in one line for ps(1)."""
+COMPILE_ONCE = " from portwrap.archive import compile_once; compile_once();"
+"""What it does first where it imports from an archive."""
 
 
 def interpreter_command(text: str, *arguments: str) -> list[str]:

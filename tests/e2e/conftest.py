@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Iterator
 
@@ -10,8 +12,8 @@ from e2e.hub import Hub, start_hub
 from e2e.slurm import Cluster, run_directory, why_no_slurm
 from e2e.slurm_hub import SlurmHub
 
-from conftest import TEST_ROOT, why_namespaces_fail
-from helpers import cannot
+from conftest import TEST_ROOT, make_world_dir, why_namespaces_fail
+from helpers import PROJECT, cannot
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +21,18 @@ def hub(pyz: Path) -> Iterator[Hub]:
     """A real JupyterHub with batchspawner; pw-owner is logged in, and has no server running."""
     needs_a_hub()
     yield from start_hub(TEST_ROOT, pyz)
+
+
+@pytest.fixture(scope="session")
+def fast_pyz(python: str) -> Iterator[Path]:
+    """An archive with byte code for the Python that runs our code; every account can run it."""
+    folder = make_world_dir()
+    try:
+        output = folder / "with-byte-code.pyz"
+        subprocess.run([PROJECT / "build.sh", "--for", python, output], check=True)
+        yield output
+    finally:
+        shutil.rmtree(folder)
 
 
 def needs_a_hub() -> None:

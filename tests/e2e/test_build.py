@@ -150,7 +150,10 @@ def test_the_build_prints_path_size_and_sum_and_renames_into_place(tmp_path: Pat
         assert running.read() == "the old one"
     size = output.stat().st_size
     total = subprocess.check_output(["sha256sum", output], text=True).split()[0]
-    assert printed == f"{output}\n{size} bytes, sha256 {total}\n"
+    assert printed == (
+        f"{output}\n{size} bytes, sha256 {total}\n"
+        "no byte code: each start compiles the sources; --for PYTHON adds it for that Python\n"
+    )
     assert list(output.parent.iterdir()) == [output]
     assert list(tmp_path.iterdir()) == [output.parent], "the build left something behind"
     assert times_in(output) == {(2023, 11, 14, 22, 13, 20)}, "not SOURCE_DATE_EPOCH"
@@ -227,7 +230,7 @@ def test_the_archive_holds_only_ours_and_shivs(pyz: Path) -> None:
 def test_the_archive_is_small_and_an_executable_script(pyz: Path) -> None:
     content = pyz.read_bytes()
     assert len(content) < MAX_SIZE
-    assert content.startswith(b"#!/usr/bin/env python3\nPK")
+    assert content.startswith(b"#!/usr/bin/env python3\n# crc32 ")
     built = PROJECT / "dist" / pyz.name
     assert built.stat().st_mode & 0o7777 == 0o755
 
@@ -537,25 +540,55 @@ def test_each_module_is_compiled_once_and_the_keeper_begins_meanwhile(
     assert result.returncode == 0, result
     events = result.stdout.splitlines()
     modules = [event for event in events if event.startswith("/site-packages/")]
-    assert len(modules) > 10
-    assert len(set(modules)) == len(modules), modules
+    assert len(modules) > 20
+    # The two that come before those that have it so.
+    twice = {module for module in modules if modules.count(module) > 1}
+    assert twice <= {f"/site-packages/portwrap/{name}.py" for name in ("__init__", "archive")}
     before = events[: events.index("the keeper begins")]
-    assert "/site-packages/portwrap/keeper.py" in before
-    assert "/site-packages/portwrap/launching.py" not in before
+    assert "/site-packages/portwrap/launch/lifeline.py" in before
+    assert "/site-packages/portwrap/launch/story.py" not in before
+
+
+KEEPERS_IMPORTS = """
+import sys
+events = []
+def watch(event, arguments):
+    if event == "compile" and sys.argv[1] in str(arguments[1]):
+        events.append(arguments[1][len(sys.argv[1]) :])
+sys.addaudithook(watch)
+tree = sys.argv[1] + "/site-packages"
+sys.path[:0] = [tree]
+from portwrap.launch import lifeline
+start = lifeline.KEEPER.partition("{first}")[2].partition("main(")[0]
+exec(lifeline.COMPILE_ONCE.strip())
+del events[:]
+exec(start.strip())
+print(*events, sep="\\n")
+"""
+
+
+def test_the_keeper_compiles_each_module_once(pyz: Path, python: str) -> None:
+    words: list[str | Path] = [python, "-c", KEEPERS_IMPORTS, pyz]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    modules = result.stdout.splitlines()
+    assert "/site-packages/portwrap/keeper/setup.py" in modules
+    assert len(set(modules)) == len(modules), modules
 
 
 ANOTHER_ARCHIVE = """
-import py_compile, runpy, sys, zipfile
+import py_compile, sys, zipfile
 folder = sys.argv[2]
 with open(folder + "/legacy.py", "w") as file:
     file.write("value = 7")
 py_compile.compile(folder + "/legacy.py", folder + "/legacy.pyc")
 with zipfile.ZipFile(folder + "/other.zip", "w") as archive:
     archive.write(folder + "/legacy.pyc", "legacy.pyc")
-runpy.run_path(sys.argv[1], run_name="ours")["import_from"](sys.argv[1])
+sys.path.insert(0, sys.argv[1] + "/site-packages")
+from portwrap.archive import compile_once
+compile_once()
 sys.path.append(folder + "/other.zip")
-import legacy, portwrap.keeper
-print(legacy.value, legacy.__file__, portwrap.keeper.__file__, sep="\\n")
+import legacy, portwrap.kernel.libc
+print(legacy.value, legacy.__file__, portwrap.kernel.libc.__file__, sep="\\n")
 """
 
 
@@ -565,8 +598,62 @@ def test_modules_of_other_archives_tell_their_own_file(
     words: list[str | Path] = [python, "-c", ANOTHER_ARCHIVE, pyz, tmp_path]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    ours = f"{pyz}/site-packages/portwrap/keeper.py"
+    ours = f"{pyz}/site-packages/portwrap/kernel/libc.py"
     assert result.stdout.splitlines() == ["7", f"{tmp_path}/other.zip/legacy.pyc", ours]
+
+
+# ---- a copy that is not whole -----------------------------------------------------------------
+
+IT_RAN = "it ran"
+
+
+def started(account: str, argv: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """Start a session with a file; its command prints a line."""
+    return run_as(account, [*argv, "--port", str(free_port()), "echo", IT_RAN])
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.namespaces
+def test_a_file_with_a_flipped_bit_runs_nothing(
+    pyz: Path, account: str, python: str, world_dir: Path
+) -> None:
+    """Wherever it is; in most places we report it, in the others Python reads no program."""
+    content, copy = pyz.read_bytes(), world_dir / "copy.pyz"
+    copy.write_bytes(content)
+    assert IT_RAN in started(account, [python, copy]).stdout, "the control: a whole copy runs"
+    begin = content.index(b"crc32 ") + len(b"crc32 ")
+    places = [*range(begin, len(content), len(content) // 20), len(content) - 20, len(content) - 1]
+    reported = 0
+    for place in places:
+        copy.write_bytes(flipped(content, place))
+        result = started(account, [python, copy])
+        assert IT_RAN not in result.stdout, place
+        assert result.returncode != 0, place
+        if result.returncode == 125:
+            first, second = result.stderr.splitlines()
+            assert first.startswith(f"batchspawner-portwrap: {copy} is damaged: its checksum is ")
+            assert second == "  Copy it again and compare its sha256."
+            reported += 1
+    assert reported > 15
+
+
+@pytest.mark.namespaces
+def test_a_file_that_ends_early_runs_nothing(
+    pyz: Path, account: str, python: str, world_dir: Path
+) -> None:
+    """Python finds no zip file in it, and takes it for a script."""
+    content, copy = pyz.read_bytes(), world_dir / "copy.pyz"
+    for length in (100, len(content) // 2, len(content) - 1):
+        copy.write_bytes(content[:length])
+        result = started(account, [python, copy])
+        assert result.returncode == 1
+        assert "this-copy-is-incomplete.copy-it-again" in result.stderr
+        inside = started(account, [python, "-c", RUN_PATH, copy])
+        assert inside.returncode == 1
+        assert IT_RAN not in result.stdout + inside.stdout
 
 
 # ---- Python too old, and Ctrl-C ---------------------------------------------------------------

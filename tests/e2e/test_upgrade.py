@@ -16,6 +16,7 @@ from typing import Callable, Iterator
 
 import pytest
 
+import pack
 from helpers import OWNER, as_user, end, environment, run_as, wait_until
 from sessions import HELPER, MARK, bearers_of, holders_of, kill, name_of, unused_port
 
@@ -26,17 +27,15 @@ WAITING_SERVER = 'read -r _; exec python3 -m http.server --bind 127.0.0.1 "${1#-
 
 
 @pytest.fixture
-def newer(pyz: Path, world_dir: Path) -> Path:
+def newer(pyz: Path, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another version of the archive, in which everything stands in another place."""
+    with zipfile.ZipFile(pyz) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    members["__init__.py"] = 12345 * b"#"  # comes first
+    members["site-packages/portwrap/__init__.py"] += f'__version__ = "{NEW}"\n'.encode()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     path = world_dir / "newer.pyz"
-    with zipfile.ZipFile(pyz) as old, path.open("wb") as file:
-        file.write(b"#!/usr/bin/env python3\n")
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
-            for name in sorted(old.namelist(), reverse=True):
-                text = old.read(name)
-                if name.endswith("portwrap/__init__.py"):
-                    text += f'__version__ = "{NEW}"\n'.encode()
-                new.writestr(name, text)
+    path.write_bytes(pack.archive(members))
     path.chmod(0o755)
     return path
 

@@ -12,7 +12,8 @@ import pytest
 from helpers import PROJECT
 
 PROGRAMS = ("batchspawner_portwrap", "portwrap.__main__")
-MAY_IMPORT = {
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "portwrap.archive": (),
     "portwrap.kernel": ("portwrap.kernel",),
     "portwrap.protocol": ("portwrap.kernel",),
     # The table of remedies has rows of the network drivers; nothing of launch imports the table.
@@ -31,7 +32,13 @@ MAY_IMPORT = {
         "portwrap.diagnostics.log",
         "portwrap.diagnostics.diagnostic",
     ),
-    "portwrap.cli": ("portwrap.cli", "portwrap.launch", "portwrap.kernel", "portwrap.diagnostics"),
+    "portwrap.cli": (
+        "portwrap.archive",
+        "portwrap.cli",
+        "portwrap.launch",
+        "portwrap.kernel",
+        "portwrap.diagnostics",
+    ),
     "portwrap.check": ("portwrap.",),
     "portwrap.__main__": ("portwrap.",),
     "batchspawner_portwrap": ("portwrap.",),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from conftest import TEST_ROOT
 from helpers import PROJECT
+from pythons import pythons
 
 PACK = PROJECT / "archive" / "pack.py"
 START = "__main__.py"
@@ -26,23 +26,7 @@ MEMBERS = {
     "site-packages/pack-1.dist-info/METADATA": b"Name: pack\n\nThe README, once more\n",
     "site-packages/pack-1.dist-info/RECORD": b"pack/a.py,,\n",
 }
-PATTERNS = (
-    str(TEST_ROOT / "pythons" / "*" / "bin" / "python3"),
-    os.path.expanduser("~/.pyenv/versions/3.*/bin/python3"),
-    "/usr/bin/python3",
-    sys.executable,
-)
-
-
-def pythons() -> list[Path]:
-    """One Python of each version that is here and that we support."""
-    found: dict[str, Path] = {}
-    for path in (path for pattern in PATTERNS for path in glob.glob(pattern)):
-        asked = "import sys; print(sys.version_info >= (3, 8), sys.version.split()[0])"
-        new_enough, version = subprocess.check_output([path, "-c", asked], text=True).split()
-        if new_enough == "True":
-            found[version] = Path(path)
-    return sorted(found.values())
+FIRST_LINES = re.compile(rb"#!/usr/bin/env python3\n# crc32 ([0-9a-f]{8}); coding: [\w.-]+\n(?=PK)")
 
 
 def packed(folder: Path, python: Path | str = sys.executable, **variables: str) -> bytes:
@@ -52,8 +36,11 @@ def packed(folder: Path, python: Path | str = sys.executable, **variables: str) 
     with zipfile.ZipFile(shiv, "w") as archive:
         for name, content in MEMBERS.items():
             archive.writestr(name, content)
+    byte_code = folder / "byte code"
+    (byte_code / "site-packages-tag" / "pack").mkdir(parents=True, exist_ok=True)
+    (byte_code / "site-packages-tag" / "pack" / "a.pyc").write_bytes(b"byte code")
     environ = {"SOURCE_DATE_EPOCH": "1577836800", **variables}
-    subprocess.run([python, PACK, shiv, start, output], env=environ, check=True)
+    subprocess.run([python, PACK, shiv, start, byte_code, output], env=environ, check=True)
     assert output.stat().st_mode & 0o7777 == 0o755
     return output.read_bytes()
 
@@ -61,9 +48,9 @@ def packed(folder: Path, python: Path | str = sys.executable, **variables: str) 
 def test_every_python_writes_the_same_bytes(tmp_path: Path) -> None:
     wanted = packed(tmp_path)
     assert len(pythons()) > 1
-    for number, python in enumerate(pythons()):
-        other = packed(tmp_path, python, PYTHONHASHSEED=str(number), TZ="Asia/Tokyo")
-        assert other == wanted, python
+    for seed, (version, python) in enumerate(pythons().items()):
+        other = packed(tmp_path, python, PYTHONHASHSEED=str(seed), TZ="Asia/Tokyo")
+        assert other == wanted, version
 
 
 def test_another_text_or_time_changes_the_bytes(
@@ -77,12 +64,16 @@ def test_another_text_or_time_changes_the_bytes(
 
 
 def test_what_is_packed(tmp_path: Path) -> None:
-    assert packed(tmp_path).startswith(b"#!/usr/bin/env python3\nPK")
+    content = packed(tmp_path)
+    lines = FIRST_LINES.match(content)
+    assert lines
+    assert int(lines[1], 16) == zlib.crc32(content[lines.end() :])
     with zipfile.ZipFile(tmp_path / "packed.pyz") as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [
             START,
             "environment.json",
+            "site-packages-tag/pack/a.pyc",
             "site-packages/pack-1.dist-info/METADATA",
             "site-packages/pack/__init__.py",
             "site-packages/pack/a.py",

@@ -1,0 +1,58 @@
+"""The archive, if this package runs from one: how modules are imported from it.
+
+It has a folder of sources, and one of byte code for each Python that it was built for. The entry of
+sys.path says which of them this Python uses: `archive/__main__.py` has chosen it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from zipimport import zipimporter
+
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+TREE = os.path.dirname(PACKAGE)
+"""The entry of sys.path that this package comes from."""
+SUFFIX = os.path.splitext(__file__)[1]
+"""Of the modules in there: .pyc or .py."""
+
+
+class Importer(zipimporter):
+    """Imports from inside an archive, and reads and compiles each module once.
+
+    zipimport does it twice, the first time only to tell where the module is: a fifth of a start.
+    """
+
+    def get_filename(self, fullname: str) -> str:
+        module = self.prefix + fullname.rpartition(".")[2]
+        return f"{self.archive}/{module}{'/__init__' if self.is_package(fullname) else ''}{SUFFIX}"
+
+
+def importer_of(path: str) -> Importer:
+    """An entry of sys.path_hooks, for our own modules only."""
+    if path != TREE and not path.startswith(TREE + "/"):
+        raise ImportError(path)
+    return Importer(path)
+
+
+def compile_once() -> None:
+    """Import the rest of this package, which is inside an archive, in this way."""
+    sys.path_hooks.insert(0, importer_of)
+    for path in (TREE, PACKAGE):
+        sys.path_importer_cache.pop(path, None)
+
+
+def runs_from_byte_code() -> bool:
+    """Whether the modules need not be compiled at each start."""
+    cached = __spec__.cached if __spec__ else None
+    return SUFFIX == ".pyc" or (cached is not None and os.path.exists(cached))
+
+
+def compile_command() -> str:
+    """The command that makes byte code for this Python."""
+    import shlex
+
+    python = shlex.quote(sys.executable or os.path.realpath("/proc/self/exe"))
+    if os.path.isdir(PACKAGE):
+        return f"{python} -m compileall -q {shlex.quote(PACKAGE)}"
+    return f"./build.sh --for {python}"

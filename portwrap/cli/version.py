@@ -1,0 +1,19 @@
+"""`--version`, and with `-v` what the start depends on."""
+
+from __future__ import annotations
+
+import sys
+
+from .. import __version__, archive
+
+
+def text(program: str, verbose: bool) -> str:
+    """What `--version` prints."""
+    lines = [f"{program} {__version__}"]
+    if verbose:
+        python = ".".join(map(str, sys.version_info[:3]))
+        how = "from byte code"
+        if not archive.runs_from_byte_code():
+            how = f"compiled from the sources at each start; faster: {archive.compile_command()}"
+        lines += [f"Python {python} ({sys.executable})", f"modules {how}"]
+    return "".join(f"{line}\n" for line in lines)

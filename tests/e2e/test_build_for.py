@@ -1,0 +1,144 @@
+"""`build.sh --for PYTHON`: byte code for some Pythons, and the sources for every other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from e2e.test_build import EVENTS, RUN_PATH, assert_starts, our_files
+
+import pack
+from helpers import OWNER, PROJECT, free_port, run_as
+from pythons import pythons
+
+pytestmark = pytest.mark.e2e
+
+FROM_BYTE_CODE = "modules from byte code\n"
+
+
+def build_for(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run build.sh."""
+    return subprocess.run(
+        [PROJECT / "build.sh", *words],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def tag_of(python: str | Path) -> str:
+    """What byte code of this Python is called."""
+    asked = "import sys; print(sys.implementation.cache_tag)"
+    return subprocess.check_output([python, "-c", asked], text=True).strip()
+
+
+def version_of(python: str | Path, archive: Path) -> str:
+    """What `--version -v` prints; the last line is where the modules came from."""
+    words: list[str | Path] = [python, archive, "--version", "-v"]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_byte_code_is_the_same_in_each_build(tmp_path: Path) -> None:
+    options: list[str | Path] = []
+    for python in pythons().values():
+        options += ["--for", python]
+    first, second = tmp_path / "first.pyz", tmp_path / "second.pyz"
+    result = build_for(*options, first, PYTHONHASHSEED="1")
+    assert result.returncode == 0, result.stderr
+    *_, line = result.stdout.splitlines()
+    for python in pythons().values():
+        assert f"{tag_of(python)} (compiled by Python 3." in line
+    different = {"PYTHONHASHSEED": "2", "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONOPTIMIZE": "1"}
+    build_for(*options, second, **different, PYTHONNODEBUGRANGES="", PYTHONUTF8="1")
+    assert first.read_bytes() == second.read_bytes()
+    for python in pythons().values():
+        assert version_of(python, first).endswith(FROM_BYTE_CODE)
+
+
+def test_the_archive_has_byte_code_of_each_module(fast_pyz: Path, python: str) -> None:
+    modules = {name for name in our_files() if name.endswith(".py")}
+    tree = f"site-packages-{tag_of(python)}"
+    with zipfile.ZipFile(fast_pyz) as archive:
+        made = {name for name in archive.namelist() if name.startswith(f"{tree}/")}
+        assert made == {f"{tree}/{name}c" for name in modules}
+        assert modules <= {name.partition("/")[2] for name in archive.namelist()}
+
+
+def test_its_python_runs_the_byte_code(fast_pyz: Path, python: str) -> None:
+    assert version_of(python, fast_pyz).endswith(FROM_BYTE_CODE)
+    assert_starts(run_as(OWNER, [python, fast_pyz, "--version"]))
+
+
+def others(python: str) -> list[Path]:
+    """Pythons whose byte code is another one."""
+    return [path for path in pythons().values() if tag_of(path) != tag_of(python)]
+
+
+def test_other_pythons_run_the_sources(fast_pyz: Path, python: str) -> None:
+    assert others(python)
+    for other in others(python):
+        last = version_of(other, fast_pyz).splitlines()[-1]
+        assert last.startswith(
+            "modules compiled from the sources at each start; faster: ./build.sh"
+        )
+
+
+def test_byte_code_that_this_python_does_not_know_is_not_run(
+    fast_pyz: Path, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tag with another magic number: a version before its release."""
+    with zipfile.ZipFile(fast_pyz) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name, content in members.items():
+        if name.endswith(".pyc"):
+            members[name] = b"\0\0" + content[2:]
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    changed = tmp_path / "changed.pyz"
+    changed.write_bytes(pack.archive(members))
+    assert "\nmodules compiled from the sources" in version_of(python, changed)
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("forward", ["native", "relay"])
+def test_a_session_compiles_nothing(fast_pyz: Path, python: str, forward: str) -> None:
+    options = ["--port", str(free_port()), "--forward", forward, "--host-service", "9"]
+    result = run_as(OWNER, [python, "-c", EVENTS, fast_pyz, *options, "true"])
+    assert result.returncode == 0, result.stderr
+    assert [event for event in result.stdout.splitlines() if event.startswith("/site-")] == []
+
+
+@pytest.mark.namespaces
+def test_a_session_starts_in_a_running_python(fast_pyz: Path, python: str) -> None:
+    command = ["--port", str(free_port()), "sh", "-c", "exit 7"]
+    result = run_as(OWNER, [python, "-c", RUN_PATH, fast_pyz, *command])
+    assert (result.returncode, result.stderr) == (7, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--for"], 2, "--for needs a Python"),
+        (["--for="], 2, "--for needs a Python"),
+        (["--form", "python3"], 2, "unknown option: --form"),
+        (["one.pyz", "two.pyz"], 2, "more than one OUTPUT: two.pyz"),
+        (["--for", "/nowhere/python"], 1, "--for /nowhere/python: not a Python 3.8 or newer"),
+        (["--for=true"], 1, "--for true: not a Python 3.8 or newer"),
+    ],
+)
+def test_what_it_does_not_build(
+    options: list[str], status: int, message: str, tmp_path: Path
+) -> None:
+    result = subprocess.run(
+        [PROJECT / "build.sh", *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == status, result.stdout
+    assert result.stderr.startswith(f"build.sh: {message}")
+    assert list(tmp_path.iterdir()) == []
