@@ -193,8 +193,14 @@ class Relay:
         self.turned_off: list[Side] = []  # have had their turn and have more to read
         self.paused = False
         self.resume_at = 0.0
-        self.buffer = bytearray(CHUNK)
-        self.view = memoryview(self.buffer)
+        self.buffer: memoryview | None = None
+
+    @property
+    def view(self) -> memoryview:
+        """Room for what one read brings, in use until the next one: an idle session spares it."""
+        if self.buffer is None:
+            self.buffer = memoryview(bytearray(CHUNK))
+        return self.buffer
 
     # -- what is watched -------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import os
 import _socket
 
 from ..diagnostics.errors import Failure, reason_of
-from ..kernel import processes
+from ..kernel import libc, processes
 from ..protocol import (
     MalformedMessage,
     NativePossible,
@@ -81,6 +81,7 @@ def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
         main_loop.load(session)
         if modules is not None:
             os.close(modules)
+        libc.trim_memory()  # a MB, where the modules had to be compiled
     except (OSError, ImportError) as error:
         lifecycle.fail(f"the keeper failed: {reason_of(error)}")
     main_loop.main(session, lifecycle)

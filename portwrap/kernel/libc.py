@@ -46,3 +46,11 @@ def drop_capabilities() -> None:
     """Give up every capability (capset(2)). Raises OSError."""
     header = CAPABILITY_VERSION_3.to_bytes(4, sys.byteorder) + bytes(4)  # and this process
     call("capset", header, bytes(24))
+
+
+def trim_memory() -> None:
+    """Give memory that is free back to the kernel: malloc_trim(3), which is glibc's alone."""
+    try:
+        call("malloc_trim", 0)
+    except AttributeError:
+        pass
