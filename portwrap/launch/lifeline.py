@@ -2,8 +2,8 @@
 
 The keeper is a fresh interpreter, and starts while the launching process goes on. It is a
 grandchild of the process that becomes the command, which so gets no child that it does not know. It
-imports its modules from the installed package, or from a file descriptor of the archive: the file
-on the site's share may be replaced at any time.
+imports its modules from the installed package, or from a copy of the archive in memory: the file on
+the site's share may be replaced at any time.
 """
 
 from __future__ import annotations
@@ -256,16 +256,34 @@ def modules_path() -> str:
 
 
 def open_modules() -> tuple[str, int | None]:
-    """Where the keeper imports from, and the file descriptor that this needs: that of the archive,
-    by which it goes on being this very file. Raises OSError."""
+    """Where the keeper imports from, and the file descriptor that this needs: one of the archive's
+    content, whatever becomes of the file. Raises OSError."""
     place = modules_path()
     if os.path.isdir(place):
         return place, None
     archive = place
     while archive != "/" and not os.path.isfile(archive):
         archive = os.path.dirname(archive)
-    descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _copy_in_memory(os.open(archive, os.O_RDONLY | os.O_CLOEXEC))
     return f"/proc/self/fd/{descriptor}{place[len(archive) :]}", descriptor
+
+
+def _copy_in_memory(file: int) -> int:
+    """A file descriptor of what this one reads now, in its place: that of the file itself would
+    read what `cp` writes over it. The same one where the kernel or the C library has no memfd."""
+    try:
+        copy = os.memfd_create("portwrap-modules")
+    except (AttributeError, OSError):
+        return file
+    try:
+        while os.sendfile(copy, file, None, os.fstat(file).st_size):
+            pass
+    except OSError:
+        os.close(copy)
+        raise
+    finally:
+        os.close(file)
+    return copy
 
 
 def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:

@@ -26,11 +26,18 @@ NEW = "99.0"
 WAITING_SERVER = 'read -r _; exec python3 -m http.server --bind 127.0.0.1 "${1#--port=}"'
 
 
+@pytest.fixture(params=["pyz", "fast_pyz"], ids=["sources", "byte-code"])
+def built(request: pytest.FixtureRequest, pyz: Path, fast_pyz: Path) -> Path:
+    """The archive, without byte code and with it."""
+    return {"pyz": pyz, "fast_pyz": fast_pyz}[request.param]
+
+
 @pytest.fixture
-def newer(pyz: Path, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def newer(built: Path, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another version of the archive, in which everything stands in another place."""
-    with zipfile.ZipFile(pyz) as old:
-        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(built) as old:
+        # Without byte code, which would have the old version.
+        members = {name: old.read(name) for name in old.namelist() if not name.endswith(".pyc")}
     members["__init__.py"] = 12345 * b"#"  # comes first
     members["site-packages/portwrap/__init__.py"] += f'__version__ = "{NEW}"\n'.encode()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -41,11 +48,11 @@ def newer(pyz: Path, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def share(pyz: Path, world_dir: Path) -> Path:
+def share(built: Path, world_dir: Path) -> Path:
     """The archive as it stands on the site's share."""
     place = world_dir / "share"
     place.mkdir(mode=0o755)
-    return Path(shutil.copy2(pyz, place / "batchspawner-portwrap.pyz"))
+    return Path(shutil.copy2(built, place / "batchspawner-portwrap.pyz"))
 
 
 def rename_over(new: Path, archive: Path) -> None:
@@ -142,6 +149,29 @@ def test_a_running_session_goes_on_and_a_new_one_gets_the_new_file(
     told = old.process.stderr.read()
     assert f"{HELPER} ended by signal 9; ending the command (SIGTERM)" in told
     assert "Traceback" not in told
+
+
+# The keeper imports some of its modules when the command has begun.
+WRITTEN_OVER = """
+import os, sys
+_, archive = sys.argv
+sys.path.insert(0, archive + "/site-packages")
+from portwrap.launch import lifeline
+place, descriptor = lifeline.open_modules()
+with open(archive, "r+b") as file:
+    before = file.read()
+    file.seek(0)
+    file.write(bytes(len(before)))
+assert place == f"/proc/self/fd/{descriptor}/site-packages", place
+assert os.pread(descriptor, len(before) + 1, 0) == before
+"""
+
+
+def test_what_the_keeper_imports_from_cannot_be_written_over(share: Path, python: str) -> None:
+    result = subprocess.run(
+        [python, "-c", WRITTEN_OVER, share], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 # ---- a start in the very moment of a careless `cp` ----------------------------------------------
