@@ -36,8 +36,10 @@ RULE = struct.Struct("=BBBBBBBBI")
 
 IFLA_IFNAME = 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
 FRA_DST, FRA_PRIORITY, FRA_TABLE, FRA_IP_PROTO, FRA_DPORT_RANGE = 1, 6, 15, 22, 24
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
+RTPROT_STATIC, RTN_UNICAST = 4, 1
 FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
 RT_SCOPE_UNIVERSE, RT_SCOPE_SITE = 0, 200
 TABLE_MAIN, TABLE_LOCAL = 254, 255
@@ -134,7 +136,18 @@ class Netlink:
         """Give an interface this one address, without a network. Raises OSError."""
         body = IFADDR.pack(family_of(packed), 8 * len(packed), IFA_F_NODAD, 0, index)
         body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+        body += attribute(IFA_FLAGS, struct.pack("=I", IFA_F_NODAD | IFA_F_NOPREFIXROUTE))
         self.request(RTM_NEWADDR, body, NLM_F_CREATE_NEW)
+
+    def add_route(self, index: int, packed: bytes, gateway: bytes, source: bytes) -> None:
+        """Reach this one address by a gateway on an interface, from this source address. Raises
+        OSError."""
+        body = ROUTE.pack(
+            family_of(packed), 8 * len(packed), 0, 0, TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0
+        )
+        body += attribute(RTA_DST, packed) + attribute(RTA_GATEWAY, gateway)
+        body += attribute(RTA_OIF, struct.pack("=I", index)) + attribute(RTA_PREFSRC, source)
+        self.request(RTM_NEWROUTE, body, NLM_F_CREATE_NEW)
 
     def add_rule(self, family: int, priority: int, table: int, to: Port | None = None) -> None:
         """Look into this table at this priority, for one port only if that is given. Raises

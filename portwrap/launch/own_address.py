@@ -162,8 +162,9 @@ def give(node: Node, with_rules: bool) -> list[str]:
         if with_rules and node.services:
             # First, so that no address hides a service if the kernel knows no such rules.
             _add_rules(netlink, node.services)
-        for name in {each.interface for each in node.addresses} - {"lo"}:
-            _make_device(name)
+        for name in dict.fromkeys(each.interface for each in node.addresses):
+            if name != "lo":
+                _make_device(name)
         indexes = {name: index for index, (name, _) in netlink.interfaces().items()}
         for index in set(indexes.values()):
             netlink.set_up(index)
@@ -185,6 +186,23 @@ def _add_rules(netlink: Netlink, services: Sequence[Port]) -> None:
         netlink.add_rule(_family(port.packed), SERVICES_FIRST, TABLE_MAIN, port)
     for family in {_family(port.packed) for port in services}:
         netlink.delete_rule(family, 0, TABLE_LOCAL)
+
+
+def route_services(node: Node, device: str, gateway: str, source: str) -> None:
+    """Send what is for the node's services at IPv6 addresses to this gateway on the network
+    driver's device, from this address: by itself the kernel would take the destination for the
+    source as well, as the sandbox has it too (RFC 6724, rule 1). Raises OSError."""
+    targets = {port.packed for port in node.services if len(port.packed) == 16}
+    if not targets:
+        return
+    netlink = Netlink()
+    try:
+        indexes = {name: index for index, (name, _) in netlink.interfaces().items()}
+        for packed in targets:
+            places = [socket.inet_pton(socket.AF_INET6, each) for each in (gateway, source)]
+            netlink.add_route(indexes[device], packed, *places)
+    finally:
+        netlink.close()
 
 
 def _make_device(name: str) -> None:

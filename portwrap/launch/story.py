@@ -83,6 +83,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     forward, why_relayed = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
     log_step(sandbox, "the keeper is ready" + (", and so is outbound" if driver else ""))
+    _route_node_services(sandbox, node, driver)
     if sandbox.announce:
         outbound = driver.name if driver else "none"
         facts = what_was_made(sandbox, forward, why_relayed, outbound, ssh_folders, resolvers)
@@ -165,6 +166,19 @@ def _give_own_addresses(sandbox: Sandbox, node: Node, with_rules: bool) -> list[
         return []
     log_step(sandbox, f"the node's own addresses: {', '.join(given) or 'none'}")
     return given
+
+
+def _route_node_services(sandbox: Sandbox, node: Node, driver: NetworkDriver | None) -> None:
+    """Have the network driver, which is ready, carry what is for the node's services by IPv6."""
+    from . import own_address
+    from .drivers import routes
+
+    if driver is None or not driver.has_ipv6:
+        return
+    try:
+        own_address.route_services(node, routes.DEVICE, routes.ROUTER6, routes.ADDRESS6)
+    except OSError as error:
+        log_step(sandbox, f"without the node's services by IPv6: {error.strerror}")
 
 
 def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:

@@ -7,7 +7,7 @@ import os
 
 from ...diagnostics.errors import Failure, PortwrapError
 from .driver import NetworkDriver
-from .routes import ROUTER6, SUBNET6
+from .routes import ADDRESS6, DEVICE, ROUTER6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Pasta(NetworkDriver):
             f"--address={self.subnet}.100",
             "--netmask=24",
             f"--gateway={self.subnet}.2",
-            f"--address={SUBNET6}100",
+            f"--address={ADDRESS6}",
             f"--gateway={ROUTER6}",
-            "--ns-ifname=tap0",
+            f"--ns-ifname={DEVICE}",
             *([f"--interface={self.interface}"] if self.interface else []),
             str(pid),
         ]

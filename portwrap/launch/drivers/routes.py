@@ -16,7 +16,9 @@ networks (RFC 2544): real ones do not use it."""
 SUBNET6 = "fd5c:9a1e:72b4:2::"
 """A /64 for the sandbox, drawn by lot as RFC 4193 wants it. Programs prefer IPv4 to such an address
 where a server has both (RFC 6724)."""
-ROUTER6 = "fe80::2"
+ROUTER6, ADDRESS6 = "fe80::2", f"{SUBNET6}100"
+DEVICE = "tap0"
+"""The driver's interface in the sandbox."""
 
 
 class Route:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...diagnostics.errors import Failure
 from .driver import NetworkDriver
+from .routes import DEVICE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Slirp4netns(NetworkDriver):
             "--disable-host-loopback",
             f"--ready-fd={self.ready_descriptor}",
             str(pid),
-            "tap0",
+            DEVICE,
         ]
 
     @classmethod
