@@ -232,7 +232,7 @@ def print_verdict(rig: Rig, proved: bool) -> None:
         print("account outside the session instead; to the network it is a stranger as well.\n")
     if proved:
         print("In the sandbox the owner's work is reachable through her login only; without it,")
-        print("any account on the node reads along.\n", flush=True)
+        print("any account on the node can read it.\n", flush=True)
     else:
         print("The proof does NOT hold: see the marked lines.\n", flush=True)
         show_last_job(rig)

@@ -10,7 +10,7 @@ from typing import Any, Sequence
 
 import pytest
 
-from helpers import OWNER, PROJECT, descendants, environment, lives, run_as, wait_until
+from helpers import OWNER, PROJECT, descendants, environment, lives, needs, run_as, wait_until
 from sessions import KEEPER, Portwrap, holders_of, name_of, serves, unused_port
 
 one_forward = pytest.mark.parametrize("each_forward", ["auto"], indirect=True)
@@ -67,6 +67,26 @@ def refusal_of(result: subprocess.CompletedProcess[str], status: int, *said: str
     assert lines[1].startswith("  ") and lines[1].strip(), told
     assert [text for text in said if text not in result.stderr] == [], told
     return result.stderr
+
+
+THREAD = """
+#include <pthread.h>
+#include <unistd.h>
+static void *wait_for_ever(void *unused) { for (;;) pause(); }
+__attribute__((constructor)) static void begin(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, wait_for_ever, 0);
+}
+"""
+
+
+def thread_library(folder: Path) -> Path:
+    """A library that starts a thread wherever it is preloaded, as profilers do."""
+    needs("gcc")
+    library = folder / "thread.so"
+    run = ["gcc", "-shared", "-fPIC", "-pthread", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(run, input=THREAD, text=True, check=True)
+    return library
 
 
 def ours_alive() -> set[int]:

@@ -22,9 +22,8 @@ def run(program: str, action: Callable[[], int]) -> int:
         error = caught
     except ANYWHERE as caught:
         error = _unexpected(caught)
-    # The sockets that its frames hold go: they may have all the file descriptors that there are,
-    # and the table of remedies needs some.
-    error.__traceback__ = error.__context__ = error.__cause__ = None
+    # Out here the frames of an error of the system are gone, and with them the sockets that they
+    # held: they may have been all the file descriptors that there are.
     log(as_lines(program, error))
     return error.exit_code
 

@@ -79,7 +79,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     listeners = services.listen(offered)
     _send_go(lifeline, sandbox, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
-    log_step(sandbox, "in user and network namespaces of our own")
+    log_step(sandbox, "entered new user and network namespaces")
     forward, why_relayed = _choose_forward(sandbox, lifeline)
     lifeline.wait_until_ready()
     log_step(sandbox, "the keeper is ready" + (", and so is outbound" if driver else ""))
@@ -188,7 +188,7 @@ def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
     why = ssh_config.apply(covered)
     folders = ", ".join(sorted(covered))
     if why:
-        log(f"{sandbox.program}: ssh will refuse root's files in {folders}: {why}\n")
+        log(f"{sandbox.program}: ssh rejects root-owned files in {folders}: {why}\n")
     return "" if why else folders
 
 

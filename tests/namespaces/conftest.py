@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from checked_node import Node
 from networks import Host
-from nodes import Node
 
 from helpers import PREFIX, needs
 from sessions import Inside, Portwrap

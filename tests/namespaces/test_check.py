@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from launches import batchspawner_portwrap, ours_alive
+from checked_node import HIDE, OWN_DEVICES, LimitedNode, Node
+from launches import batchspawner_portwrap, ours_alive, thread_library
 from networks import FAR, SERVER, SERVER6, HubApi, Server6
-from nodes import HIDE, OWN_DEVICES, LimitedNode, Node
 
 from portwrap.check import session
 from portwrap.launch import ssh_config as views
@@ -374,6 +374,18 @@ def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
     inside = node.program("-q", "--port", str(unused_port()), "sh", "-c", "exec $0 -G localhost")
     assert node.run(node.as_owner(*inside, "ssh")).returncode == 255
     assert node.run(node.as_owner(*inside, around)).returncode == 0
+
+
+def test_a_library_that_starts_a_thread(node: Node, world_dir: Path) -> None:
+    """A session of the check starts as every session does, with the same outcome."""
+    before = ["env", f"LD_PRELOAD={thread_library(world_dir)}"]
+    words = node.program("-q", "--port", str(unused_port()), "true")
+    started = node.run(node.as_owner(*before, *words))
+    status, answer = node.check(before=before)
+    assert (status, answer["would_start"]) == (started.returncode, started.returncode == 0)
+    if started.returncode:
+        assert named(answer)["session"]["fact"] in started.stderr
+        assert named(answer)["session"]["remedy"] in started.stderr
 
 
 def test_few_descriptors(node: Node) -> None:

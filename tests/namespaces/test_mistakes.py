@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 import pytest
+from checked_node import HIDE, OWN_DEVICES, LimitedNode, Node
 from launches import batchspawner_portwrap
-from nodes import HIDE, OWN_DEVICES, LimitedNode, Node
 
 from helpers import OWNER, environment, needs, run_as
 from sessions import Portwrap, unused_ports

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from launches import (
     ours_alive,
     refusal_of,
     run_in_sandbox,
+    thread_library,
     wait_until_nothing_is_left,
 )
 
@@ -106,23 +106,9 @@ def test_namespaces_refused(portwrap: Portwrap, port: int, world_dir: Path) -> N
     assert holders_of(port) == []
 
 
-THREAD = """
-#include <pthread.h>
-#include <unistd.h>
-static void *wait_for_ever(void *unused) { for (;;) pause(); }
-__attribute__((constructor)) static void begin(void) {
-    pthread_t thread;
-    pthread_create(&thread, 0, wait_for_ever, 0);
-}
-"""
-
-
 def test_a_library_that_starts_a_thread(portwrap: Portwrap, port: int, world_dir: Path) -> None:
     """As profilers do. No process with threads can enter a user namespace (unshare(2))."""
-    needs("gcc")
-    library = world_dir / "thread.so"
-    run = ["gcc", "-shared", "-fPIC", "-pthread", "-x", "c", "-", "-o", str(library)]
-    subprocess.run(run, input=THREAD, text=True, check=True)
+    library = thread_library(world_dir)
     result = run_in_sandbox(portwrap, "true", port=port, extra_env={"LD_PRELOAD": str(library)})
     refusal_of(result, 125, "Invalid argument, with 2 threads", "LD_PRELOAD")
     assert holders_of(port) == []
@@ -321,7 +307,7 @@ def test_hardly_any_descriptor(portwrap: Portwrap, port: int, most: int) -> None
     limit = ["prlimit", f"--nofile={most}", "--"]
     result = run_in_sandbox(portwrap, "true", port=port, before=limit)
     if result.returncode:
-        refusal_of(result, 125, "Too many open files")
+        refusal_of(result, 125, "Too many open files", "'ulimit -Hn'")
     wait_until_nothing_is_left(before, port)
 
 
@@ -348,7 +334,7 @@ def test_hardly_any_descriptor_for_more_than_one_port(
     look = ["grep", "-c", f" 0100007F:{offered:04X} 00000000:0000 0A ", "/proc/net/tcp"]
     result = run_in_sandbox(portwrap, *look, port=port, before=limit, extra_env=extra)
     if result.returncode == 125:
-        refusal_of(result, 125, "Too many open files")
+        refusal_of(result, 125, "Too many open files", "'ulimit -Hn'")
     else:
         assert (result.returncode, result.stdout) == (0, "1\n"), result
     wait_until_nothing_is_left(before, port)

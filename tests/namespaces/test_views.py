@@ -300,7 +300,7 @@ def test_a_view_that_cannot_be_made(portwrap: Portwrap) -> None:
     )
     result = run_as(OWNER, [portwrap.python, "-c", text])
     assert (result.returncode, result.stdout) == (0, "\n")
-    said = "portwrap: ssh will refuse root's files in /etc/ssh: unshare: Operation not permitted\n"
+    said = "portwrap: ssh rejects root-owned files in /etc/ssh: unshare: Operation not permitted\n"
     assert result.stderr == said
 
 
