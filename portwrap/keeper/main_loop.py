@@ -91,7 +91,7 @@ class Keeper:
                 Responder(listener, self.relay),
                 self.relay,
                 self.unserved,
-                self.lifecycle,
+                self.lifecycle.log,
                 self.relay_inside,
             )
 

@@ -21,7 +21,7 @@ import requests
 from launches import as_owner_in
 from networks import Host
 
-from portwrap.keeper.native import descriptors_of_others
+from portwrap.keeper.host_sockets import descriptors_of_others
 
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, state_of, wait_until

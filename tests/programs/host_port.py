@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from portwrap.diagnostics.errors import PortwrapError
-from portwrap.keeper.native import listen_again
+from portwrap.keeper.host_sockets import listen_again
 from portwrap.launch import ports
 
 OURS, BARE = "ours", "bare"

@@ -1,0 +1,55 @@
+"""The guest port in the sandbox, while the server has the host's socket and not that port's.
+
+A stand-in listens on it: so it stays taken (a second `jupyter lab` gets 8889, not a share of the
+owner's connections), and clients in the sandbox still reach the server at it, relayed to the host
+port.
+"""
+
+from __future__ import annotations
+
+from ..kernel.sockets import BACKLOG
+from .relay import GUESTS, Place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import _socket
+
+    from .relay import Relay
+
+
+class GuestPort:
+    """Keeps the guest port for a server."""
+
+    def __init__(self, port: int, relay: Relay, hosts: Sequence[_socket.socket]) -> None:
+        self.port = port
+        self.relay = relay
+        self.hosts = hosts
+        self.place = Place(port, GUESTS)  # where its clients are led
+        self.stand_in: _socket.socket | None = None
+
+    def keep(self, stand_in: _socket.socket, host: _socket.socket) -> None:
+        """Listen with this socket, bound to the guest port, and lead its clients to the server that
+        has `host`; and with them those of the host port's other sockets."""
+        self.let_go()
+        stand_in.listen(BACKLOG)
+        self.stand_in = stand_in
+        address, port = host.getsockname()[:2]
+        self.place.aim(port, [(host.family, reachable(address))])
+        for listener in [stand_in, *(other for other in self.hosts if other is not host)]:
+            self.relay.serve(listener, self.place)
+
+    def let_go(self) -> None:
+        """Relay nothing; free the guest port."""
+        for host in self.hosts:
+            if host.fileno() in self.relay.listeners:
+                self.relay.release(host)
+        if self.stand_in is not None:
+            self.relay.stop_serving(self.stand_in)
+            self.stand_in = None
+
+
+def reachable(address: str) -> str:
+    """Where a client on this host reaches a socket that is bound to this address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)

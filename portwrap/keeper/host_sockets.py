@@ -1,0 +1,108 @@
+"""The host port's listening sockets, and who in the sandbox has one of them."""
+
+from __future__ import annotations
+
+import os
+
+import _socket
+
+from ..kernel import procfs
+from ..kernel.processes import pidfd_open
+from ..kernel.sockets import BACKLOG, listens
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .relay import Relay
+
+
+class HostSockets:
+    """Ours of the host's sockets. A server that we have given one is watched for its end."""
+
+    def __init__(
+        self, descriptors: Sequence[int], relay: Relay, on_end: Callable[[], None]
+    ) -> None:
+        self.sockets = [_socket.socket(fileno=number) for number in descriptors]
+        self.relay = relay
+        self.on_end = on_end  # called when no process has one any more
+        self.given = (0, 0)  # process and descriptor that got one last
+        self.pidfd = -1  # of a process that has one
+
+    def find(self, socket: _socket.socket) -> _socket.socket | None:
+        """Ours of which this is a duplicate, if it is one."""
+        node = os.fstat(socket.fileno()).st_ino
+        return next((each for each in self.sockets if os.fstat(each.fileno()).st_ino == node), None)
+
+    def of_family(self, family: int) -> _socket.socket | None:
+        """One of this address family."""
+        return next((each for each in self.sockets if each.family == family), None)
+
+    def are_served(self) -> bool:
+        """Whether a process has one that listens: a server may have ended that with shutdown(2)."""
+        links = {procfs.link_of(each.fileno()) for each in self.sockets if listens(each)}
+        if procfs.link(*self.given) in links:
+            return True
+        return any(link in links for _, link in descriptors_of_others())
+
+    def watch(self, process: int, descriptor: int) -> None:
+        """Be told of the end of this process, which has got one under this descriptor."""
+        self.given = process, descriptor
+        if not self.watch_process(process):
+            self.on_holder_end()
+
+    def watch_process(self, process: int) -> bool:
+        """False: it has ended already."""
+        self.stop_watching()
+        try:
+            self.pidfd = pidfd_open(process)
+        except OSError:
+            return False
+        self.relay.watch(self.pidfd, self.on_holder_end)
+        return True
+
+    def stop_watching(self) -> None:
+        if self.pidfd >= 0:
+            self.relay.unwatch(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def on_holder_end(self) -> None:
+        """Another process that has one may serve on."""
+        self.stop_watching()
+        links = {procfs.link_of(each.fileno()) for each in self.sockets}
+        for process, link in descriptors_of_others():
+            if link in links and self.watch_process(process):
+                return
+        self.on_end()
+
+
+def listen_again(host: _socket.socket, backlog: int = BACKLOG) -> None:
+    """Have a socket of the host listen, or change its backlog. Raises OSError.
+
+    One that was shut down has to get past the socket that reserves its port (`launch/ports.py`): at
+    no moment is there a place for one of another user.
+    """
+    host.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+    try:
+        host.listen(min(backlog, BACKLOG))
+    finally:
+        host.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+
+
+def descriptors_of_others() -> Iterator[tuple[int, str]]:
+    """Process number and link of each descriptor of all processes in other user namespaces than
+    ours, which is the host's, as far as we may look.
+
+    Who is in ours has none of the sandbox's sockets, and on a node with many sessions most of what
+    there is to read: their keepers'.
+    """
+    ours = procfs.namespace("self", "user")
+    for process in procfs.processes():
+        try:
+            if procfs.namespace(process, "user") == ours:
+                continue
+        except OSError:
+            continue  # another user's, or gone
+        for _, link in procfs.descriptors(process):
+            yield process, link
