@@ -13,6 +13,7 @@ from zipimport import zipimporter
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 TREE = os.path.dirname(PACKAGE)
 """The entry of sys.path that this package comes from."""
+IS_ARCHIVE = not os.path.isdir(TREE)
 SUFFIX = os.path.splitext(__file__)[1]
 """Of the modules in there: .pyc or .py."""
 
@@ -48,11 +49,16 @@ def runs_from_byte_code() -> bool:
     return SUFFIX == ".pyc" or (cached is not None and os.path.exists(cached))
 
 
+def interpreter() -> str:
+    """The path of the Python that runs this."""
+    return sys.executable or os.readlink("/proc/self/exe")
+
+
 def compile_command() -> str:
     """The command that makes byte code for this Python."""
     import shlex
 
-    python = shlex.quote(sys.executable or os.path.realpath("/proc/self/exe"))
-    if os.path.isdir(PACKAGE):
-        return f"{python} -m compileall -q {shlex.quote(PACKAGE)}"
-    return f"./build.sh --for {python}"
+    python = shlex.quote(interpreter())
+    if IS_ARCHIVE:
+        return f"./build.sh --for {python}"
+    return f"{python} -m compileall -q {shlex.quote(PACKAGE)}"

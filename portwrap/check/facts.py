@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 
+from .. import archive
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.remedies import read_setting
 from ..kernel import procfs
@@ -127,6 +128,16 @@ def check_limits() -> Result:
     few = any(value.isdigit() and int(value) < FEW_NAMESPACES for value in limits.values())
     fact = ", ".join(f"user.max_{kind}_namespaces {value}" for kind, value in limits.items())
     return Result("kernel limits", WARNING if few else OK, fact, Failure.FEW_NAMESPACES)
+
+
+def check_byte_code() -> Result:
+    if archive.runs_from_byte_code():
+        return Result("byte code", OK, "the modules are not compiled at each start")
+    if not archive.IS_ARCHIVE:
+        return Result("byte code", OK, "of an installed package Python keeps it, where it may")
+    fact = f"none for Python {sys.version.split()[0]}: each start compiles the modules"
+    python = archive.interpreter()
+    return Result("byte code", WARNING, fact, Failure.NO_BYTE_CODE, subject=python)
 
 
 def check_security() -> Result:

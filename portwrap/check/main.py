@@ -16,7 +16,7 @@ import os
 import sys
 import time
 
-from .. import __version__
+from .. import __version__, archive
 from ..diagnostics.diagnostic import os_release
 from ..diagnostics.errors import EXIT_SANDBOX
 from ..launch import dns, drivers, services
@@ -52,7 +52,7 @@ def main(program: str, settings: Mapping[str, Any], api: Api | None, as_json: bo
         "system": os_release().get("PRETTY_NAME", ""),
         "kernel": os.uname().release,
         "python": ".".join(map(str, sys.version_info[:3])),
-        "interpreter": sys.executable or os.readlink("/proc/self/exe"),
+        "interpreter": archive.interpreter(),
         "uid": os.geteuid(),
         "job": node.job_here(),
         "would_start": not failed,
@@ -78,7 +78,8 @@ def run(settings: Mapping[str, Any], api: Api | None) -> list[Result]:
         if results[-1].status != FAILED:
             sessions.append(("", Session(settings, targets(api))))
             sessions += start_others(settings)
-        results += [node.check_descriptors(), node.check_limits(), node.check_security()]
+        results += [node.check_byte_code(), node.check_descriptors()]
+        results += [node.check_limits(), node.check_security()]
         for name, session in sessions:
             results += [check_other_driver(name, session)] if name else check_session(session, api)
     finally:

@@ -15,5 +15,5 @@ def text(program: str, verbose: bool) -> str:
         how = "from byte code"
         if not archive.runs_from_byte_code():
             how = f"compiled from the sources at each start; faster: {archive.compile_command()}"
-        lines += [f"Python {python} ({sys.executable})", f"modules {how}"]
+        lines += [f"Python {python} ({archive.interpreter()})", f"modules {how}"]
     return "".join(f"{line}\n" for line in lines)

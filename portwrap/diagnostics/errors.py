@@ -69,6 +69,7 @@ class Failure:
     # What only `--check` finds.
     FEW_DESCRIPTORS = "few-descriptors"
     FEW_NAMESPACES = "few-namespaces"
+    NO_BYTE_CODE = "no-byte-code"
     RELAYED = "relayed"
     NAMES = "names"
     SSH_OWNER = "ssh-owner"

@@ -150,6 +150,12 @@ LIMITS = (
         + SYSCTL.format("user.max_net_namespaces=65536"),
     ),
     Diagnostic(
+        Failure.NO_BYTE_CODE,
+        "none for Python …: each start compiles the modules",
+        "A session starts faster, and takes less memory, from byte code for its Python.",
+        "Build the file with './build.sh --for {subject}'.",
+    ),
+    Diagnostic(
         Failure.KEEPER,
         "the keeper process ended …, the keeper failed: …",
         "The node may be out of processor time, processes or memory.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import zipfile
@@ -120,6 +121,19 @@ def test_a_session_starts_in_a_running_python(fast_pyz: Path, python: str) -> No
     command = ["--port", str(free_port()), "sh", "-c", "exit 7"]
     result = run_as(OWNER, [python, "-c", RUN_PATH, fast_pyz, *command])
     assert (result.returncode, result.stderr) == (7, "")
+
+
+@pytest.mark.namespaces
+def test_the_check_of_byte_code(pyz: Path, fast_pyz: Path, python: str) -> None:
+    found = {}
+    for archive in (pyz, fast_pyz):
+        result = run_as(OWNER, [python, archive, "--check", "--json"])
+        checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+        found[archive] = checks["byte code"]
+    assert found[fast_pyz]["status"] == "ok"
+    assert found[pyz]["status"] == "warning"
+    assert found[pyz]["fact"].endswith(": each start compiles the modules")
+    assert found[pyz]["remedy"].endswith(f"Build the file with './build.sh --for {python}'.")
 
 
 @pytest.mark.parametrize(

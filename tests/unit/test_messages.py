@@ -250,6 +250,7 @@ REAL = {
     "The limit of open files is too low": (REFUSALS, "test_hardly_any_descriptor"),
     "Each relayed connection": (CHECK, "test_few_descriptors"),
     "Each session needs a user": (CHECK, "test_few_namespaces"),
+    "A session starts faster": ("../e2e/test_build_for.py", "test_the_check_of_byte_code"),
     "This Python or this program": (UNEXPECTED, "test_what_the_system_causes_is_two_lines"),
     "The system refused a step": (UNEXPECTED, "test_what_the_system_causes_is_two_lines"),
     "A limit of this job": (UNEXPECTED, "test_what_the_system_causes_is_two_lines"),
