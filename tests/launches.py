@@ -47,6 +47,31 @@ def at_url(port: int, **more: str) -> dict[str, str]:
     return environment(OWNER, {"JUPYTERHUB_SERVICE_URL": f"http://0.0.0.0:{port}/u/", **more})
 
 
+STARTS_A_THREAD = """
+#include <pthread.h>
+#include <unistd.h>
+static void *wait_for_ever(void *unused) { for (;;) pause(); }
+__attribute__((constructor)) static void begin(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, wait_for_ever, 0);
+}
+"""
+
+
+def make_library(folder: Path, text: str, name: str = "made.so") -> Path:
+    """A shared library from this C, with its name as its soname."""
+    needs("gcc")
+    library = folder / name
+    words = ["gcc", "-shared", "-fPIC", "-pthread", f"-Wl,-soname,{name}", "-x", "c", "-"]
+    subprocess.run([*words, "-o", library], input=text, text=True, check=True)
+    return library
+
+
+def thread_library(folder: Path) -> Path:
+    """A library that starts a thread wherever it is loaded, as those of profilers and of BLAS."""
+    return make_library(folder, STARTS_A_THREAD, "thread.so")
+
+
 def as_owner_in(*preparation: str) -> list[str]:
     """Words that, as root, make a mount namespace, prepare it by these lines of shell, and run
     what follows there as the owner."""
@@ -67,26 +92,6 @@ def refusal_of(result: subprocess.CompletedProcess[str], status: int, *said: str
     assert lines[1].startswith("  ") and lines[1].strip(), told
     assert [text for text in said if text not in result.stderr] == [], told
     return result.stderr
-
-
-THREAD = """
-#include <pthread.h>
-#include <unistd.h>
-static void *wait_for_ever(void *unused) { for (;;) pause(); }
-__attribute__((constructor)) static void begin(void) {
-    pthread_t thread;
-    pthread_create(&thread, 0, wait_for_ever, 0);
-}
-"""
-
-
-def thread_library(folder: Path) -> Path:
-    """A library that starts a thread wherever it is preloaded, as profilers do."""
-    needs("gcc")
-    library = folder / "thread.so"
-    run = ["gcc", "-shared", "-fPIC", "-pthread", "-x", "c", "-", "-o", str(library)]
-    subprocess.run(run, input=THREAD, text=True, check=True)
-    return library
 
 
 def ours_alive() -> set[int]:

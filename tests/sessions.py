@@ -19,7 +19,18 @@ from typing import Any, Iterator, Sequence
 
 import measure
 
-from helpers import OWNER, PROJECT, as_user, end, environment, lives, needs, state_of, wait_until
+from helpers import (
+    OWNER,
+    PROJECT,
+    as_user,
+    descendants,
+    end,
+    environment,
+    lives,
+    needs,
+    state_of,
+    wait_until,
+)
 
 ENTRY = "from portwrap.__main__ import main"
 MARK = "PORTWRAP_TEST_MARK"
@@ -93,17 +104,32 @@ def serves(keeper: int) -> bool:
         return False
 
 
-def bearers_of(mark: str) -> set[int]:
-    """The live processes that were started with this mark in their environment."""
+def bearers_of(mark: str, command: int = 0) -> set[int]:
+    """The live processes that were started with this mark in their environment, and the network
+    drivers of these and of the process `command`: a driver gets nothing of the environment."""
     found = set()
     wanted = f"{MARK}={mark}".encode()
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    processes = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    for pid in processes:
         try:
-            if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                found.add(int(entry))
+            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.add(pid)
         except OSError:
             continue  # it has ended, or is about to
+    commands = {b"%d" % pid for pid in (command, *found)}
+    drivers = {pid for pid in processes if name_of(pid) in HELPERS}
+    found |= {pid for pid in drivers if commands.intersection(argv_of(pid))}
+    for keeper in [pid for pid in found if name_of(pid) == KEEPER]:
+        found |= descendants(keeper)
     return set(filter(lives, found))
+
+
+def argv_of(pid: int) -> list[bytes]:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 class Portwrap:
@@ -209,7 +235,7 @@ class Session:
 
     def alive(self) -> set[int]:
         """Every live process of this session, the command among them."""
-        return bearers_of(self.mark)
+        return bearers_of(self.mark, self.pid)
 
     def others(self) -> set[int]:
         """Every live process of this session but the command."""

@@ -23,6 +23,7 @@ from ..launch import dns, drivers, services
 from . import facts as node
 from .report import FAILED, OK, Result, as_text
 from .session import Session, check_other_driver, check_session
+from .writable import check_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run(settings: Mapping[str, Any], api: Api | None) -> list[Result]:
             sessions.append(("", Session(settings, targets(api))))
             sessions += start_others(settings)
         results += [node.check_byte_code(), node.check_descriptors()]
-        results += [node.check_limits(), node.check_security()]
+        results += [node.check_limits(), node.check_security(), check_program()]
         for name, session in sessions:
             results += [check_other_driver(name, session)] if name else check_session(session, api)
     finally:

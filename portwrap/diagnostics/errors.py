@@ -67,6 +67,7 @@ class Failure:
     SYSTEM = "system"
 
     # What only `--check` finds.
+    PROGRAM_WRITABLE = "program-writable"
     FEW_DESCRIPTORS = "few-descriptors"
     FEW_NAMESPACES = "few-namespaces"
     NO_BYTE_CODE = "no-byte-code"

@@ -11,8 +11,12 @@ SINGLEUSER = "batchspawner-singleuser"
 
 def own_path() -> str:
     """Where this program is: the archive, or the script that imported us."""
-    archive = __file__.partition("/site-packages/portwrap/")[0]
-    return os.path.realpath(archive if os.path.isfile(archive) else sys.argv[0])
+    place = os.path.abspath(__file__)
+    if os.path.exists(place):
+        return os.path.realpath(sys.argv[0])
+    while not os.path.exists(place):  # inside the archive
+        place = os.path.dirname(place)
+    return os.path.realpath(place)
 
 
 def check_program() -> str:

@@ -72,7 +72,7 @@ NAMESPACES = (
         "unshare(…): Invalid argument, with … threads",
         "This interpreter starts a thread by itself, and a process with threads cannot enter a"
         " user namespace.",
-        "Look at LD_PRELOAD and at the .pth files of this Python.",
+        "Look at /etc/ld.so.preload, and at the libraries of this Python ('ldd').",
     ),
     Diagnostic(
         Failure.NAMESPACE_MISSING,
@@ -291,6 +291,13 @@ COMMANDS = (
 )
 
 CHECKS = (
+    Diagnostic(
+        Failure.PROGRAM_WRITABLE,
+        "/…/batchspawner-portwrap.pyz: everybody can write to it",
+        "Whoever can change the program, or a directory above it, chooses what its users' sessions"
+        " run.",
+        "Let only root and its owner write there: --check prints the commands.",
+    ),
     Diagnostic(
         Failure.RELAYED,
         "relay (…)",

@@ -12,12 +12,20 @@ from ..kernel.processes import close_all_but, pidfd_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import NoReturn
 
     from .. import protocol
 
 REAP_PAUSE = 0.005
 """Seconds between two looks at a driver that is about to end."""
+VARIABLES = ("PATH",)
+"""What a driver gets of the job's environment. The rest could make it another program: G_DEBUG,
+SLIRP_DEBUG, GLIBC_TUNABLES, or LD_LIBRARY_PATH with another version of its libraries."""
+LINKER = "LD_"
+"""Beginning of the variables of the dynamic linker (ld.so(8))."""
+NOT_LINKED = 127
+"""Exit status of a program whose libraries were not found."""
 
 
 class DriverProcess:
@@ -27,17 +35,40 @@ class DriverProcess:
         """Start it. Raises OSError."""
         self.name = driver.name
         self.timeout = driver.timeout
+        self.has_pidfd = has_pidfd
+        self.driver = driver
+        self.environ = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        self._start()
+
+    def _start(self) -> None:
         self.ready, ready_end = os.pipe()
         self.messages, messages_end = os.pipe()  # its standard error
         self.tail = b""  # the end of them
         self.messages_end_reached = False
+        self.status = 0  # of waitpid(2), once it has ended
         keeper = os.getpid()
         self.pid = os.fork()  # 0: it has ended
         if self.pid == 0:
-            _become(driver, keeper, ready_end, messages_end)
+            _become(self.driver, self.environ, keeper, ready_end, messages_end)
         os.close(ready_end)  # else one that has ended looks like a slow one
         os.close(messages_end)
-        self.pidfd = pidfd_open(self.pid) if has_pidfd else -1
+        self.pidfd = pidfd_open(self.pid) if self.has_pidfd else -1
+
+    def start_again(self) -> bool:
+        """Start one that has ended once more, if it did not find its libraries, with the variables
+        by which it may: some are installed so. Raises OSError."""
+        linker = {name: os.environ[name] for name in os.environ if name.startswith(LINKER)}
+        ended = self.pid == 0 and os.WIFEXITED(self.status)
+        if not ended or os.WEXITSTATUS(self.status) != NOT_LINKED:
+            return False
+        if linker.items() <= self.environ.items():
+            return False  # there are none, or that was with them
+        for descriptor in (self.ready, self.messages, self.pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.environ.update(linker)
+        self._start()
+        return True
 
     def read_messages(self) -> bool:
         """Keep the end of what it prints. False: it has closed its pipe."""
@@ -77,7 +108,7 @@ class DriverProcess:
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid or time.monotonic() >= until:
-                self.pid = 0 if pid else self.pid
+                self.pid, self.status = (0, status) if pid else (self.pid, 0)
                 return pid, status
             time.sleep(REAP_PAUSE)
 
@@ -95,7 +126,9 @@ def how_ended(status: int) -> str:
     return f"ended with status {os.WEXITSTATUS(status)}"
 
 
-def _become(driver: protocol.Driver, keeper: int, ready: int, messages: int) -> NoReturn:
+def _become(
+    driver: protocol.Driver, environ: Mapping[str, str], keeper: int, ready: int, messages: int
+) -> NoReturn:
     """Become the network driver, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
     argv, number = driver.argv, driver.ready_descriptor
     try:
@@ -108,7 +141,7 @@ def _become(driver: protocol.Driver, keeper: int, ready: int, messages: int) -> 
         os.dup2(ready, number)
         os.set_inheritable(number, True)  # dup2 does not where it is that number already
         close_all_but({0, 1, 2, number})
-        os.execv(argv[0], argv)
+        os.execve(argv[0], argv, environ)
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
     finally:

@@ -77,13 +77,17 @@ class Lifecycle:
                 os.close(driver.ready)
                 return
             if driver.ready in events:
-                self.give_up_driver("ended before it was ready", driver)
+                why = driver.why_not_ready()
+                if driver.start_again():
+                    return self.wait_for_driver(driver)
+                self.give_up_driver("ended before it was ready", why)
             if not events:
-                self.give_up_driver(f"was not ready in {driver.timeout} s", driver)
+                limit = f"{driver.timeout} s"
+                self.give_up_driver(f"was not ready in {limit}", driver.why_not_ready())
 
-    def give_up_driver(self, what: str, driver: DriverProcess) -> NoReturn:
-        reason = f"{driver.name} {what}{driver.why_not_ready()}"
-        self.give_up(reason, Failure.DRIVER_START)
+    def give_up_driver(self, what: str, why: str) -> NoReturn:
+        assert self.driver is not None
+        self.give_up(f"{self.driver.name} {what}{why}", Failure.DRIVER_START)
 
     # -- endings ---------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
     try:
         if session.driver is not None:
             lifecycle.wait_for_driver(session.driver)
+        take_place(session)
         # Clients wait in the host's socket, and the command's calls of listen for our response,
         # until we have loaded what serves them: meanwhile the command begins.
         lifecycle.send(Ready())
@@ -88,9 +89,8 @@ def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
 
 
 def prepare(lifeline: _socket.socket) -> Session:
-    """Wait for "go", start the network driver, and be where we have to be: in the sandbox if all
-    that we do is to relay into it, else outside. Raises OSError and MalformedMessage, and
-    ImportError where no file descriptor is left to open a module."""
+    """Wait for "go", start the network driver and agree on how to forward. Raises OSError and
+    MalformedMessage, and ImportError where no file descriptor is left to open a module."""
     limit = raise_descriptor_limit()
     data, received = receive(lifeline)
     if not data:
@@ -104,13 +104,21 @@ def prepare(lifeline: _socket.socket) -> Session:
         session.driver = DriverProcess(go.driver, go.has_pidfd)
     if not go.relay_only:
         agree_on_native(session)
-    if session.seccomp_listener is None and not go.descriptors.services:
-        processes.enter(session.namespaces)
-        session.inside = True
     # Here their want is a refusal; later it would end the command.
     for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:
         os.close(number)
     return session
+
+
+def take_place(session: Session) -> None:
+    """Be where we have to be: in the sandbox if all that we do is to relay into it, else outside.
+    Raises OSError.
+
+    Not earlier: from in there no network driver could be started, should it need a second try.
+    """
+    if session.seccomp_listener is None and not session.go.descriptors.services:
+        processes.enter(session.namespaces)
+        session.inside = True
 
 
 def agree_on_native(session: Session) -> None:

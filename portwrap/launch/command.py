@@ -76,16 +76,23 @@ def restore_signals() -> None:
 
 
 def reexec(entry: str, argv: Sequence[str]) -> NoReturn:
-    """Exec this interpreter anew with the same program: `entry` is "module:function"."""
+    """Exec this interpreter anew with the same program: `entry` is "module:function".
+
+    Without the libraries that are loaded into every program, which may start threads again; the
+    command gets these variables back.
+    """
     module, _, function = entry.partition(":")
     place = lifeline.modules_path()
+    preloading = {k: os.environ[k] for k in lifeline.PRELOADING if k in os.environ}
+    environ = {name: text for name, text in os.environ.items() if name not in preloading}
     text = (
+        f"import os; os.environ.update({preloading!r})\n"
         f"import sys; sys.path.append({place!r}); sys.argv[0] = {sys.argv[0]!r}\n"
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
     command = lifeline.interpreter_command(text, *argv)
     _flush_output()
-    os.execv(lifeline.INTERPRETER, command)
+    os.execve(lifeline.INTERPRETER, command, environ)
 
 
 def exec_command(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:

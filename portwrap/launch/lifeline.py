@@ -55,6 +55,8 @@ WAITING_SIGNALS = frozenset(signal.valid_signals()) - {
 them; the keeper and the network driver stay until it is gone. A blocked signal stays blocked
 across exec and also holds back handlers that a program installs (pasta does)."""
 
+PRELOADING = ("LD_PRELOAD", "LD_AUDIT")
+"""Variables that load libraries into every program (ld.so(8))."""
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
 
 
@@ -342,9 +344,10 @@ def interpreter_command(text: str, *arguments: str) -> list[str]:
 
 
 def _lean_environment() -> dict[str, str]:
-    """The environment without what PYTHON… variables may do to the keeper."""
+    """The environment without what PYTHON… variables and libraries of others may do to the keeper:
+    some of these start threads, and no process with threads can enter a user namespace."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name == "PYTHONHOME" or not name.startswith("PYTHON")
+        if name == "PYTHONHOME" or not name.startswith(("PYTHON", *PRELOADING))
     }

@@ -101,7 +101,7 @@ class Session:
             connection.close()
 
     def end(self) -> None:
-        for pid in bearers_of(self.mark):
+        for pid in bearers_of(self.mark, self.process.pid):
             kill(pid)
         end(self.process)
 
@@ -140,10 +140,10 @@ def test_a_running_session_goes_on_and_a_new_one_gets_the_new_file(
         new.serve()
         wait_until(new.answers, 20, "the new session's server answers")
     # And it ends as it should: the helper's death is told, and the server ends.
-    helper = next(pid for pid in bearers_of(old.mark) if name_of(pid) == HELPER)
+    helper = next(pid for pid in bearers_of(old.mark, old.process.pid) if name_of(pid) == HELPER)
     os.kill(helper, 9)
     assert old.process.wait(10) == -15
-    wait_until(lambda: not bearers_of(old.mark), 10, "the end of every process")
+    wait_until(lambda: not bearers_of(old.mark, old.process.pid), 10, "the end of every process")
     wait_until(lambda: not holders_of(old.port), 10, "the port free")
     assert old.process.stderr
     told = old.process.stderr.read()

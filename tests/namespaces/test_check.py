@@ -31,7 +31,8 @@ from sessions import Portwrap, unused_port
 pytestmark = pytest.mark.namespaces
 
 CHECKS = ["kernel", "account", "user namespaces", "tun device", "byte code", "descriptors"]
-CHECKS += ["kernel limits", "security modules", "session", "forward", "isolation", "names", "ssh"]
+CHECKS += ["kernel limits", "security modules", "program"]
+CHECKS += ["session", "forward", "isolation", "names", "ssh"]
 DEBIAN_13 = TEST_ROOT / "newer-helpers"
 SSH_FOLDER = "/etc/ssh/ssh_config.d"
 INCLUDED_BY_SSH = (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from launches import (
     wait_until_nothing_is_left,
 )
 
-from helpers import OWNER, as_user, end, needs, run_as, wait_until
+from helpers import OWNER, as_user, end, find_tool, needs, run_as, wait_until
 from sessions import ENTRY, Portwrap, holders_of, unused_port, unused_ports
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
@@ -106,11 +108,18 @@ def test_namespaces_refused(portwrap: Portwrap, port: int, world_dir: Path) -> N
     assert holders_of(port) == []
 
 
-def test_a_library_that_starts_a_thread(portwrap: Portwrap, port: int, world_dir: Path) -> None:
-    """As profilers do. No process with threads can enter a user namespace (unshare(2))."""
+def test_an_interpreter_that_starts_a_thread(
+    portwrap: Portwrap, port: int, world_dir: Path
+) -> None:
+    """No process with threads can enter a user namespace (unshare(2))."""
+    needs("patchelf")
     library = thread_library(world_dir)
-    result = run_in_sandbox(portwrap, "true", port=port, extra_env={"LD_PRELOAD": str(library)})
-    refusal_of(result, 125, "Invalid argument, with 2 threads", "LD_PRELOAD")
+    python = world_dir / "python3"
+    shutil.copy(os.path.realpath(portwrap.python), python)
+    subprocess.run([str(find_tool("patchelf")), "--add-needed", library, python], check=True)
+    _, *words = in_sandbox(portwrap, "true", port=port)
+    result = run_as(OWNER, [python, *words])
+    refusal_of(result, 125, "Invalid argument, with 2 threads", "ld.so.preload")
     assert holders_of(port) == []
 
 

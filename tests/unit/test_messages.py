@@ -168,7 +168,7 @@ SEEN = [
     (Failure.NAMESPACE_FORBIDDEN, "old Debian", "unprivileged_userns_clone=1"),
     (Failure.NAMESPACE_FORBIDDEN, "AppArmor", "apparmor_parser -r"),
     (Failure.NAMESPACE_FORBIDDEN, "fine", "unshare -Urn true"),
-    (Failure.NAMESPACE_THREADS, "fine", "LD_PRELOAD"),
+    (Failure.NAMESPACE_THREADS, "fine", "ld.so.preload"),
     (Failure.NAMESPACE_MISSING, "fine", "namespace.unpriv_enable=1"),
     (Failure.DESCRIPTORS, "fine", "hard limit"),
 ]
@@ -243,7 +243,8 @@ REAL = {
     "The limit of namespaces is reached": (CHECK, "test_namespaces"),
     "AppArmor restricts": (CHECK, "test_the_remedy_for_apparmor_works_as_it_is_printed"),
     "A container, chroot": (CHECK, "test_namespaces_that_a_container_forbids"),
-    "This interpreter starts a thread": (REFUSALS, "test_a_library_that_starts_a_thread"),
+    "This interpreter starts a thread": (REFUSALS, "test_an_interpreter_that_starts_a_thread"),
+    "Whoever can change the program": ("test_writable.py", "test_the_check_warns"),
     "The tun device is missing": (CHECK, "test_the_tun_device"),
     "Every user must be able to open": (CHECK, "test_the_tun_device"),
     "The tun device does not work": (CHECK, "test_the_tun_device"),
