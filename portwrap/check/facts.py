@@ -14,13 +14,14 @@ from .. import archive
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.remedies import read_setting
 from ..kernel import procfs
-from ..launch import drivers, namespaces
+from ..launch import dns, drivers, namespaces, services
 from ..launch.drivers.driver import find_executable
 from .report import FAILED, OK, WARNING, Result, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 VERSION_TIMEOUT = 1.0
 """Seconds that a network driver may take to print its version."""
@@ -112,6 +113,16 @@ def check_driver(network: str) -> list[Result]:
         drivers.choose(network, os.environ)
     except PortwrapError as error:
         return [refused("network driver", FAILED, error)]
+    return []
+
+
+def check_services(settings: Mapping[str, Any]) -> list[Result]:
+    """That no port is a host service and forwarded, too."""
+    offered = services.distinct([*settings["host_services"], *dns.needed()])
+    try:
+        services.check(offered, settings["guest_port"], settings["published"])
+    except PortwrapError as error:
+        return [refused("session", FAILED, error)]
     return []
 
 

@@ -22,7 +22,7 @@ from ..diagnostics.errors import EXIT_SANDBOX
 from ..launch import dns, drivers, services
 from . import facts as node
 from .report import FAILED, OK, Result, as_text
-from .session import Session, check_other_driver, check_session
+from .session import Session, check_other_driver, check_session, not_started
 from .writable import check_program
 
 TYPE_CHECKING = False
@@ -39,9 +39,8 @@ SCHEMA = 1
 def main(program: str, settings: Mapping[str, Any], api: Api | None, as_json: bool) -> int:
     """Check, and print what was found. Returns 0 if a session would start, else 125."""
     began = time.monotonic()
-    # Published ports may be in use, by a session that runs. The client here is this host.
-    plan = {**settings, "program": program, "verbose": False, "published": [], "allow_from": ""}
-    del plan["announce"]
+    plan = {**settings, "program": program, "verbose": False, "allow_from": ""}
+    del plan["announce"]  # and what is in place of it, and of the networks of clients: ours
     if settings["allow_from"]:
         plan["forward"] = "relay"  # which it implies
     results = run(plan, api)
@@ -74,11 +73,12 @@ def run(settings: Mapping[str, Any], api: Api | None) -> list[Result]:
         results.append(node.check_tun(found))
     if results[-1].status == OK:
         results += node.check_driver(settings["network"])
+    if results[-1].status != FAILED:
+        results += node.check_services(settings)
     sessions: list[tuple[str, Session]] = []
     try:
         if results[-1].status != FAILED:
-            sessions.append(("", Session(settings, targets(api))))
-            sessions += start_others(settings)
+            results += start_sessions(sessions, settings, api)
         results += [node.check_byte_code(), node.check_descriptors()]
         results += [node.check_limits(), node.check_security(), check_program()]
         for name, session in sessions:
@@ -96,10 +96,20 @@ def targets(api: Api | None) -> dict[str, Any]:
     return {"servers": servers, "ssh": True, "url": api.target if api else None}
 
 
-def start_others(settings: Mapping[str, Any]) -> list[tuple[str, Session]]:
-    """A session with each network driver that "auto" does not take, where it is installed."""
-    if settings["network"] != drivers.AUTO:
-        return []
-    usable = [driver.name for driver in drivers.usable(os.environ)]
-    nothing: dict[str, Any] = {"servers": [], "ssh": False, "url": None}
-    return [(name, Session({**settings, "network": name}, nothing)) for name in usable[1:]]
+def start_sessions(
+    sessions: list[tuple[str, Session]], settings: Mapping[str, Any], api: Api | None
+) -> list[Result]:
+    """Start a session as a server's would be, and one with each other network driver that could be
+    in use. They go into `sessions`; what comes back says which could not even be begun."""
+    # Ports that are published may be in use, by a session that runs.
+    plans = [("", {**settings, "published": []}, targets(api))]
+    if settings["network"] == drivers.AUTO:
+        nothing: dict[str, Any] = {"servers": [], "ssh": False, "url": None}
+        for driver in drivers.usable(os.environ)[1:]:
+            plans.append((driver.name, {**plans[0][1], "network": driver.name}, nothing))
+    for name, plan, tried in plans:
+        try:
+            sessions.append((name, Session(plan, tried)))
+        except OSError as error:
+            return [not_started(name, error)]
+    return []

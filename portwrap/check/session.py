@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from ..diagnostics.errors import EXIT_SANDBOX, Failure, PortwrapError
+from ..diagnostics.errors import EXIT_SANDBOX, Failure, PortwrapError, failure_of, reason_of
 from ..kernel.processes import is_threaded
 from ..launch import drivers, lifeline, services
 from ..launch.command import reexec
@@ -185,6 +185,13 @@ def check_session(session: Session, api: Api | None) -> list[Result]:
         results.append(check_names(session, until))
     results.append(check_ssh(session, until))
     return [*results, check_api(session, api, until)] if api else results
+
+
+def not_started(name: str, error: OSError) -> Result:
+    """The result of a session for which this process had not enough left."""
+    fact = f"starting a session: {reason_of(error)}"
+    failure = failure_of(error, Failure.RESOURCES)
+    return Result(name or "session", WARNING if name else FAILED, fact, failure)
 
 
 def check_forward(forward: str, why: str) -> Result:

@@ -7,7 +7,7 @@ import json
 import re
 import socket
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 import pytest
 from checked_node import HIDE, OWN_DEVICES, LimitedNode, Node
@@ -432,3 +432,45 @@ def test_few_descriptors(make_node: Any) -> None:
     assert answer["would_start"] is False
     found = next(check for check in answer["checks"] if check["name"] == answer["failed"][0])
     assert second == f"  {found['remedy']}"
+
+
+BREAK = "printf '#!/bin/sh\\necho broken >&2\\nexit 3\\n' > /usr/local/sbin/broken"
+BROKEN = ("mount -t tmpfs -o mode=0755 tmpfs /usr/local/sbin", BREAK, "chmod +x /usr/local/sbin/*")
+REPLACE = "mount --bind /usr/local/sbin/broken /usr/bin/{}"
+SURROUNDINGS: dict[str, tuple[Sequence[str], str, str]] = {
+    "all is there": ((), "", ""),
+    "relayed": ((), "", "--forward relay"),
+    "no user namespaces in a container": ((), "without.py unshare", ""),
+    "no pidfds": ((), "without.py pidfds", ""),
+    "no pidfds, natively": ((), "without.py pidfds", "--forward native"),
+    "no IPv6": ((), "without.py ipv6", ""),
+    "no tun device, not needed": ((OWN_DEVICES,), "", "--network none"),
+    "the first driver is broken": ((*BROKEN, REPLACE.format("slirp4netns")), "", ""),
+    "the other driver is broken": ((*BROKEN, REPLACE.format("pasta")), "", ""),
+    "the chosen driver is missing": ((HIDE.format("pasta"),), "", "--network pasta"),
+    "no nameserver": (("mount --bind /dev/null /etc/resolv.conf",), "", ""),
+    "a host service at the guest port": ((), "", "--host-service 8888"),
+    **{
+        f"{limit} file descriptors": ((), f"prlimit --nofile={limit}:{limit} --", "")
+        for limit in range(12, 32, 4)
+    },
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_the_check_agrees_with_a_start(
+    make_node: Any, surroundings: tuple[Sequence[str], str, str]
+) -> None:
+    """Whether there is a session, and if not, why."""
+    preparation, before, options = surroundings
+    node: Node = make_node(*preparation)
+    words = before.split()
+    if words and words[0].endswith(".py"):
+        words = node.portwrap.program(*words)
+    start = ["-q", "--port", str(unused_ports(1)[0]), *options.split(), "true"]
+    started = node.run(node.as_owner(*words, *node.program(*start)))
+    status, answer = node.check(*options.split(), before=words)
+    assert status == started.returncode, (answer, started.stderr)
+    if status:
+        failed = [check for check in answer["checks"] if check["status"] == "failed"]
+        assert len(failed) == 1 and failed[0]["remedy"] in started.stderr, (failed, started.stderr)
