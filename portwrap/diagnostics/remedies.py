@@ -191,7 +191,7 @@ PORTS = (
     Diagnostic(
         Failure.HOST_PORT_BUSY,
         "host port …: Address already in use",
-        "Another program on this node took it first.",
+        "Another program on this node has the port already, at this address or another.",
         "Start the server again: it gets another port. 'ss -ltnp' lists the programs that listen.",
     ),
     Diagnostic(

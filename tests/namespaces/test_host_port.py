@@ -77,6 +77,8 @@ class Player:
             account, words, stdin=subprocess.PIPE, stderr=None, bufsize=1, **options
         )
         self.pid = self.process.pid
+        assert self.process.stdout
+        self.output = self.process.stdout.fileno()
 
     def __enter__(self) -> Player:
         return self
@@ -89,12 +91,16 @@ class Player:
         self.process.stdin.write(json.dumps(words) + "\n")
 
     def answer(self) -> Any:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
+        """Byte by byte: what is left in the pipe is seen by `has_answered`."""
+        line = b""
+        while not line.endswith(b"\n"):
+            byte = os.read(self.output, 1)
+            assert byte, "the program has ended"
+            line += byte
+        return json.loads(line)
 
     def has_answered(self) -> bool:
-        assert self.process.stdout
-        return bool(select.select([self.process.stdout.fileno()], [], [], 0)[0])
+        return bool(select.select([self.output], [], [], 0)[0])
 
     def do(self, *words: object) -> Any:
         self.give(*words)
@@ -388,7 +394,7 @@ def test_a_server_that_keeps_what_it_has_shut(portwrap: Portwrap) -> None:
 
 @pytest.mark.parametrize("way", ENDS)
 def test_bare_he_gets_the_port(portwrap: Portwrap, host: Host, rival: Player, way: str) -> None:
-    """The control: the next clients are his."""
+    """The control."""
     port = unused_port()
     server = as_user(OWNER, server_that_ends(portwrap, way, V4, port), stdout=None)
     try:

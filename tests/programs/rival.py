@@ -55,7 +55,9 @@ def loop(port: int, *addresses: str) -> list[Any]:
             made.listen()
             return [tried, address]
         except OSError:
-            made.close()
+            pass
+        finally:
+            made.close()  # it was his: whoever has come meanwhile is reset
         if tried % 16 == 0 and select.select([sys.stdin], [], [], 0)[0]:
             return [tried, None]
     raise AssertionError

@@ -266,7 +266,7 @@ REAL = {
         "test_routes.py",
         "test_a_published_port_that_is_taken",
     ),
-    "Another program on this node took it": (REFUSALS, "test_host_port_busy"),
+    "Another program on this node has the port": (REFUSALS, "test_host_port_busy"),
     "This node has no such address": (REFUSALS, "test_host_name_that_nobody_knows"),
     "Ports below": (REFUSALS, "test_host_port_of_root"),
     "No port was given": (REFUSALS, "test_no_host_port"),
