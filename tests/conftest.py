@@ -84,6 +84,46 @@ def why_namespaces_fail() -> str | None:
     return None
 
 
+# ---- which tests run, and where ---------------------------------------------------------------
+
+FORWARDS = ("auto", "native", "relay")  # the one that stands first is kept
+SHARED = {"hub": "hub", "cluster": "slurm", "slurm_hub": "slurm"}
+"""Fixtures that one worker makes for all tests that use them, which are a group."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-forward",
+        action="store_true",
+        help="leave out the tests that another one does with another forward",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in getattr(item, "fixturenames", ()):
+            if name in SHARED:
+                item.add_marker(pytest.mark.xdist_group(SHARED[name]))
+    if config.getoption("--one-forward"):
+        kept = _with_one_forward(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def _with_one_forward(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of tests that differ in nothing but how connections reach the server, one."""
+    chosen: dict[object, tuple[list[int], pytest.Item]] = {}
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        rank = [FORWARDS.index(value) for value in params.values() if value in FORWARDS]
+        others = [(name, str(value)) for name, value in params.items() if value not in FORWARDS]
+        key = item.nodeid.partition("[")[0], *others
+        if key not in chosen or rank < chosen[key][0]:
+            chosen[key] = rank, item
+    kept = {id(item) for _, item in chosen.values()}
+    return [item for item in items if id(item) in kept]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     """Before the first fixture: what a test finds out about its machine is true of the node."""
@@ -184,10 +224,16 @@ def _things() -> set[str]:
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     """Other programs of this machine, and other runs of the tests, make files meanwhile."""
     try:
-        owner = pwd.getpwuid(entry.stat(follow_symlinks=False).st_uid).pw_name
-    except (OSError, KeyError):
+        uid = entry.stat(follow_symlinks=False).st_uid
+    except OSError:
         return False
-    return owner in (OWNER, NEIGHBOUR) or entry.name.startswith(PREFIX)
+    return uid in _uids() or entry.name.startswith(PREFIX)
+
+
+@functools.lru_cache(maxsize=None)
+def _uids() -> set[int]:
+    """Those of the node's accounts."""
+    return {pwd.getpwnam(account).pw_uid for account in (OWNER, NEIGHBOUR)}
 
 
 @pytest.fixture(autouse=True)

@@ -186,7 +186,8 @@ def lives(pid: int) -> bool:
 def children_of(pid: int) -> list[int]:
     """The children of a process, zombies among them."""
     try:
-        lists = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+        tasks = os.listdir(f"/proc/{pid}/task")
+        lists = [Path(f"/proc/{pid}/task/{task}/children").read_text() for task in tasks]
     except OSError:
         return []
     return [int(word) for text in lists for word in text.split()]
@@ -194,9 +195,14 @@ def children_of(pid: int) -> list[int]:
 
 def descendants(pid: int) -> set[int]:
     """All that a process has started, and what they have started."""
+    # Twice: one whose parent ends meanwhile becomes the child of a process that was asked already.
+    return _descendants(pid) | _descendants(pid)
+
+
+def _descendants(pid: int) -> set[int]:
     found: set[int] = set()
     for child in children_of(pid):
-        found |= {child, *descendants(child)}
+        found |= {child, *_descendants(child)}
     return found
 
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Run the tests: tests/run.sh [unit|namespaces|e2e|all|matrix|fuzz|coverage] [--no-setup] [pytest's arguments]
+# Run the tests: tests/run.sh [quick|unit|namespaces|e2e|all|matrix|fuzz|coverage] [--no-setup] [pytest's arguments]
 #
+#   quick       what to run while you work: of unit and namespaces what is fast, each test with one
+#               forward, in the system's Python; writes nothing into the checkout
 #   unit        no kernel features; in the system's Python, then in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
@@ -14,6 +16,8 @@
 #                      (default: the oldest, at least 3.8, and the newest that are found)
 # PORTWRAP_AGAIN       how many failures of one run are tried once more, alone (default: 0); each is
 #                      told in full and in the summary, and one that fails again is a failure
+# PORTWRAP_WORKERS     how many tests run at the same time, each worker on a node of its own
+#                      (default: two for each processor, at most 16; 0: one process runs them all)
 # PORTWRAP_MUST_WORK   1: what this machine cannot test is a failure, not a skip
 # PORTWRAP_TEST_ROOT   where setup.sh puts what the tests need (default: /opt/portwrap-tests)
 set -euo pipefail
@@ -25,7 +29,7 @@ parts=()
 set_up=yes
 while [[ $# -gt 0 ]]; do
     case $1 in
-        unit | namespaces | e2e | matrix | fuzz | coverage) parts+=("$1") ;;
+        quick | unit | namespaces | e2e | matrix | fuzz | coverage) parts+=("$1") ;;
         all) parts+=(unit namespaces e2e) ;;
         --no-setup) set_up=no ;;
         -h | --help)
@@ -55,7 +59,8 @@ declare -A total=([passed]=0 [failed]=0 [error]=0 [skipped]=0)
 closing=
 count() {
     local outcome number
-    local pattern='^(=+ )?([0-9]+ [a-z]+(, [0-9]+ [a-z]+)*|no tests ran) in [0-9.]+s( \([0-9:]+\))?( =+)?$'
+    local counted='[0-9]+ [a-z]+( [a-z]+)?' # "2 subtests passed"
+    local pattern="^(=+ )?($counted(, $counted)*|no tests ran) in [0-9.]+s( \([0-9:]+\))?( =+)?\$"
     if ! closing=$(grep -E "$pattern" "$log" | tail -n 1) || [[ -z $closing ]]; then
         closing='pytest did not finish'
         broken=yes
@@ -67,12 +72,17 @@ count() {
     closing=$(sed -E 's/^=+ | =+$//g' <<<"$closing")
 }
 
+processors=$(nproc)
+workers=${PORTWRAP_WORKERS:-$((processors < 8 ? 2 * processors : 16))}
+
 # run_pytest INTERPRETER ARGUMENTS...
 run_pytest() {
     local interpreter=$1 status=0
     shift
-    "$interpreter" -m pytest -o "cache_dir=$work/cache" "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} \
-        </dev/null 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+    "$interpreter" -m pytest -o "cache_dir=$work/cache" \
+        --numprocesses="$workers" --dist=loadgroup --max-worker-restart=0 \
+        "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null 2>&1 | tee "$log" ||
+        status=${PIPESTATUS[0]}
     return "$status"
 }
 
@@ -95,7 +105,7 @@ run_part() {
     if [[ $status == 1 && $failed -ge 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]] && can_be_repeated; then
         heading "$title, once more"
         total[failed]=$before total[error]=0 twice=$((twice + failed)) status=0
-        run_pytest "$@" --last-failed --last-failed-no-failures none || status=$?
+        run_pytest "$@" --numprocesses=0 --last-failed --last-failed-no-failures none || status=$?
         count
         summary+=("    once more: $closing")
         [[ $status == 0 ]] || broken=yes
@@ -128,6 +138,13 @@ measure_coverage() {
     return "$figure"
 }
 
+# As root too, in a checkout of somebody else's.
+run_quick() {
+    export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=$work/hypothesis
+    run_part quick "$runner" tests/unit tests/namespaces --one-forward \
+        --ignore=tests/unit/test_linters.py -m "not (slow or fuzz or matrix or browser or apps)"
+}
+
 finish() {
     heading "what ran"
     printf '%s\n' "${summary[@]}"
@@ -147,11 +164,17 @@ if [[ ! -x $runner ]]; then
     exit 1
 fi
 heading "building the archive"
-./build.sh
+if [[ " ${parts[*]} " == *" quick "* ]]; then
+    export PORTWRAP_TEST_ARCHIVE=$work/batchspawner-portwrap.pyz
+    ./build.sh "$PORTWRAP_TEST_ARCHIVE"
+else
+    ./build.sh
+fi
 
 system_minor=$(minor_version "$system_python")
 for part in "${parts[@]}"; do
     case $part in
+        quick) run_quick ;;
         matrix) run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps" ;;
         fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
             --timeout=3600 ;;
@@ -167,9 +190,10 @@ while read -r minor _ <&3; do
     }
     for part in "${parts[@]}"; do
         case $part in
-            # Calls our functions: needs its pytest in that very Python. Linters see files only.
+            # Calls our functions: needs its pytest in that very Python. Linters see files only, and
+            # what is slow is about these scripts.
             unit) run_part "$part, Python $minor" "$(venv_of "$minor")/bin/python" tests/unit \
-                --ignore=tests/unit/test_linters.py ;;
+                --ignore=tests/unit/test_linters.py -m "not slow" ;;
             # Starts our programs: by this one. What tries other people's programs is left out, and
             # what is about amounts.
             namespaces) PORTWRAP_PYTHON=$python run_part "$part, Python $minor" "$runner" \
@@ -177,5 +201,5 @@ while read -r minor _ <&3; do
                 --ignore=tests/namespaces/test_network.py ;;
         esac
     done
-done 3< <(chosen_pythons)
+done 3< <([[ ${parts[*]} == quick ]] || chosen_pythons)
 finish

@@ -105,11 +105,11 @@ def serves(keeper: int) -> bool:
 
 
 def bearers_of(mark: str, command: int = 0) -> set[int]:
-    """The live processes that were started with this mark in their environment, and the network
+    """Our live processes that were started with this mark in their environment, and the network
     drivers of these and of the process `command`: a driver gets nothing of the environment."""
     found = set()
     wanted = f"{MARK}={mark}".encode()
-    processes = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    processes = descendants(os.getpid())
     for pid in processes:
         try:
             if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):

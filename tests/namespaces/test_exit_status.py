@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from launches import one_forward, refusal_of, run_in_sandbox
+from launches import refusal_of, run_in_sandbox
 
 from helpers import needs
 from sessions import Portwrap, unused_port
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
+pytestmark = pytest.mark.namespaces
 
 
 def status_of_sh(portwrap: Portwrap, script: str) -> int:
@@ -27,7 +27,6 @@ def test_the_status_of_the_command_is_ours(portwrap: Portwrap, status: int) -> N
 
 
 @pytest.mark.slow
-@one_forward
 def test_every_status_there_is(portwrap: Portwrap) -> None:
     no_helper = {"PORTWRAP_NETWORK": "none"}
 

@@ -30,7 +30,7 @@ from launches import (
 from helpers import OWNER, as_user, end, environment, needs, run_as, wait_until
 from sessions import Portwrap, unused_port
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
+pytestmark = pytest.mark.namespaces
 
 SLEEP = ("sleep", "600")
 LIFELINE_FROM = 960

@@ -83,6 +83,8 @@ def run_tests(
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one", "workers"])
 def test_what_a_test_leaves_is_its_failure(tmp_path: Path, workers: list[str]) -> None:
     name = tmp_path.parent.name + str(os.getpid())
@@ -96,6 +98,8 @@ def test_what_a_test_leaves_is_its_failure(tmp_path: Path, workers: list[str]) -
         assert re.search(told.replace("NAME", name), result.stdout), result.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("must", "status", "outcome"), [("0", 0, "1 skipped"), ("1", 1, "1 error")]
 )

@@ -27,7 +27,9 @@ from launches import (
 from helpers import OWNER, as_user, end, find_tool, needs, run_as, wait_until
 from sessions import ENTRY, Portwrap, holders_of, unused_port, unused_ports
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
+pytestmark = pytest.mark.namespaces
+each_forward = pytest.mark.usefixtures("each_forward")
+"""For what can come to an end when the forward has been chosen."""
 
 
 @pytest.fixture
@@ -184,6 +186,7 @@ def test_driver_that_is_no_program(portwrap: Portwrap, port: int, world_dir: Pat
 
 
 @pytest.mark.slow
+@each_forward
 @pytest.mark.parametrize(
     ("each_forward", "script"),
     [
@@ -202,6 +205,7 @@ def test_driver_that_never_gets_ready(
     wait_until_nothing_is_left(before, port)
 
 
+@each_forward
 def test_signal_while_the_helper_is_awaited(portwrap: Portwrap, port: int, world_dir: Path) -> None:
     before = ours_alive()
     words = in_sandbox(portwrap, "true", port=port)
@@ -295,6 +299,7 @@ def test_no_tun_device(
 # ---- little of everything --------------------------------------------------------------------
 
 
+@each_forward
 @pytest.mark.parametrize("most", range(1, 6))
 def test_hardly_any_process(portwrap: Portwrap, port: int, most: int) -> None:
     """An account that may have so many: it works, or says in two lines that it does not."""
@@ -309,6 +314,7 @@ def test_hardly_any_process(portwrap: Portwrap, port: int, most: int) -> None:
     wait_until_nothing_is_left(before, port)
 
 
+@each_forward
 @pytest.mark.parametrize("most", [16, 12, 10, 8, 6, 5])
 def test_hardly_any_descriptor(portwrap: Portwrap, port: int, most: int) -> None:
     """It works, or says in two lines that it does not."""
@@ -330,6 +336,7 @@ def test_more_descriptors_under_way_than_the_account_may_have(
     refusal_of(result, 125, "telling the keeper: Too many references")
 
 
+@each_forward
 @pytest.mark.parametrize("most", range(9, 33))
 def test_hardly_any_descriptor_for_more_than_one_port(
     portwrap: Portwrap, port: int, most: int
@@ -375,6 +382,7 @@ def test_a_hard_limit_that_may_not_be_used(portwrap: Portwrap) -> None:
 # ---- the hub on loopback, told in the start-up line -------------------------------------------
 
 
+@each_forward
 @pytest.mark.parametrize(
     ("api", "told"),
     [

@@ -11,7 +11,7 @@ from launches import in_sandbox, run_in_sandbox
 from helpers import OWNER, run_as
 from sessions import Portwrap
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
+pytestmark = pytest.mark.namespaces
 
 SIG = signal.Signals
 SHOW = ("grep", "-E", "^Sig(Ign|Blk|Cgt)|^ShdPnd|^SigPnd", "/proc/self/status")

@@ -12,6 +12,8 @@ import pytest
 
 from helpers import PROJECT
 
+pytestmark = pytest.mark.slow
+
 PASSES = "def test_it(): pass\n"
 FAILS = "def test_it(): assert False\n"
 ENDS = "import os\ndef test_it(): os.execv('/bin/true', ['true'])\n"
@@ -41,7 +43,7 @@ class Project:
         environ["PORTWRAP_TEST_ROOT"] = str(self.folder / "root")
         return subprocess.run(
             [self.folder / "tests" / "run.sh", *(argv or ("unit",)), "--no-setup"],
-            env={**environ, **extra_env},
+            env={"PORTWRAP_WORKERS": "0", **environ, **extra_env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -49,33 +51,88 @@ class Project:
         )
 
 
+SUBTESTS = """
+def test_parts(subtests):
+    for number in range(3):
+        with subtests.test(str(number)):
+            assert number < MOST
+"""
+
+
+TWO = PASSES + FAILS.replace("test_it", "test_other")
+SKIPS_ONE = PASSES + SKIPS.replace("test_it", "test_other")
+OUTCOMES = {
+    "skips too": (
+        PASSES + SKIPS.replace("test_it", "test_other"),
+        0,
+        "1 passed, 0 failed, 1 skipped",
+    ),
+    "one of two": (TWO, 1, "1 passed, 1 failed, 0 skipped"),
+    "import": ("import nothing_of_the_kind\n", 1, "0 passed, 1 failed, 0 skipped"),
+    "only skips": (SKIPS, 1, "0 passed, 0 failed, 1 skipped"),
+}
+
+
 @pytest.mark.parametrize(
-    ("text", "status", "summary"),
-    [
-        (PASSES, 0, "1 passed, 0 failed, 0 skipped"),
-        (PASSES + SKIPS.replace("test_it", "test_other"), 0, "1 passed, 0 failed, 1 skipped"),
-        (FAILS, 1, "0 passed, 1 failed, 0 skipped"),
-        (PASSES + FAILS.replace("test_it", "test_other"), 1, "1 passed, 1 failed, 0 skipped"),
-        ("import nothing_of_the_kind\n", 1, "0 passed, 1 failed, 0 skipped"),
-        (SKIPS, 1, "0 passed, 0 failed, 1 skipped"),
-        (ENDS, 1, "0 passed, 0 failed, 0 skipped"),
-    ],
-    ids=["passes", "skips too", "fails", "one of two", "import", "only skips", "pytest ends"],
+    ("workers", "outcome"),
+    [*(("0", outcome) for outcome in OUTCOMES), ("2", "skips too"), ("2", "one of two")],
 )
-def test_status_and_summary(tmp_path: Path, text: str, status: int, summary: str) -> None:
-    result = Project(tmp_path, text).run()
+def test_status_and_summary(tmp_path: Path, workers: str, outcome: str) -> None:
+    text, *told = OUTCOMES[outcome]
+    result = Project(tmp_path, text).run(PORTWRAP_WORKERS=workers)
+    assert [result.returncode, result.stdout.splitlines()[-1]] == told, result
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="this pytest has no subtests")
+@pytest.mark.parametrize(
+    ("most", "status", "summary"),
+    [("3", 0, "2 passed, 0 failed, 0 skipped"), ("2", 1, "1 passed, 2 failed, 0 skipped")],
+)
+def test_subtests(tmp_path: Path, most: str, status: int, summary: str) -> None:
+    """One that fails counts as itself and as its test."""
+    result = Project(tmp_path, PASSES + SUBTESTS.replace("MOST", most)).run()
     assert (result.returncode, result.stdout.splitlines()[-1]) == (status, summary), result
 
 
-@pytest.mark.parametrize(("text", "status"), [(PASSES, 0), (ENDS, 1)], ids=["passes", "ends"])
-def test_a_run_that_ends_in_the_middle_after_another_one(
-    tmp_path: Path, text: str, status: int
-) -> None:
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [("0", "0 passed, 0 failed, 0 skipped"), ("2", "1 passed, 1 failed, 0 skipped")],
+)
+def test_a_test_that_makes_pytest_another_program(tmp_path: Path, workers: str, told: str) -> None:
+    text = ENDS + PASSES.replace("test_it", "test_other")
+    result = Project(tmp_path, text).run(PORTWRAP_WORKERS=workers)
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (1, told), result
+
+
+def test_a_run_that_ends_in_the_middle_after_another_one(tmp_path: Path) -> None:
     project = Project(tmp_path, PASSES)
-    project.write("tests/e2e/test_more.py", text)
-    result = project.run("unit", "e2e")
-    assert result.returncode == status, result
-    assert ("pytest did not finish" in result.stdout) == (status == 1)
+    project.write("tests/e2e/test_more.py", ENDS)
+    result = project.run("unit", "e2e", PORTWRAP_WORKERS="0")
+    assert (result.returncode, "pytest did not finish" in result.stdout) == (1, True), result
+
+
+WRITES = """
+from hypothesis import given, strategies
+@given(strategies.text())
+def test_it(text): pass
+"""
+TAKES_OPTIONS = """
+def pytest_addoption(parser):
+    parser.addoption("--one-forward", action="store_true")
+"""
+
+
+def test_quick_writes_nothing_into_the_checkout(tmp_path: Path) -> None:
+    project = Project(tmp_path, WRITES)
+    project.write("build.sh", '#!/bin/sh\ntouch "${1:-built}"\n')
+    project.write("tests/conftest.py", TAKES_OPTIONS)
+    project.write("tests/namespaces/test_more.py", PASSES)
+    before = set(tmp_path.rglob("*"))
+    result = project.run("quick")
+    assert result.stdout.endswith("\n2 passed, 0 failed, 0 skipped\n"), result
+    assert set(tmp_path.rglob("*")) == before
+    project.run("unit")
+    assert tmp_path / "built" in set(tmp_path.rglob("*")) - before
 
 
 def test_no_test_can_make_pytest_another_program() -> None:
