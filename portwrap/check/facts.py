@@ -12,7 +12,7 @@ import sys
 
 from .. import archive
 from ..diagnostics.errors import Failure, PortwrapError
-from ..diagnostics.remedies import read_setting
+from ..diagnostics.lookup import read_setting
 from ..kernel import procfs
 from ..launch import dns, drivers, namespaces, services
 from ..launch.drivers.driver import find_executable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ..diagnostics import remedies
+from ..diagnostics import lookup
 from ..diagnostics.diagnostic import this_system
 
 TYPE_CHECKING = False
@@ -35,7 +35,7 @@ class Result:
         self.name = name
         self.status = status
         self.fact = fact
-        row = remedies.find(failure, message or fact, subject) if status != OK else None
+        row = lookup.find(failure, message or fact, subject) if status != OK else None
         self.remedy = row.sentences(subject) if row else ""
         self.command = row.command(this_system(), subject) if row else ""
 

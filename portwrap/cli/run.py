@@ -45,10 +45,10 @@ def as_lines(program: str, error: PortwrapError) -> str:
 
 def _remedy(error: PortwrapError) -> str:
     try:
-        from ..diagnostics import remedies  # read only once something has failed
+        from ..diagnostics import lookup  # read only once something has failed
     except ANYWHERE:  # the archive was replaced a moment ago, or there is no descriptor to read it
         return "Nothing is left to read the remedy with: see 'ulimit -a', then start it again."
-    return remedies.remedy_of(error)
+    return lookup.remedy_of(error)
 
 
 def _one_line(text: str) -> str:

@@ -6,16 +6,14 @@ page (docs/generate.py) are made of the same rows.
 
 from __future__ import annotations
 
-import re
-
 from ..launch.drivers import NETWORK_DRIVERS
 from ..launch.drivers.driver import INSTALL_EVERYWHERE
-from .diagnostic import Diagnostic, fill_in, this_system
-from .errors import Failure, PortwrapError
+from .diagnostic import Diagnostic
+from .errors import Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 SYSCTL = "echo {0} >>/etc/sysctl.d/90-portwrap.conf; sysctl -p /etc/sysctl.d/90-portwrap.conf"
 PROFILE = "/etc/apparmor.d/batchspawner-portwrap"
@@ -377,45 +375,3 @@ def any_driver() -> Sequence[Diagnostic]:
             "Something killed the driver: 'journalctl -k --grep oom' shows whether memory ran out.",
         ),
     )
-
-
-def find(
-    failure: str,
-    message: str = "",
-    subject: str = "",
-    setting: Callable[[str], str] | None = None,
-) -> Diagnostic | None:
-    """The row of this failure: the first that fits."""
-    read = setting or read_setting
-    for row in table():
-        is_cause = row.setting is None or read(row.setting[0]) == row.setting[1]
-        if is_cause and _fits(row, failure, message, subject):
-            return row
-    return None
-
-
-def _fits(row: Diagnostic, failure: str, message: str, subject: str) -> bool:
-    """Whether the row belongs to this failure: by its identifier, but where another program or the
-    kernel has given the reason to the keeper, by the words of that."""
-    if row.words and failure in (Failure.DRIVER_START, Failure.KEEPER):
-        return bool(re.search(row.words, message))
-    return row.failure == failure and row.subject in ("", subject)
-
-
-def remedy_of(error: PortwrapError) -> str:
-    """What this failure means and its remedy on this system, in one line."""
-    if error.remedy:
-        return error.remedy
-    row = find(error.failure, error.message, error.subject)
-    if row is None:
-        return fill_in("'{check} --check' on this node, inside a job, may show more.", "")
-    return row.line(this_system(), error.subject)
-
-
-def read_setting(name: str) -> str:
-    """The content of a file below /proc/sys; "" where there is none."""
-    try:
-        with open(f"/proc/sys/{name}") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -654,6 +654,7 @@ def test_a_start_reads_nothing_of_it(portwrap: Portwrap) -> None:
     unwanted = {
         "portwrap.check",
         "portwrap.cli.help",
+        "portwrap.diagnostics.lookup",
         "portwrap.diagnostics.remedies",
         "json",
         "subprocess",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batchspawner_portwrap import ServiceUrl, hub_services
 from portwrap.cli.run import as_lines
-from portwrap.diagnostics import remedies
+from portwrap.diagnostics import lookup, remedies
 from portwrap.diagnostics.diagnostic import SYSTEMS, os_release, this_system
 from portwrap.diagnostics.errors import Failure, PortwrapError
 from portwrap.launch import dns, ports
@@ -166,9 +166,9 @@ MESSAGES = st.lists(
 def test_whatever_failed_there_is_a_remedy_in_one_line(
     failure: str, message: str, subject: str, setting: str
 ) -> None:
-    row = remedies.find(failure, message, subject, lambda name: setting)
+    row = lookup.find(failure, message, subject, lambda name: setting)
     error = PortwrapError(message, failure, subject=subject)
-    assert remedies.remedy_of(error) and len(as_lines("p", error).splitlines()) == 2
+    assert lookup.remedy_of(error) and len(as_lines("p", error).splitlines()) == 2
     for system in (*SYSTEMS, "") if row else ():
         assert row and row.line(system)
 

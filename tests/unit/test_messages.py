@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from portwrap.cli.run import as_lines
-from portwrap.diagnostics import diagnostic, errors, remedies
+from portwrap.diagnostics import diagnostic, errors, lookup, remedies
 from portwrap.diagnostics.diagnostic import Diagnostic
 from portwrap.diagnostics.errors import Failure, PortwrapError
 from portwrap.launch import drivers, namespaces
@@ -96,7 +96,7 @@ def test_command_without_the_right_to_execute(tmp_path: Path) -> None:
     script = make(tmp_path / "script", "#!/bin/sh\n", 0o644)
     error = why_not(script)
     assert (error.exit_code, error.message) == (126, f"{script}: permission denied")
-    assert f"'chmod +x {script}'" in remedies.remedy_of(error)
+    assert f"'chmod +x {script}'" in lookup.remedy_of(error)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_every_answer_of_the_kernel_has_a_remedy(number: int) -> None:
     error = namespaces._refused(OSError(number, os.strerror(number)), "unshare")
     assert error.exit_code == 125
     assert error.message.startswith(f"unshare: {os.strerror(number)}")
-    assert "unshare -Urn true" in remedies.remedy_of(error) or number in EXPLAINED
+    assert "unshare -Urn true" in lookup.remedy_of(error) or number in EXPLAINED
 
 
 SETTINGS = {
@@ -197,7 +197,7 @@ def setting_on(machine: str, name: str) -> str:
 
 
 def row_of(failure: str, message: str = "", machine: str = "fine", subject: str = "") -> Diagnostic:
-    row = remedies.find(failure, message, subject, functools.partial(setting_on, machine))
+    row = lookup.find(failure, message, subject, functools.partial(setting_on, machine))
     assert row is not None
     return row
 
@@ -312,7 +312,7 @@ def test_every_row_happens_for_real_in_a_test_or_is_marked_as_recorded() -> None
 
 
 def test_nothing_known() -> None:
-    assert "--check" in remedies.remedy_of(PortwrapError("something else", "no identifier"))
+    assert "--check" in lookup.remedy_of(PortwrapError("something else", "no identifier"))
 
 
 RELEASES = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from portwrap.diagnostics import remedies
+from portwrap.diagnostics import lookup
 from portwrap.diagnostics.errors import PortwrapError
 from portwrap.launch import drivers
 from portwrap.launch.drivers import driver
@@ -159,7 +159,7 @@ def test_pasta_is_not_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(drivers.choose("auto", environ), Slirp4netns)
     with pytest.raises(PortwrapError, match="pasta does not run for root") as caught:
         drivers.choose("pasta", environ)
-    assert "slirp4netns" in remedies.remedy_of(caught.value)
+    assert "slirp4netns" in lookup.remedy_of(caught.value)
 
 
 NEITHER = "neither slirp4netns nor pasta found: the session would have no outbound network"
@@ -179,5 +179,5 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch, network: str, uid: int, mess
     with pytest.raises(PortwrapError) as caught:
         drivers.choose(network, {"PATH": "/nowhere"})
     assert caught.value.message.startswith(message)
-    assert "slirp4netns" in remedies.remedy_of(caught.value)
+    assert "slirp4netns" in lookup.remedy_of(caught.value)
     assert drivers.usable({"PATH": "/nowhere"}) == []

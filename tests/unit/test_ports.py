@@ -10,7 +10,7 @@ from typing import Iterator
 
 import pytest
 
-from portwrap.diagnostics import remedies
+from portwrap.diagnostics import lookup
 from portwrap.diagnostics.errors import PortwrapError
 from portwrap.launch import ports
 
@@ -115,7 +115,7 @@ def refusal(address: str, number: int) -> PortwrapError:
     with pytest.raises(PortwrapError) as caught:
         ports.bind(address, number).close()
     assert caught.value.exit_code == 125
-    assert remedies.find(caught.value.failure)
+    assert lookup.find(caught.value.failure)
     return caught.value
 
 
@@ -169,7 +169,7 @@ def test_a_port_that_someone_listens_on_is_busy(
     rival(stack, taken, number, *options).listen()
     error = refusal(address, number)
     assert f":{number}: Address already in use" in error.message
-    assert "Start the server again" in remedies.remedy_of(error)
+    assert "Start the server again" in lookup.remedy_of(error)
 
 
 @pytest.mark.parametrize(
@@ -255,4 +255,4 @@ def test_an_address_that_is_not_of_this_node(
     number: int, address: str, said: str, remedy: str
 ) -> None:
     error = refusal(address, number)
-    assert said in error.message and remedy in remedies.remedy_of(error)
+    assert said in error.message and remedy in lookup.remedy_of(error)
