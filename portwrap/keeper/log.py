@@ -64,8 +64,11 @@ class Log:
 
     def is_writing(self) -> bool:
         """Whether a child that writes is left."""
-        if self.writer and os.waitpid(self.writer, os.WNOHANG)[0]:
-            self.writer = 0
+        try:
+            if self.writer and os.waitpid(self.writer, os.WNOHANG)[0]:
+                self.writer = 0
+        except ChildProcessError:
+            self.writer = 0  # the keeper's, and this is a worker
         return self.writer != 0
 
     def write_last(self, *texts: str) -> None:

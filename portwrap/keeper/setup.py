@@ -42,7 +42,6 @@ def main(number: int, modules: int | None) -> None:
         if os.fork():
             os._exit(0)  # so that the command has no child that it does not know
         os.chdir("/")
-        # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
         with open("/proc/self/comm", "w") as comm:
             comm.write("portwrap-keeper")
         processes.close_all_but({0, 1, 2, number, modules})

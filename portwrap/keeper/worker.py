@@ -91,7 +91,6 @@ def run(
         # Above all the keeper's end of the lifeline, by whose closing the kernel tells the command
         # that the keeper is gone.
         close_all_but({0, 1, 2, link.fileno(), *listeners, *namespaces})
-        # Before the namespaces: who enters one is not dumpable and may not write there (proc(5)).
         with open("/proc/self/comm", "w") as comm:
             comm.write("portwrap-relay")
         enter(namespaces)

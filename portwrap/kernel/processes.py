@@ -125,8 +125,6 @@ def enter(namespaces: Iterable[int]) -> None:
     for namespace in namespaces:
         libc.setns(namespace)
     libc.drop_capabilities()
-    # Who enters a user namespace is not: its entry in /proc would be root's (proc(5)).
-    libc.prctl(libc.PR_SET_DUMPABLE, 1)
 
 
 def is_threaded() -> bool:

@@ -144,6 +144,22 @@ def test_failures_are_as_ever(
     assert result.stderr.startswith("batchspawner-portwrap: ")
 
 
+def test_the_other_program_beside_threads(portwrap: Portwrap) -> None:
+    """The kernel lets no process with threads enter a user namespace: it is exec'ed once more."""
+    words = list(portwrap.words)
+    place = words.index("-c") + 1
+    threads = "import threading; threading.Thread(target=threading.Event().wait, daemon=True)"
+    words[place] = f"{threads}.start(); {words[place]}"
+    words += ["-p", str(unused_port()), "sh", "-c", "exit 4"]
+    result = run_as(OWNER, words)
+    assert (result.returncode, result.stderr) == (4, ""), result
+    control = [portwrap.python, "-c", f"{threads}.start(); import os; {UNSHARE}"]
+    assert "Invalid argument" in run_as(OWNER, control, cwd=portwrap.folder).stderr
+
+
+UNSHARE = "from portwrap.launch.namespaces import unshare; unshare(0x10000000)"  # CLONE_NEWUSER
+
+
 # ---- every other way to start ----------------------------------------------------------------
 
 

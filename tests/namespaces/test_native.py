@@ -652,6 +652,18 @@ def test_a_server_that_ends_and_is_started_again(spawner: Spawner) -> None:
         server.kill()
 
 
+def test_a_server_that_ends_its_listening_and_itself(spawner: Spawner) -> None:
+    """With shutdown(2), which is for the host's socket as such. Clients wait for the next one."""
+    server = spawner.served("shut-down")
+    server.channel.send(b"x")
+    wait_until(lambda: state_of(server.pid) in ("", "Z"), what="its end")
+    wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
+    waiting = spawner.client()
+    server = spawner.served()
+    assert json.loads(read(waiting))["pid"] == server.pid == ask(spawner)["pid"]
+    assert way_of(spawner) == "native"
+
+
 def test_a_child_that_serves_on(spawner: Spawner) -> None:
     """Its parent's end is not the server's; its own is."""
     parent = spawner.served("orphan")
@@ -965,6 +977,44 @@ def test_a_caller_that_dies_while_the_keeper_turns_to_it(spawner: Spawner) -> No
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
     assert way_of(spawner) == "native"
+
+
+INTERRUPTED = """
+import os, signal, socket
+signal.signal(signal.SIGUSR1, lambda *_: print("signal", flush=True))
+made = socket.socket()
+made.bind(("127.0.0.1", 8888))
+print("bound", flush=True)
+input()
+try: made.listen()
+except InterruptedError: print("interrupted", flush=True)
+else: print("listening", flush=True)
+while True: made.accept()[0].sendall(b"hello")
+"""
+
+
+def test_a_caller_that_a_signal_arrives_for(spawner: Spawner) -> None:
+    """Its call goes on once the keeper has received it (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV):
+    programs do not expect listen to be interrupted, nor that it has been done then."""
+    if [int(word) for word in os.uname().release.split(".")[:2]] < [5, 19]:
+        cannot("a kernel before Linux 5.19 does not have it")
+    server = spawner.spawn(spawner.portwrap.python, "-c", INTERRUPTED)
+    server.says("bound")
+    keeper = spawner.keeper
+    with held(keeper, "pidfd_open"):
+        server.channel.send(b"\n")
+        wait_until(lambda: call_of(keeper) == PIDFD_OPEN_CALL, what="the keeper's look")
+        os.kill(server.pid, signal.SIGUSR1)
+        wait_until(lambda: pending_of(server.pid) & 1 << signal.SIGUSR1 - 1, what="the signal")
+    assert server.says("") == "signal"
+    assert server.says("") == "listening"
+    assert read(spawner.client()) == b"hello"
+    assert way_of(spawner) == "native"
+
+
+def pending_of(pid: int) -> int:
+    """The signals that wait for a process to take them, or that it has taken, as a mask."""
+    return int(status_of(pid)["ShdPnd"], 16)
 
 
 IMPOSTOR = """

@@ -294,6 +294,14 @@ def shut_and_keep() -> None:
         kept[-1].shutdown(socket.SHUT_RDWR)
 
 
+def shut_down() -> None:
+    """Its listening is over, and so is it."""
+    made = plain()
+    say(f"listening {made.getsockname()[1]}")
+    sys.stdin.read(1)
+    made.shutdown(socket.SHUT_RDWR)
+
+
 def move() -> None:
     """From one address family to the other after each client."""
     global ADDRESS

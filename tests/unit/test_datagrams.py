@@ -132,3 +132,16 @@ def test_silent_clients_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPa
     now[0] += 10
     bench.datagrams.look()
     assert not bench.datagrams.clients and len(bench.relay.watched) == 1
+
+
+def test_a_refusal_is_of_the_one_before(bench: Bench) -> None:
+    """The kernel reports it with the next one, which it does not send then (udp(7))."""
+    place = bench.service.getsockname()
+    bench.service.close()
+    client = bench.datagrams.client_at(("127.0.0.1", 9))
+    bench.datagrams.send(client, memoryview(b"lost"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(place)
+        service.settimeout(5)
+        bench.datagrams.send(client, memoryview(b"sent"))
+        assert service.recv(99) == b"sent"
