@@ -18,9 +18,12 @@ import socket
 import struct
 import sys
 import threading
+import time
 from typing import NoReturn
 
 WAY, ADDRESS, PORT = sys.argv[1], sys.argv[2], int(sys.argv[3])
+GAP = 0.002
+"""Seconds in which a server that has ended its listening does something else."""
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
@@ -272,6 +275,7 @@ def shut() -> None:
             say(f"listening {made.getsockname()[1]}")
             serve_one(made)
             made.shutdown(socket.SHUT_RDWR)
+        time.sleep(GAP)
 
 
 def shut_and_listen() -> None:
@@ -281,6 +285,7 @@ def shut_and_listen() -> None:
         say(f"listening {made.getsockname()[1]}")
         serve_one(made)
         made.shutdown(socket.SHUT_RDWR)
+        time.sleep(GAP)
         made.listen()
 
 
