@@ -6,7 +6,7 @@
     SeccompListener, if possible    ------->
                                     <-------   Ready, or Refused
 
-Where forwarding is relayed from the start, the keeper answers Go with Ready or Refused at once. The
+Where nothing is to be native, the keeper answers Go with Ready or Refused at once. The
 lifeline is a socket pair of SOCK_SEQPACKET, which keeps the boundaries of messages. After Ready
 nobody writes to it: a byte would be a signal to the command (see `launch.story`).
 """
@@ -58,9 +58,14 @@ class Ready(Message):
 class NativePossible(Message):
     """The keeper can take file descriptors from the command: a seccomp listener is of use."""
 
+    FIELDS = (("no_outbound", str),)
+
+    def __init__(self, no_outbound: str) -> None:
+        self.no_outbound = no_outbound  # why outbound connections cannot be native, or nothing
+
 
 class NotNative(Message):
-    """Forwarding has to be relayed."""
+    """Forwarding has to be relayed, and outbound left to the network driver."""
 
     FIELDS = (("reason", str),)
 
@@ -79,13 +84,20 @@ class Refused(Message):
 
 
 class SeccompListener(Message):
-    """Whether the kernel gave a seccomp listener. Then its descriptor comes with the message, and
-    two unbound TCP sockets of each address family (`keeper/sandbox_sockets.py`)."""
+    """What the command's seccomp listener is for. If anything, its descriptor comes with the
+    message, and those of unbound sockets of the sandbox (`keeper/sandbox_sockets.py`)."""
 
-    FIELDS = (("installed", bool),)
+    FIELDS = (("forward", bool), ("outbound", bool))
+    descriptor = -1
+    spares: Sequence[int] = ()
 
-    def __init__(self, installed: bool) -> None:
-        self.installed = installed
+    def __init__(self, forward: bool, outbound: bool) -> None:
+        self.forward = forward
+        self.outbound = outbound
+
+    @property
+    def is_installed(self) -> bool:
+        return self.forward or self.outbound
 
 
 class Driver:
@@ -159,7 +171,10 @@ class Go(Message):
         ("has_pidfd", bool),
         ("lifeline", int),
         ("guest_port", int),
-        ("relay_only", bool),
+        ("native_forward", bool),
+        ("native_outbound", bool),
+        ("driver_networks", [(int, int, int)]),
+        ("address", int),
         ("allowed", [(int, int, int)]),
         ("published_to", [int]),
         ("own_addresses", [str]),
@@ -176,7 +191,10 @@ class Go(Message):
         has_pidfd: bool,
         lifeline: int,
         guest_port: int,
-        relay_only: bool,
+        native_forward: bool,
+        native_outbound: bool,
+        driver_networks: Sequence[tuple[int, int, int]],
+        address: int,
         allowed: Sequence[tuple[int, int, int]],
         published_to: Sequence[int],
         own_addresses: Sequence[str],
@@ -189,7 +207,10 @@ class Go(Message):
         self.has_pidfd = has_pidfd  # of the command; else we have the directory of its /proc entry
         self.lifeline = lifeline  # number that the command's end of it has in the command
         self.guest_port = guest_port
-        self.relay_only = relay_only
+        self.native_forward = native_forward  # to be tried
+        self.native_outbound = native_outbound  # to be tried
+        self.driver_networks = list(driver_networks)  # its addresses in the sandbox, as `allowed`
+        self.address = address  # some address in the command's memory, for a trial
         self.allowed = list(allowed)  # networks of the clients (`launch.ports`); []: all
         self.published_to = list(published_to)  # the guest port of each published socket
         self.own_addresses = list(own_addresses)  # the node's, which the sandbox has too
@@ -256,14 +277,15 @@ def decode_go(data: bytes, descriptors: Sequence[int]) -> Go:
     return go
 
 
-def decode_seccomp_listener(data: bytes, descriptors: Sequence[int]) -> Sequence[int]:
-    """The descriptors of the seccomp listener and of the sockets that come with it; none if the
-    kernel gave none. Raises MalformedMessage."""
+def decode_seccomp_listener(data: bytes, descriptors: Sequence[int]) -> SeccompListener:
+    """What the seccomp listener is for. Raises MalformedMessage."""
     message = decode(data, (SeccompListener,))
     assert isinstance(message, SeccompListener)
-    if len(descriptors) % 2 != message.installed or bool(descriptors) != message.installed:
+    if bool(descriptors) != message.is_installed:
         raise MalformedMessage(f"{len(descriptors)} file descriptors for a seccomp listener")
-    return descriptors
+    if descriptors:
+        message.descriptor, *message.spares = descriptors
+    return message
 
 
 def send(socket: _socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:

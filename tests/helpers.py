@@ -38,6 +38,10 @@ def identity(account: str) -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": groups}
 
 
+CHOSEN = ("PORTWRAP_FORWARD", "PORTWRAP_OUTWARD")
+"""Settings that fixtures make for all that a test starts."""
+
+
 def environment(account: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The small environment a login of the account starts with, with the way in that the tests
     are to take, and `extra` on top."""
@@ -49,7 +53,7 @@ def environment(account: str, extra: Mapping[str, str] | None = None) -> dict[st
         "PATH": SYSTEM_PATH,
         "LC_ALL": "C.UTF-8",
         "PORTWRAP_QUIET": "1",  # no start-up line, but for the tests of it
-        **{name: os.environ[name] for name in ("PORTWRAP_FORWARD",) if name in os.environ},
+        **{name: os.environ[name] for name in CHOSEN if name in os.environ},
         **(extra or {}),
     }
 

@@ -175,6 +175,7 @@ class Session:
         guest_port: int = 8888,
         forward: str = "relay",
         network: str = "auto",
+        outward: str = "",
         port: int = 0,
         extra_env: dict[str, str] | None = None,
         **popen: Any,
@@ -184,6 +185,9 @@ class Session:
         self.guest_port = guest_port
         options = ["-p", str(self.port), "-P", str(guest_port), "--forward", forward]
         options += ["--network", network]
+        # Else a relay would have a worker in the sandbox: tests of the relay are about it alone.
+        outward = outward or ("helper" if forward == "relay" else "")
+        options += ["--outward", outward] if outward else []
         self.network = network
         if host:
             options += ["--host", host]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..launch import drivers, ports, services
-from ..launch.sandbox import FORWARDS, GUEST_PORT
+from ..launch.sandbox import FORWARDS, GUEST_PORT, OUTWARDS
 from ..launch.startup_line import log_what_was_made
 from .parser import Option, assignment
 
@@ -44,6 +44,13 @@ COMMON_OPTIONS = (
         drivers.AUTO,
     ),
     Option(
+        ("--outward",),
+        "auto|native|helper",
+        "how outbound TCP connections leave: native (by the host's sockets), helper (through the"
+        " network driver), auto (default auto)",
+        "auto",
+    ),
+    Option(
         ("--publish",),
         "PORT[:PORT]",
         "also forward this host port (or range) into the sandbox",
@@ -80,6 +87,7 @@ def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str,
         "forward": forward,
         "allow_from": _allow_from(parser, values, forward),
         "network": parser.choice(values, "network", drivers.CHOICES),
+        "outward": parser.choice(values, "outward", OUTWARDS),
         "verbose": "verbose" in values,
         "published": published,
         "host_services": [

@@ -60,6 +60,7 @@ class Failure:
     TUN_BROKEN = "tun-broken"
 
     NATIVE = "native"
+    NATIVE_OUTBOUND = "native-outbound"
     KEEPER = "keeper"
     DESCRIPTORS = "descriptors"
     RESOURCES = "resources"

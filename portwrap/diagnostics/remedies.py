@@ -286,6 +286,13 @@ COMMANDS = (
         "It needs Linux 5.9 or newer and no other seccomp listener.",
         "Use --forward auto, which relays where native forwarding is not possible.",
     ),
+    Diagnostic(
+        Failure.NATIVE_OUTBOUND,
+        "--outward native is not possible: …",
+        "It needs Linux 5.9 or newer and no other seccomp listener.",
+        "Use --outward auto, which leaves connections to the network driver where native outbound"
+        " is not possible.",
+    ),
 )
 
 CHECKS = (

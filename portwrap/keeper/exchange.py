@@ -1,7 +1,8 @@
 """The exchange: one file in the place of another, under a file descriptor in the sandbox.
 
-Only where nobody but the caller has the file that goes: a duplicate, in whatever process or
-message, would still mean the old one.
+What belongs to the file descriptor goes over to the new file: its close-on-exec flag, and its
+entries in the caller's epolls (`epolls.py`). This is for a file that nobody but the caller has: a
+duplicate, in whatever process or message, would still mean the old one.
 """
 
 from __future__ import annotations
@@ -18,35 +19,79 @@ if TYPE_CHECKING:
     import _socket
 
     from ..kernel.seccomp import Notification
+    from .epolls import Entry, Epolls
 
 EXCHANGED, PUT_BACK, SHARED = "exchanged", "put back", "shared"
 SEARCHES = 3
 """How often a file that somebody has is looked for: it may be on its way from one to another."""
 
 
-def exchange(notification: Notification, old: _socket.socket, new: int) -> str:
-    """Put our descriptor `new` in the place of the caller's, of which `old` is a duplicate, and
-    close `old`. Raises OSError.
+class Place:
+    """A caller's file descriptor, whatever file it stands for."""
 
-    EXCHANGED: nobody has the old socket any more. PUT_BACK: somebody else has it, and so has the
-    caller again. SHARED: somebody else has it, but where we may not look, so that the caller has
-    got the new one nevertheless.
-    """
-    link = procfs.link_of(old.fileno())
-    flags = procfs.flags_of(notification.thread, notification.descriptor) & os.O_CLOEXEC
-    file = OpenFile(old.fileno())
-    try:
-        addfd(notification, new, flags)
-        # Only the last reference makes a difference that can be seen: ours has to go, too.
-        old.close()
-        for _ in range(SEARCHES):
-            if not file.is_open():
-                return EXCHANGED
-            found = take_socket(link)
-            if found is not None:
-                addfd(notification, found, flags)
-                os.close(found)
-                return PUT_BACK
-        return SHARED if file.is_open() else EXCHANGED
-    finally:
-        file.close()
+    def __init__(self, notification: Notification, flags: int, entries: list[Entry]) -> None:
+        self.notification = notification
+        self.flags = flags  # O_CLOEXEC or none
+        self.entries = entries
+
+    def put(self, file: int) -> None:
+        """Have it stand for this file of ours. Raises OSError."""
+        addfd(self.notification, file, self.flags)
+
+
+class Exchanger:
+    """Exchanges files of threads that wait for a response."""
+
+    def __init__(self, epolls: Epolls) -> None:
+        self.epolls = epolls
+
+    def place(self, notification: Notification, socket: _socket.socket) -> Place:
+        """That of a caller's socket, of which this is a duplicate. Raises OSError, and NotMovable:
+        no other one can take its place."""
+        thread, descriptor = notification.thread, notification.descriptor
+        entries = self.epolls.entries(thread, descriptor, socket)
+        return Place(notification, procfs.flags_of(thread, descriptor) & os.O_CLOEXEC, entries)
+
+    def exchange(self, place: Place, old: _socket.socket, new: int) -> str:
+        """Put our descriptor `new` in the place of the caller's, of which `old` is a duplicate, and
+        close `old`. Raises OSError: nothing has changed then.
+
+        EXCHANGED: nobody has the old socket any more. PUT_BACK: somebody else has it, and so has
+        the caller again. SHARED: somebody else has it, but where we may not look, so that the
+        caller has got the new one nevertheless.
+        """
+        link = procfs.link_of(old.fileno())
+        file = OpenFile(old.fileno())
+        try:
+            self.put(place, old, new)
+            # Only the last reference makes a difference that can be seen: ours has to go, too.
+            old.close()
+            for _ in range(SEARCHES):
+                if not file.is_open():
+                    return EXCHANGED
+                found = take_socket(link)
+                if found is not None:
+                    place.put(found)
+                    os.close(found)
+                    return PUT_BACK
+            return SHARED if file.is_open() else EXCHANGED
+        finally:
+            file.close()
+
+    def put(self, place: Place, old: _socket.socket, new: int) -> None:
+        """Put `new` in the place of `old`. An entry in an epoll ends with the last descriptor of
+        its file: those of `old` do if it goes, and those of `new` if that does. Raises OSError:
+        nothing has changed then."""
+        place.put(new)
+        try:
+            for entry in place.entries:
+                self.epolls.add(place.notification.thread, entry, new)
+        except OSError:
+            place.put(old.fileno())
+            raise
+
+    def replace(self, place: Place, old: _socket.socket, new: int) -> None:
+        """Put `new` in the place of `old` for good, whoever else has that. Raises OSError."""
+        self.put(place, old, new)
+        for entry in place.entries:
+            self.epolls.remove(place.notification.thread, entry, old.fileno())

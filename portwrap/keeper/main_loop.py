@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from ..protocol import SeccompListener
     from .datagrams import Datagrams
     from .lifecycle import Lifecycle
     from .native import Native
@@ -34,8 +35,12 @@ PROC_INTERVAL = 2.0
 
 def load(session: Session) -> None:
     """Import what serves this session: later the file may be gone. Raises ImportError."""
-    if session.seccomp_listener is not None:
-        from . import native, responder  # noqa: F401
+    if session.seccomp is not None:
+        from . import exchange, responder, sandbox_sockets  # noqa: F401
+    if session.forwards_natively:
+        from . import native  # noqa: F401
+    if session.has_native_outbound:
+        from . import outbound  # noqa: F401
     if session.go.descriptors.services:
         from . import datagrams  # noqa: F401
 
@@ -67,13 +72,12 @@ class Keeper:
 
     def begin_forwarding(self) -> None:
         """Forward every port, or be ready to give the host port's socket to the server."""
-        go, listener = self.session.go, self.session.seccomp_listener
-        descriptors = go.descriptors
+        go, descriptors = self.session.go, self.session.go.descriptors
         inward = [
             (_socket.socket(fileno=number), Place(port, self.guests))
             for number, port in go.published
         ]
-        if listener is None:
+        if not self.session.forwards_natively:
             guest = self.guest_place(go.guest_port)
             inward += [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
         if self.session.inside:
@@ -82,18 +86,40 @@ class Keeper:
             self.start_worker(inward)
         for number in descriptors.services:
             self.offer(_socket.socket(fileno=number))
-        if listener is not None:
+        if self.session.seccomp is not None:
+            self.begin_responding(self.session.seccomp)
+
+    def begin_responding(self, listener: SeccompListener) -> None:
+        """Respond to the system calls that what is native has to know of."""
+        from ..kernel import seccomp
+        from ..kernel.callers import Callers
+        from .epolls import Epolls
+        from .exchange import Exchanger
+        from .responder import Responder
+        from .sandbox_sockets import SandboxSockets
+
+        machine = seccomp.this_machine()
+        assert machine is not None
+        responder = Responder(listener.descriptor, self.relay)
+        sockets = SandboxSockets(listener.spares)
+        exchanger = Exchanger(Epolls(Callers(), machine.kcmp, hears_of_new=listener.outbound))
+        if listener.forward:
             from .native import Native
-            from .responder import Responder
 
             self.native = Native(
                 self.session,
-                Responder(listener, self.relay),
+                responder,
                 self.relay,
                 self.unserved,
+                exchanger,
+                sockets,
                 self.lifecycle.log,
                 self.relay_inside,
             )
+        if listener.outbound:
+            from .outbound import Outbound
+
+            Outbound(self.session, responder, exchanger, sockets)
 
     def guest_place(self, port: int) -> Place:
         """Where clients of the host port are led to in the sandbox."""
@@ -118,8 +144,8 @@ class Keeper:
         """Relay from these sockets of the host to this port in the sandbox, for good. Raises
         OSError: they are as they were if there was no process for it."""
         routes = [(host, self.guest_place(port)) for host in hosts]
-        if self.session.go.descriptors.services:
-            self.start_worker(routes)  # the host's services are reached from out here only
+        if self.session.go.descriptors.services or self.session.has_native_outbound:
+            self.start_worker(routes)  # the host is reached from out here only
             return
         enter(self.session.namespaces)
         self.session.inside = True

@@ -18,20 +18,22 @@ import _socket
 from ..kernel import procfs, seccomp
 from ..kernel.processes import take_descriptor
 from ..kernel.sockets import OUT_OF_RESOURCES, network_namespace_of
-from .exchange import EXCHANGED, PUT_BACK, exchange
+from .epolls import NotMovable
+from .exchange import EXCHANGED, PUT_BACK
 from .guest_port import GuestPort
 from .host_sockets import HostSockets, listen_again
 from .lookout import MAX_PAUSE, SHORT_PAUSE, Lookout
-from .sandbox_sockets import SandboxSockets
 from .server_socket import bind_beside, copy_settings, why_not
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .exchange import Exchanger, Place
     from .log import Log
     from .relay import Relay
     from .responder import Responder
+    from .sandbox_sockets import SandboxSockets
     from .session import Session
     from .unserved import Unserved
 
@@ -51,6 +53,8 @@ class Native:
         responder: Responder,
         relay: Relay,
         unserved: Unserved,
+        exchanger: Exchanger,
+        sandbox_sockets: SandboxSockets,
         log: Log,
         relay_inside: Callable[[list[_socket.socket], int], None],
     ) -> None:
@@ -60,7 +64,8 @@ class Native:
         self.relay_inside = relay_inside  # relay from these sockets to this port in the sandbox
         self.hosts = HostSockets(go.descriptors.listeners, relay, self.start_over)
         self.guest_port = GuestPort(go.guest_port, relay, self.hosts.sockets)
-        self.sandbox = SandboxSockets(session.spare_sockets)
+        self.exchanger = exchanger
+        self.sandbox = sandbox_sockets
         self.served = False  # a server has got a socket of the host's
         self.relaying = False  # for good
         self.delayed = False  # there was no process for the relay
@@ -131,23 +136,25 @@ class Native:
         try:
             why = why_not(socket, notification)
             if not why:
-                outcome = self.give(socket, host, notification)
+                place = self.exchanger.place(notification, socket)
+                outcome = self.give(socket, host, place)
                 why = "" if outcome == EXCHANGED else SHARES
+        except NotMovable as error:
+            why = f"the server's socket could not be replaced: {error}"
         except OSError as error:
             why = f"the server's socket could not be replaced: {error.strerror}"
         if why:
             self.lookout.expect(why, SHORT_PAUSE)
         return outcome != PUT_BACK
 
-    def give(
-        self, socket: _socket.socket, host: _socket.socket, notification: seccomp.Notification
-    ) -> str:
+    def give(self, socket: _socket.socket, host: _socket.socket, place: Place) -> str:
         """Exchange the server's socket for the host's; returns what came of it. Raises OSError."""
+        notification = place.notification
         stand_in = self.sandbox.make(socket.family)
         process = procfs.leader_of(notification.thread)
-        copy_settings(socket, host, stand_in)
+        copy_settings(socket, host, self.sandbox.pristine[socket.family, socket.proto])
         bind_beside(socket, stand_in)
-        outcome = exchange(notification, socket, host.fileno())
+        outcome = self.exchanger.exchange(place, socket, host.fileno())
         if outcome != EXCHANGED:
             stand_in.close()
             return outcome

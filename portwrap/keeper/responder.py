@@ -31,6 +31,7 @@ class Responder:
         self.listener = listener
         self.relay = relay
         self.handlers: dict[int, Handler] = {}
+        seccomp.wake_up_in_place(listener)
         relay.watch(listener, self.on_notifications)
 
     def on(self, system_call: int, handler: Handler) -> None:
@@ -40,6 +41,19 @@ class Responder:
         It may raise anything: the call proceeds then. What it has done to the caller by then stays.
         """
         self.handlers[system_call] = handler
+
+    def before(self, system_call: int, handler: Handler) -> None:
+        """Have this handler decide first: only where it comes to None the one before it does."""
+        later = self.handlers.get(system_call)
+
+        def both(notification: seccomp.Notification) -> int | None:
+            try:
+                result = handler(notification)
+            except Exception:
+                result = None
+            return later(notification) if result is None and later is not None else result
+
+        self.handlers[system_call] = both
 
     def on_notifications(self) -> None:
         """Respond to those that are waiting, and leave some for the next time if they are many."""

@@ -14,6 +14,7 @@ import os
 import _socket
 
 from ..kernel.sockets import accept, disconnect
+from .options import Pristine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ class SandboxSockets:
     """Makes TCP sockets in the sandbox's network namespace."""
 
     def __init__(self, spares: Sequence[int]) -> None:
-        """`spares` are descriptors of two unbound TCP sockets of each address family."""
+        """`spares` are descriptors of two unbound TCP sockets of each address family, and of one
+        of MPTCP where there is such."""
         self.spares: dict[int, list[_socket.socket]] = {}
+        self.pristine: dict[tuple[int, int], Pristine] = {}
         for number in spares:
             spare = _socket.socket(fileno=number)
-            spare.settimeout(TIMEOUT)
-            self.spares.setdefault(spare.family, []).append(spare)
+            self.pristine[spare.family, spare.proto] = Pristine(spare)
+            if spare.proto == _socket.IPPROTO_TCP:
+                spare.settimeout(TIMEOUT)
+                self.spares.setdefault(spare.family, []).append(spare)
 
     def make(self, family: int) -> _socket.socket:
         """A new socket: unbound, not connected, blocking. Raises OSError."""

@@ -8,30 +8,14 @@ import _socket
 
 from ..kernel import procfs
 from ..kernel.sockets import BACKLOG
+from .options import FOR_LISTENERS, Pristine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..kernel.seccomp import Notification
 
-SOL_SOCKET, IPPROTO_TCP = _socket.SOL_SOCKET, _socket.IPPROTO_TCP
+SOL_SOCKET = _socket.SOL_SOCKET
 O_ASYNC = 0o20000  # asm-generic/fcntl.h
-SO_BUF_LOCK = 72  # asm-generic/socket.h, Linux 5.14: which buffer sizes were set by hand
-SNDBUF_LOCK, RCVBUF_LOCK = 1, 2
-COPIED_OPTIONS = (
-    (SOL_SOCKET, _socket.SO_KEEPALIVE),
-    (SOL_SOCKET, _socket.SO_OOBINLINE),
-    (SOL_SOCKET, _socket.SO_LINGER),
-    (SOL_SOCKET, _socket.SO_RCVLOWAT),
-    (SOL_SOCKET, _socket.SO_RCVTIMEO),
-    (SOL_SOCKET, _socket.SO_SNDTIMEO),
-    (IPPROTO_TCP, _socket.TCP_NODELAY),
-    (IPPROTO_TCP, _socket.TCP_KEEPIDLE),
-    (IPPROTO_TCP, _socket.TCP_KEEPINTVL),
-    (IPPROTO_TCP, _socket.TCP_KEEPCNT),
-    (IPPROTO_TCP, _socket.TCP_DEFER_ACCEPT),
-    (IPPROTO_TCP, _socket.TCP_USER_TIMEOUT),
-)
-"""What a server may have set on its listening socket and accept(2) hands on to connections."""
 
 
 def why_not(socket: _socket.socket, notification: Notification) -> str:
@@ -39,41 +23,20 @@ def why_not(socket: _socket.socket, notification: Notification) -> str:
     if not procfs.link(notification.thread, notification.descriptor):
         # Then we could not see either whether it still has the one that we give it.
         return "the server does not let its descriptors be seen"
-    # Both hold the socket itself, and would never see a client of the one that replaces it.
-    if procfs.is_registered(notification.thread, notification.descriptor, socket.fileno()):
-        return "the server had its socket in an epoll or an io_uring before it called listen"
     if fcntl.fcntl(socket.fileno(), fcntl.F_GETFL) & O_ASYNC:
         return "the server wants a signal for each client"  # F_SETOWN is the replaced file's
     return ""
 
 
-def copy_settings(source: _socket.socket, target: _socket.socket, fresh: _socket.socket) -> None:
+def copy_settings(source: _socket.socket, target: _socket.socket, pristine: Pristine) -> None:
     """Give the host's socket what the server has set on its own, and the host's defaults where it
-    has set nothing; `fresh` is a new socket of the sandbox, whose defaults may be others."""
+    has set nothing; `pristine` has those of the sandbox."""
     flags = fcntl.fcntl(source.fileno(), fcntl.F_GETFL)
     fcntl.fcntl(target.fileno(), fcntl.F_SETFL, flags)
-    default = _socket.socket(source.family)
-    for option in COPIED_OPTIONS:
-        try:
-            value = source.getsockopt(*option, 16)
-            if value == fresh.getsockopt(*option, 16):
-                value = default.getsockopt(*option, 16)
-            target.setsockopt(*option, value)
-        except OSError:
-            continue  # not of this kernel
+    default = _socket.socket(target.family, target.type, target.proto)
+    inherited = Pristine(default, FOR_LISTENERS)
     default.close()
-    copy_buffer_sizes(source, target)
-
-
-def copy_buffer_sizes(source: _socket.socket, target: _socket.socket) -> None:
-    """The sizes that were set by hand: the kernel adapts those of others."""
-    try:
-        locked = source.getsockopt(SOL_SOCKET, SO_BUF_LOCK)
-    except OSError:
-        return
-    for lock, option in ((SNDBUF_LOCK, _socket.SO_SNDBUF), (RCVBUF_LOCK, _socket.SO_RCVBUF)):
-        if locked & lock:  # the kernel doubles what it is given (socket(7))
-            target.setsockopt(SOL_SOCKET, option, source.getsockopt(SOL_SOCKET, option) // 2)
+    inherited.copy_changes(pristine.changes(source), target)
 
 
 def bind_beside(socket: _socket.socket, fresh: _socket.socket) -> None:

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
 
-    from ..protocol import Go
+    from ..protocol import Go, SeccompListener
     from .driver import DriverProcess
 
 
@@ -18,9 +18,16 @@ class Session:
         self.lifeline = lifeline
         self.max_connections = max_connections  # that can be relayed
         self.driver: DriverProcess | None = None
-        self.seccomp_listener: int | None = None  # descriptor; None: forwarding is relayed
-        self.spare_sockets: list[int] = []  # of the sandbox, for a seccomp listener's responses
+        self.seccomp: SeccompListener | None = None  # None: nothing is native
         self.inside = False  # whether the keeper has entered the sandbox
+
+    @property
+    def forwards_natively(self) -> bool:
+        return self.seccomp is not None and self.seccomp.forward
+
+    @property
+    def has_native_outbound(self) -> bool:
+        return self.seccomp is not None and self.seccomp.outbound
 
     @property
     def namespaces(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from .session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..protocol import SeccompListener
     from .lifecycle import Lifecycle
 
 OWN_DESCRIPTORS = 32
@@ -101,8 +102,8 @@ def prepare(lifeline: _socket.socket) -> Session:
         from .driver import DriverProcess
 
         session.driver = DriverProcess(go.driver, go.has_pidfd)
-    if not go.relay_only:
-        agree_on_native(session)
+    if go.native_forward or go.native_outbound:
+        session.seccomp = agree_on_native(session)
     # Here their want is a refusal; later it would end the command.
     for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:
         os.close(number)
@@ -115,28 +116,27 @@ def take_place(session: Session) -> None:
 
     Not earlier: from in there no network driver could be started, should it need a second try.
     """
-    if session.seccomp_listener is None and not session.go.descriptors.services:
+    if session.seccomp is None and not session.go.descriptors.services:
         processes.enter(session.namespaces)
         session.inside = True
 
 
-def agree_on_native(session: Session) -> None:
-    """Report whether we can take descriptors from the command, as native forwarding must; receive
+def agree_on_native(session: Session) -> SeccompListener | None:
+    """Report whether we can take descriptors from the command, as all that is native must; return
     its seccomp listener if it has one. Raises OSError and MalformedMessage."""
     why = why_not_native(session)
-    send(session.lifeline, NotNative(why) if why else NativePossible())
+    send(session.lifeline, NotNative(why) if why else NativePossible(why_no_outbound(session)))
     if why:
-        return
+        return None
     data, received = receive(session.lifeline)
     if not data:
         raise ConnectionResetError
-    descriptors = decode_seccomp_listener(data, received)
-    if descriptors:
-        session.seccomp_listener, *session.spare_sockets = descriptors
+    listener = decode_seccomp_listener(data, received)
+    return listener if listener.is_installed else None
 
 
 def why_not_native(session: Session) -> str:
-    """Why native forwarding is not possible here, or nothing."""
+    """Why nothing can be native here, or nothing."""
     from ..kernel import seccomp
 
     if seccomp.this_machine() is None:
@@ -145,6 +145,18 @@ def why_not_native(session: Session) -> str:
         os.close(processes.take_descriptor(session.go.command, session.go.lifeline))
     except OSError as error:
         return f"pidfd_getfd: {error.strerror}"
+    return ""
+
+
+def why_no_outbound(session: Session) -> str:
+    """Why outbound connections cannot be native here, or nothing: the address that a program
+    connects to is in its memory."""
+    from ..kernel.callers import Memory
+
+    try:
+        Memory(1).read(session.go.command, session.go.address, 1)
+    except OSError as error:
+        return f"reading the command's memory: {error.strerror}"
     return ""
 
 

@@ -6,6 +6,10 @@ import ctypes
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28
@@ -15,15 +19,24 @@ CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 
 _library = ctypes.CDLL(None, use_errno=True)
+_functions: dict[str, Any] = {}
+
+
+def attempt(name: str, *arguments: int | bytes) -> int:
+    """Call the function of this name and return its result, or its errno as a negative number;
+    bytes are passed as a pointer to them."""
+    if name not in _functions:
+        _functions[name] = _library[name]  # to look one up takes longer than to call it
+    longs = [word if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments]
+    result: int = _functions[name](*longs)
+    return -ctypes.get_errno() if result == -1 else result
 
 
 def call(name: str, *arguments: int | bytes) -> int:
-    """Call the function of this name; bytes are passed as a pointer to them. Raises OSError."""
-    longs = [word if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments]
-    result: int = _library[name](*longs)
-    if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
+    """The same. Raises OSError."""
+    result = attempt(name, *arguments)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), name)
     return result
 
 

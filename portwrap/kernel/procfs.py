@@ -117,27 +117,6 @@ def files_in_flight(process: int, descriptor: int) -> int:
     return int(field(f"/proc/{process}/fdinfo/{descriptor}", b"scm_fds:") or 0)
 
 
-def is_registered(thread: int, descriptor: int, ours: int) -> bool:
-    """Whether a process has a descriptor, of which `ours` is a duplicate, in an epoll, or any file
-    in an io_uring. Raises OSError."""
-    node = os.fstat(ours).st_ino
-    folder = f"/proc/{thread}/fdinfo"
-    for name in os.listdir(folder):
-        try:
-            with open(f"{folder}/{name}", "rb") as file:
-                lines = [line.split() for line in file]
-        except OSError:
-            continue
-        for words in lines:
-            if words[:1] == [b"tfd:"]:  # an entry of an epoll (proc_pid_fdinfo(5))
-                nodes = [int(word[4:], 16) for word in words if word.startswith(b"ino:")]
-                if int(words[1]) == descriptor or node in nodes:
-                    return True
-            elif words[:1] == [b"UserFiles:"] and int(words[1]) > 0:
-                return True
-    return False
-
-
 # ---- sockets ------------------------------------------------------------------------------------
 
 

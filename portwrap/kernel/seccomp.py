@@ -6,7 +6,6 @@ linux/bpf_common.h, linux/audit.h, asm/unistd.h; seccomp(2) and seccomp_unotify(
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -39,22 +38,37 @@ NOTIF = struct.Struct("=QIIiIQ6Q")
 NOTIF_RESP = struct.Struct("=QqiI")  # id, val, error, flags
 NOTIF_ADDFD = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
 USER_NOTIF_FLAG_CONTINUE = 1
+USER_NOTIF_FD_SYNC_WAKE_UP = 1
 ADDFD_FLAG_SETFD = 1
 
 
 class Machine:
     """The system call numbers of one architecture."""
 
-    def __init__(self, arch: int, seccomp: int, bind: int, listen: int) -> None:
+    io_uring_setup = 425  # on every architecture but Alpha
+
+    def __init__(
+        self,
+        arch: int,
+        seccomp: int,
+        bind: int,
+        listen: int,
+        connect: int,
+        kcmp: int,
+        epoll_creates: Sequence[int],
+    ) -> None:
         self.arch = arch
         self.seccomp = seccomp
         self.bind = bind
         self.listen = listen
+        self.connect = connect
+        self.kcmp = kcmp
+        self.epoll_creates = epoll_creates  # epoll_create1, and what was before it
 
 
 MACHINES = {
-    "x86_64": Machine(arch=0xC000003E, seccomp=317, bind=49, listen=50),
-    "aarch64": Machine(arch=0xC00000B7, seccomp=277, bind=200, listen=201),
+    "x86_64": Machine(0xC000003E, 317, 49, 50, connect=42, kcmp=312, epoll_creates=(291, 213)),
+    "aarch64": Machine(0xC00000B7, 277, 200, 201, connect=203, kcmp=272, epoll_creates=(20,)),
 }
 
 
@@ -67,6 +81,7 @@ NOTIF_RECV = _ioc(3, 0, NOTIF.size)
 NOTIF_SEND = _ioc(3, 1, NOTIF_RESP.size)
 NOTIF_ID_VALID = _ioc(1, 2, 8)
 NOTIF_ADDFD_IOCTL = _ioc(1, 3, NOTIF_ADDFD.size)
+NOTIF_SET_FLAGS = _ioc(1, 4, 8)
 
 
 def this_machine() -> Machine | None:
@@ -118,30 +133,34 @@ def filter_program(machine: Machine, traps: Sequence[Trap]) -> list[Instruction]
     return [*program, ALLOW]
 
 
-def install_filter(machine: Machine, traps: Sequence[Trap]) -> int:
+def install_filter(machine: Machine, traps: Sequence[Trap], killable: bool) -> int:
     """Have these system calls of this process, and of all that it starts, wait for a response.
     Returns the descriptor that the notifications arrive on.
 
-    Needs CAP_SYS_ADMIN in this user namespace; with it no_new_privs need not be set. Raises
-    OSError: EBUSY where a listener exists already, EINVAL or ENOSYS on a kernel without it.
+    `killable`: once received, only a fatal signal interrupts a call (Linux 5.19). Needs
+    CAP_SYS_ADMIN in this user namespace; with it no_new_privs need not be set. Raises OSError:
+    EBUSY where a listener exists already, EINVAL or ENOSYS on a kernel without it.
     """
     import array  # for this call alone, in the launching process
 
     program = filter_program(machine, traps)
     code = array.array("B", b"".join(struct.pack("=HBBI", *row) for row in program))
-    sock_fprog = struct.pack("@HP", len(program), code.buffer_info()[0])
-    address = array.array("B", sock_fprog)
+    address = array.array("B", struct.pack("@HP", len(program), code.buffer_info()[0]))
     # Without SPEC_ALLOW, kernels before 5.16 turn speculation off for the whole session.
     flags = FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_SPEC_ALLOW
-    for more in (FILTER_FLAG_WAIT_KILLABLE_RECV, 0):
-        try:
-            return libc.system_call(
-                machine.seccomp, SECCOMP_SET_MODE_FILTER, flags | more, address.buffer_info()[0]
-            )
-        except OSError as error:
-            if error.errno != errno.EINVAL or not more:
-                raise
-    raise AssertionError
+    if killable:
+        flags |= FILTER_FLAG_WAIT_KILLABLE_RECV
+    return libc.system_call(
+        machine.seccomp, SECCOMP_SET_MODE_FILTER, flags, address.buffer_info()[0]
+    )
+
+
+def wake_up_in_place(listener: int) -> None:
+    """Have the kernel run caller and receiver on one processor: they take turns (Linux 6.6)."""
+    try:
+        fcntl.ioctl(listener, NOTIF_SET_FLAGS, USER_NOTIF_FD_SYNC_WAKE_UP)
+    except OSError:
+        pass  # before that
 
 
 class Notification:

@@ -25,7 +25,6 @@ from ..protocol import (
     NotNative,
     Ready,
     Refused,
-    SeccompListener,
     decode_answer,
     receive,
     send,
@@ -83,31 +82,12 @@ class Lifeline:
         """Have the keeper begin. Raises PortwrapError."""
         self.send(go, go.descriptors.in_order())
 
-    def offer_native(self) -> str:
-        """Agree with the keeper on native forwarding; return why it is not possible, or nothing.
-
-        Raises PortwrapError.
-        """
-        from ..kernel import seccomp  # while the network driver starts
-
+    def receive_whether_native(self) -> NativePossible | NotNative:
+        """The keeper's answer to Go, where something is to be native. Raises PortwrapError."""
         answer = self.receive()
-        if isinstance(answer, NotNative):
-            return answer.reason
-        machine = seccomp.this_machine()
-        if not isinstance(answer, NativePossible) or machine is None:
+        if not isinstance(answer, (NativePossible, NotNative)):
             raise _refusal(answer)
-        try:
-            spares = spare_sockets()
-            traps = [seccomp.Trap(number) for number in (machine.bind, machine.listen)]
-            listener = seccomp.install_filter(machine, traps)
-        except OSError as error:
-            self.send(SeccompListener(False))
-            return f"the kernel gives no seccomp listener: {error.strerror}"
-        self.send(SeccompListener(True), [listener, *(spare.fileno() for spare in spares)])
-        os.close(listener)
-        for spare in spares:
-            spare.close()
-        return ""
+        return answer
 
     def receive(self) -> Answer:
         """The keeper's next answer. Raises PortwrapError."""
@@ -155,18 +135,6 @@ class Lifeline:
         except OSError:
             pass
         raise _keeper_died()
-
-
-def spare_sockets() -> list[socket.socket]:
-    """Two unbound TCP sockets of this network namespace of each address family that there is."""
-    made = []
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            made += [socket.socket(family), socket.socket(family)]
-        except OSError as error:
-            if error.errno != errno.EAFNOSUPPORT:
-                raise
-    return made
 
 
 def _wait_for(child: int) -> None:

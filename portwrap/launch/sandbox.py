@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 GUEST_PORT = 8888
 """The port that the server listens on in the sandbox, unless another one is given."""
 FORWARDS = ("auto", "native", "relay")
+OUTWARDS = ("auto", "native", "helper")
 
 
 class Sandbox:
@@ -26,6 +27,7 @@ class Sandbox:
         host: str = ports.EVERY_IPV4,
         program: str = "portwrap",
         forward: str = "auto",
+        outward: str = "auto",
         network: str = "auto",
         verbose: bool = False,
         published: Sequence[tuple[int, int]] = (),
@@ -40,6 +42,8 @@ class Sandbox:
         self.program = program
         # "native", "relay", or "auto": native where it can be. Only the relay looks at who comes.
         self.forward = "relay" if allow_from else forward
+        # "native", "helper", or "auto": native where it can be. Without a network there is neither.
+        self.outward = "helper" if network == "none" else outward
         self.network = network  # one of network.NETWORK_DRIVERS
         self.verbose = verbose
         self.published = published  # more ports of the host, and where each is forwarded to

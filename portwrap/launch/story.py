@@ -25,7 +25,6 @@ import fcntl
 import os
 import signal
 
-from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.log import log
 from ..kernel.processes import open_process
 from ..protocol import Descriptors, Driver, Go
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from .drivers.driver import NetworkDriver
     from .lifeline import Lifeline
+    from .native import Native
     from .own_address import Node
     from .ports import HostPort
     from .sandbox import Sandbox
@@ -65,7 +65,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         for number, guest in sandbox.published
     ]
     # Imported here, and further below: while the keeper's interpreter and the driver start.
-    from . import dns, drivers, hosts, namespaces, own_address, ssh_config
+    from . import dns, drivers, hosts, namespaces, native, own_address, ssh_config
 
     needed = hosts.needed_addresses([host for host, _ in sandbox.node_services], environ)
     driver = drivers.choose(sandbox.network, environ, needed)
@@ -80,12 +80,17 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     _send_go(lifeline, sandbox, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "entered new user and network namespaces")
-    forward, why_relayed = _choose_forward(sandbox, lifeline)
+    made = native.agree(lifeline, sandbox.forward, sandbox.outward)
+    made.check(sandbox.forward, sandbox.outward)
+    why_relayed = made.no_forward if sandbox.forward != "relay" else ""
+    if why_relayed:
+        log_step(sandbox, f"forward: relay, because {why_relayed}")
     lifeline.wait_until_ready()
     log_step(sandbox, "the keeper is ready" + (", and so is outbound" if driver else ""))
     _route_node_services(sandbox, node, driver)
     if sandbox.announce:
-        outbound = driver.name if driver else "none"
+        forward = "relay" if made.no_forward else "native"
+        outbound = _describe_outbound(sandbox, driver, made)
         facts = what_was_made(sandbox, forward, why_relayed, outbound, ssh_folders, resolvers)
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
@@ -128,7 +133,10 @@ def _send_go(
         has_pidfd=has_pidfd,
         lifeline=lifeline.socket.fileno(),
         guest_port=sandbox.guest_port,
-        relay_only=sandbox.forward == "relay",
+        native_forward=sandbox.forward != "relay",
+        native_outbound=sandbox.outward != "helper",
+        driver_networks=ports.parse_networks(",".join(driver.networks)) if driver else [],
+        address=id(command),  # which in CPython is one
         allowed=sandbox.allowed,
         published_to=[guest for _, guest in routes],
         own_addresses=own_addresses,
@@ -192,19 +200,13 @@ def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
     return "" if why else folders
 
 
-def _choose_forward(sandbox: Sandbox, lifeline: Lifeline) -> tuple[str, str]:
-    """Forward natively where that works, else leave it to the relay.
-
-    Returns which of the two it is, and why where it was not wanted.
-    """
-    if sandbox.forward == "relay":
-        return "relay", ""
-    why = lifeline.offer_native()
-    if why and sandbox.forward == "native":
-        raise PortwrapError(f"--forward native is not possible: {why}", Failure.NATIVE)
-    if why:
-        log_step(sandbox, f"forward: relay, because {why}")
-    return ("relay" if why else "native"), why
+def _describe_outbound(sandbox: Sandbox, driver: NetworkDriver | None, made: Native) -> str:
+    """How connections leave the sandbox, and why not natively where that was wanted."""
+    if driver is None:
+        return "none"
+    if not made.no_outbound:
+        return f"native and {driver.name}"
+    return driver.name if sandbox.outward == "helper" else f"{driver.name}: {made.no_outbound}"
 
 
 def _arm(lifeline: Lifeline) -> None:

@@ -31,6 +31,8 @@ def portwrap(python: str) -> Iterator[Portwrap]:
 def each_forward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything that the test starts takes this way in, unless it is told another one."""
     monkeypatch.setenv("PORTWRAP_FORWARD", request.param)
+    if request.param == "relay":  # with nothing else that keeps the keeper outside
+        monkeypatch.setenv("PORTWRAP_OUTWARD", "helper")
     return str(request.param)
 
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.namespaces
 
 LINE = (
     r"batchspawner-portwrap: forwarding {host}:{port} -> 8080 \((native|relay)\)(, .+)?,"
-    rf" outbound (slirp4netns|pasta), ready in \d+ ms \(version {re.escape(__version__)}\)"
+    r" outbound (native and )?(slirp4netns|pasta), ready in \d+ ms"
+    rf" \(version {re.escape(__version__)}\)"
 )
 
 
@@ -45,6 +46,25 @@ def test_one_line(portwrap: Portwrap, host: str, shown: str) -> None:
 def test_it_names_the_forward(portwrap: Portwrap, forward: str) -> None:
     _, told = said(portwrap, "--forward", forward)
     assert f" ({forward}), " in told
+
+
+OUTBOUND = [
+    ([], {}, "outbound native and slirp4netns, "),
+    (["--outward", "native", "--network", "pasta"], {}, "outbound native and pasta, "),
+    (["--forward", "relay"], {}, "outbound native and slirp4netns, "),
+    (["--outward", "helper"], {}, "outbound slirp4netns, "),
+    (["--forward", "relay", "--outward", "helper"], {}, "outbound slirp4netns, "),
+    (["--network", "none", "--outward", "native"], {}, "outbound none, "),
+    ([], {"PORTWRAP_OUTWARD": "helper"}, "outbound slirp4netns, "),
+]
+
+
+@pytest.mark.parametrize(("words", "extra", "expected"), OUTBOUND)
+def test_it_names_outbound(
+    portwrap: Portwrap, words: list[str], extra: dict[str, str], expected: str
+) -> None:
+    _, told = said(portwrap, *words, **extra)
+    assert expected in told
 
 
 def test_quiet(portwrap: Portwrap) -> None:

@@ -338,15 +338,76 @@ def both() -> None:
             serve_one(listener)
 
 
-def epoll_first() -> None:
+def epoll_first(events: int = select.EPOLLIN, watched: int = 1) -> None:
+    """In epolls before it listens; each of them reports each client."""
     made = bound()
-    epoll = select.epoll()
-    epoll.register(made, select.EPOLLIN)
+    made.setblocking(False)
+    epolls = [select.epoll() for _ in range(watched)]
+    for epoll in epolls:
+        epoll.register(made, events)
+        epoll.poll(0)  # what there is before
     made.listen()
     say(f"listening {made.getsockname()[1]}")
     while True:
-        if epoll.poll()[0][1] & select.EPOLLIN:
+        for epoll in epolls:
+            while not epoll.poll()[0][1] & select.EPOLLIN:
+                pass
+        serve_waiting(made)
+
+
+def serve_waiting(made: socket.socket) -> None:
+    try:
+        while True:
             serve_one(made)
+    except BlockingIOError:
+        pass
+
+
+def epoll_first_edge() -> None:
+    epoll_first(select.EPOLLIN | select.EPOLLET)
+
+
+def epoll_first_twice() -> None:
+    epoll_first(watched=2)
+
+
+def epoll_first_exclusive() -> None:
+    epoll_first(select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+
+def epoll_first_with_data() -> None:
+    """Its own data, and not its file descriptor, are what it knows the socket by."""
+    made, data = bound(), 0x1234567890ABCDEF
+    epoll = select.epoll()
+    layout = "=IQ" if os.uname().machine == "x86_64" else "=I4xQ"
+    event = struct.pack(layout, select.EPOLLIN, data)
+    checked(libc.epoll_ctl(epoll.fileno(), 1, made.fileno(), event))
+    made.listen()
+    say(f"listening {made.getsockname()[1]}")
+    buffer = ctypes.create_string_buffer(16)
+    while True:
+        while libc.epoll_wait(epoll.fileno(), buffer, 1, -1) != 1:
+            pass
+        if struct.unpack_from(layout, buffer.raw) == (select.EPOLLIN, data):
+            serve_one(made)
+
+
+def epoll_first_waiting() -> None:
+    """A thread waits in the epoll already while another one calls listen."""
+    made = bound()
+    made.setblocking(False)
+    epoll = select.epoll()
+    epoll.register(made, select.EPOLLIN | select.EPOLLET)
+    epoll.poll(0)
+
+    def serve_events() -> None:
+        while True:
+            if epoll.poll()[0][1] & select.EPOLLIN:
+                serve_waiting(made)
+
+    threading.Thread(target=serve_events).start()
+    made.listen()
+    say(f"listening {made.getsockname()[1]}")
 
 
 def signal_driven() -> None:

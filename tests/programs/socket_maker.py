@@ -6,8 +6,11 @@ A request is one JSON message; the answer is a JSON message with the descriptor,
 from __future__ import annotations
 
 import array
+import ctypes
 import json
 import os
+import resource
+import select
 import socket
 from typing import Any, Callable
 
@@ -42,6 +45,75 @@ def connect(address: str, port: int) -> socket.socket:
     return made
 
 
+def unconnected(address: str, port: int, how: str) -> socket.socket:
+    """A TCP socket that was connected once, or nearly, and is not any more."""
+    made = tcp_or_udp(address, socket.SOCK_STREAM)
+    made.settimeout(5)
+    made.connect((address, port))
+    disconnect(made)
+    if how == "refused":  # by nobody's port
+        made.settimeout(None)
+        try:
+            made.connect((address, 1))
+        except ConnectionRefusedError:
+            pass
+    return made
+
+
+def disconnect(made: socket.socket) -> None:
+    """connect(2) to AF_UNSPEC."""
+    assert ctypes.CDLL(None).connect(made.fileno(), bytes(16), 16) == 0
+
+
+def connect_and_listen(address: str, port: int, how: str) -> socket.socket:
+    made = unconnected(address, port, how)
+    made.listen()
+    return made
+
+
+def connect_and_bind(address: str, port: int, how: str, own: int) -> socket.socket:
+    made = unconnected(address, port, how)
+    made.bind(("127.0.0.1", own))
+    return made
+
+
+def connect_twice(address: str, port: int, other: str) -> socket.socket:
+    made = unconnected(address, port, "disconnected")
+    made.connect((other, port))
+    return made
+
+
+def connect_watched(address: str, port: int) -> socket.socket:
+    """In an epoll before it connects, which reports that it has."""
+    made, epoll = tcp_or_udp(address, socket.SOCK_STREAM), select.epoll()
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.setblocking(False)
+    epoll.register(made, select.EPOLLOUT | select.EPOLLET)
+    epoll.poll(0)
+    try:
+        made.connect((address, port))
+    except BlockingIOError:
+        pass
+    assert epoll.poll(10) == [(made.fileno(), select.EPOLLOUT)]
+    made.settimeout(5)
+    return made
+
+
+def connect_beyond_limit(address: str, port: int) -> socket.socket:
+    """With a file descriptor that is above a limit that was lowered since."""
+    made = tcp_or_udp(address, socket.SOCK_STREAM)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.dup2(made.fileno(), 500)
+    made.close()
+    made = socket.socket(fileno=500)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        made.connect((address, port))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return made
+
+
 def bind_udp(address: str, port: int) -> socket.socket:
     made = tcp_or_udp(address, socket.SOCK_DGRAM)
     made.bind((address, port))
@@ -64,6 +136,11 @@ def connect_unix(path: str) -> socket.socket:
 ACTIONS: dict[str, Callable[..., socket.socket]] = {
     "listen": listen,
     "connect": connect,
+    "connect_and_listen": connect_and_listen,
+    "connect_and_bind": connect_and_bind,
+    "connect_twice": connect_twice,
+    "connect_watched": connect_watched,
+    "connect_beyond_limit": connect_beyond_limit,
     "bind_udp": bind_udp,
     "listen_unix": listen_unix,
     "connect_unix": connect_unix,

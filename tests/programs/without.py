@@ -1,11 +1,13 @@
 """Run a command on a kernel that lacks something, as far as it can tell.
 
-    without.py pidfds|thread-pidfds|unshare|ipv6|splice|epoll COMMAND [ARG ...]
+    without.py pidfds|thread-pidfds|unshare|ipv6|splice|epoll|… COMMAND [ARG ...]
 
 A seccomp filter refuses the system calls, for good and for all that the command starts: those of
 pidfds as a kernel as old as 4.18 does, pidfds of threads as one before 6.9 does, unshare as
-containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, splice as an outer
-sandbox may, and new epoll sets as one does that has no descriptor left.
+containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, splice and
+process_vm_readv as an outer sandbox may, new epoll sets as one does that has no descriptor left,
+kcmp as a kernel without CONFIG_KCMP, cookies of network namespaces as one before 5.14, and seccomp
+listeners whose callers only fatal signals interrupt (killable-wait) as one before 5.19.
 """
 
 from __future__ import annotations
@@ -24,9 +26,15 @@ PIDFD_THREAD = os.O_EXCL
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 SPLICE = {"x86_64": 275, "aarch64": 76}
+KCMP = {"x86_64": 312, "aarch64": 272}
+PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}
+GETSOCKOPT = {"x86_64": 55, "aarch64": 209}
+SECCOMP = {"x86_64": 317, "aarch64": 277}
+SO_NETNS_COOKIE = 71
+KILLABLE_WAIT = 0x2C  # with the listener that it is for, and without mitigations
 EPOLL_CREATE1 = {"x86_64": 291, "aarch64": 20}
 LOAD_NUMBER = (0x20, 0, 0, 0)
-FIRST, SECOND = (0x20, 0, 0, 16), (0x20, 0, 0, 24)  # load this argument
+FIRST, SECOND, THIRD = ((0x20, 0, 0, 16 + 8 * place) for place in range(3))  # load an argument
 RET_ALLOW = (0x06, 0, 0, 0x7FFF0000)
 RET_ERRNO = 0x00050000
 
@@ -38,6 +46,10 @@ CALLS = {  # the numbers of the calls, the argument that matters and its value, 
     "ipv6": ([SOCKET[machine]], FIRST, socket.AF_INET6, errno.EAFNOSUPPORT),
     "splice": ([SPLICE[machine]], None, 0, errno.ENOSYS),
     "epoll": ([EPOLL_CREATE1[machine]], None, 0, errno.EMFILE),
+    "kcmp": ([KCMP[machine]], None, 0, errno.ENOSYS),
+    "process_vm_readv": ([PROCESS_VM_READV[machine]], None, 0, errno.ENOSYS),
+    "cookies": ([GETSOCKOPT[machine]], THIRD, SO_NETNS_COOKIE, errno.ENOPROTOOPT),
+    "killable-wait": ([SECCOMP[machine]], SECOND, KILLABLE_WAIT, errno.EINVAL),
 }
 numbers, load_argument, value, answer = CALLS[sys.argv[1]]
 test = [] if load_argument is None else [load_argument, (0x15, 0, 1, value)]

@@ -45,7 +45,10 @@ def go(descriptors: Descriptors, **changes: Any) -> Go:
         "has_pidfd": True,
         "lifeline": 5,
         "guest_port": 8888,
-        "relay_only": False,
+        "native_forward": True,
+        "native_outbound": True,
+        "driver_networks": [(4, 8, 0x0A0002)],
+        "address": 1 << 46,
         "allowed": [(4, 8, 3)],
         "published_to": [80] * len(descriptors.published),
         "own_addresses": ["198.18.0.1"],
@@ -98,7 +101,7 @@ def test_no_driver() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [Ready(), NativePossible(), NotNative("old"), Refused("no", "keeper")]
+    "answer", [Ready(), NativePossible("no reading"), NotNative("old"), Refused("no", "keeper")]
 )
 def test_answers_arrive_as_they_were_sent(
     pair: tuple[socket.socket, socket.socket], answer: protocol.Answer
@@ -109,10 +112,16 @@ def test_answers_arrive_as_they_were_sent(
     assert type(arrived) is type(answer) and vars(arrived) == vars(answer)
 
 
-@pytest.mark.parametrize("received", [[], [7], [7, 8, 9], [7, 8, 9, 10, 11]])
-def test_seccomp_listener(received: list[int]) -> None:
-    message = SeccompListener(bool(received)).encode()
-    assert decode_seccomp_listener(message, received) == received
+@pytest.mark.parametrize("use", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("received", [[7], [7, 8, 9], [7, 8, 9, 10, 11]])
+def test_seccomp_listener(received: list[int], use: tuple[bool, bool]) -> None:
+    arrived = decode_seccomp_listener(SeccompListener(*use).encode(), received)
+    assert (arrived.forward, arrived.outbound) == use and arrived.is_installed
+    assert [arrived.descriptor, *arrived.spares] == received
+
+
+def test_no_seccomp_listener() -> None:
+    assert not decode_seccomp_listener(SeccompListener(False, False).encode(), []).is_installed
 
 
 WHOLE = go(Descriptors(0, 1, 2)).encode()
@@ -136,21 +145,20 @@ def with_value(place: int, value: Any) -> bytes:
         (decode_answer, marshal.dumps(("Unknown",))),
         (decode_answer, marshal.dumps(17)),
         (decode_answer, marshal.dumps(())),
-        (decode_answer, SeccompListener(True).encode()),
+        (decode_answer, SeccompListener(True, True).encode()),
         (decode_answer, WHOLE),
         (lambda data: decode_go(data, [0, 1, 2]), Ready().encode()),
         (lambda data: decode_go(data, [0, 1, 2]), with_value(1, b"program")),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(8, [(4, 8)])),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(8, [(4, 8, "3")])),
+        (lambda data: decode_go(data, [0, 1, 2]), with_value(11, [(4, 8)])),
+        (lambda data: decode_go(data, [0, 1, 2]), with_value(11, [(4, 8, "3")])),
         (lambda data: decode_go(data, [0, 1, 2]), with_value(len(GO_VALUES) - 1, [0, 0, 0])),
         (lambda data: decode_go(data, [0, 1, 2]), with_value(len(GO_VALUES) - 1, [-1, 1, 0, 0])),
         (lambda data: decode_go(data, [0, 1, 2, 3]), with_value(len(GO_VALUES) - 1, [0, 1, 0, 0])),
         (lambda data: decode_go(data, [0, 1]), WHOLE),
         (lambda data: decode_go(data, [0, 1, 2, 3]), WHOLE),
-        (lambda data: decode_seccomp_listener(data, []), SeccompListener(True).encode()),
-        (lambda data: decode_seccomp_listener(data, [1, 2]), SeccompListener(True).encode()),
-        (lambda data: decode_seccomp_listener(data, [1]), SeccompListener(False).encode()),
-        (lambda data: decode_seccomp_listener(data, [1, 2]), SeccompListener(False).encode()),
+        (lambda data: decode_seccomp_listener(data, []), SeccompListener(True, False).encode()),
+        (lambda data: decode_seccomp_listener(data, []), SeccompListener(False, True).encode()),
+        (lambda data: decode_seccomp_listener(data, [1]), SeccompListener(False, False).encode()),
         (lambda data: decode_seccomp_listener(data, []), Ready().encode()),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ...diagnostics.errors import Failure, PortwrapError
-from .routes import free_subnet, routes_to
+from .routes import SUBNET6, free_subnet, routes_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class NetworkDriver:
     def __init__(self, path: str, routes: Sequence[Route] = (), needed: Iterable[str] = ()) -> None:
         self.path = path
         self.subnet = free_subnet([*routes, *routes_to(needed)])
+        self.networks = [f"{self.subnet}.0/24", f"{SUBNET6}/64"]  # its addresses in the sandbox
 
     @classmethod
     def find(

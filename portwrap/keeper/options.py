@@ -1,0 +1,164 @@
+"""What a program has set on a socket of its own, for the socket that replaces it.
+
+Each value is compared with that of a socket of the sandbox that nobody has touched, and only what
+differs is set: what has not been set by the program is as the host's own defaults (sysctls) are,
+not as those of the sandbox.
+"""
+
+from __future__ import annotations
+
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Union
+
+    Option = tuple[int, int, int]
+    """Level, number, and what its value is"""
+    Value = Union[int, bytes]
+
+IP, IPV6 = _socket.IPPROTO_IP, _socket.IPPROTO_IPV6
+SOCKET, TCP = _socket.SOL_SOCKET, _socket.IPPROTO_TCP
+NUMBER, BYTES, HALF = 0, 1, 2
+"""What a value is: an int, a structure or a name, or an int that the kernel doubles (socket(7))."""
+SIZE = 16
+"""Bytes of struct timeval, of an interface's name, and of a congestion control's."""
+SO_ATTACH_FILTER = 26
+"""asm-generic/socket.h. Read, it is how long the socket's filter is (SO_GET_FILTER)."""
+
+# Numbers are from linux/in.h, linux/in6.h, asm-generic/socket.h and linux/tcp.h. The order counts:
+# IP_TOS sets SO_PRIORITY, and the size of a buffer sets its bit of SO_BUF_LOCK.
+FOR_LISTENERS = (
+    (IP, 1, NUMBER),  # IP_TOS
+    (IP, 2, NUMBER),  # IP_TTL
+    (IP, 8, NUMBER),  # IP_PKTINFO
+    (IP, 10, NUMBER),  # IP_MTU_DISCOVER
+    (IP, 11, NUMBER),  # IP_RECVERR
+    (IP, 12, NUMBER),  # IP_RECVTTL
+    (IP, 13, NUMBER),  # IP_RECVTOS
+    (IP, 21, NUMBER),  # IP_MINTTL
+    (IPV6, 16, NUMBER),  # IPV6_UNICAST_HOPS
+    (IPV6, 23, NUMBER),  # IPV6_MTU_DISCOVER
+    (IPV6, 25, NUMBER),  # IPV6_RECVERR
+    (IPV6, 33, NUMBER),  # IPV6_FLOWINFO_SEND
+    (IPV6, 62, NUMBER),  # IPV6_DONTFRAG
+    (IPV6, 67, NUMBER),  # IPV6_TCLASS
+    (IPV6, 70, NUMBER),  # IPV6_AUTOFLOWLABEL
+    (IPV6, 72, NUMBER),  # IPV6_ADDR_PREFERENCES
+    (IPV6, 73, NUMBER),  # IPV6_MINHOPCOUNT
+    (SOCKET, 5, NUMBER),  # SO_DONTROUTE
+    (SOCKET, 7, HALF),  # SO_SNDBUF
+    (SOCKET, 8, HALF),  # SO_RCVBUF
+    (SOCKET, 9, NUMBER),  # SO_KEEPALIVE
+    (SOCKET, 10, NUMBER),  # SO_OOBINLINE
+    (SOCKET, 12, NUMBER),  # SO_PRIORITY
+    (SOCKET, 13, BYTES),  # SO_LINGER
+    (SOCKET, 18, NUMBER),  # SO_RCVLOWAT
+    (SOCKET, 20, BYTES),  # SO_RCVTIMEO
+    (SOCKET, 21, BYTES),  # SO_SNDTIMEO
+    (SOCKET, 29, NUMBER),  # SO_TIMESTAMP
+    (SOCKET, 35, NUMBER),  # SO_TIMESTAMPNS
+    (SOCKET, 36, NUMBER),  # SO_MARK
+    (SOCKET, 37, BYTES),  # SO_TIMESTAMPING
+    (SOCKET, 46, NUMBER),  # SO_BUSY_POLL
+    (SOCKET, 47, NUMBER),  # SO_MAX_PACING_RATE
+    (SOCKET, 60, NUMBER),  # SO_ZEROCOPY
+    (SOCKET, 63, NUMBER),  # SO_TIMESTAMP_NEW
+    (SOCKET, 64, NUMBER),  # SO_TIMESTAMPNS_NEW
+    (SOCKET, 69, NUMBER),  # SO_PREFER_BUSY_POLL
+    (SOCKET, 72, NUMBER),  # SO_BUF_LOCK: which buffers have the size that was set
+    (SOCKET, 74, NUMBER),  # SO_TXREHASH
+    (TCP, 1, NUMBER),  # TCP_NODELAY
+    (TCP, 2, NUMBER),  # TCP_MAXSEG
+    (TCP, 3, NUMBER),  # TCP_CORK
+    (TCP, 4, NUMBER),  # TCP_KEEPIDLE
+    (TCP, 5, NUMBER),  # TCP_KEEPINTVL
+    (TCP, 6, NUMBER),  # TCP_KEEPCNT
+    (TCP, 8, NUMBER),  # TCP_LINGER2
+    (TCP, 9, NUMBER),  # TCP_DEFER_ACCEPT
+    (TCP, 10, NUMBER),  # TCP_WINDOW_CLAMP
+    (TCP, 13, BYTES),  # TCP_CONGESTION
+    (TCP, 16, NUMBER),  # TCP_THIN_LINEAR_TIMEOUTS
+    (TCP, 18, NUMBER),  # TCP_USER_TIMEOUT
+    (TCP, 25, NUMBER),  # TCP_NOTSENT_LOWAT
+    (TCP, 27, NUMBER),  # TCP_SAVE_SYN
+    (TCP, 36, NUMBER),  # TCP_INQ
+    (TCP, 37, NUMBER),  # TCP_TX_DELAY
+)
+"""What a client sets, and what a connection has from its listening socket. Without what the host
+port's socket needs to be as it is: reuse, address family and device."""
+FOR_CLIENTS = (
+    (IP, 15, NUMBER),  # IP_FREEBIND
+    (IP, 19, NUMBER),  # IP_TRANSPARENT
+    (IP, 24, NUMBER),  # IP_BIND_ADDRESS_NO_PORT
+    (IP, 51, NUMBER),  # IP_LOCAL_PORT_RANGE
+    (IPV6, 26, NUMBER),  # IPV6_V6ONLY
+    (SOCKET, 2, NUMBER),  # SO_REUSEADDR
+    (SOCKET, 15, NUMBER),  # SO_REUSEPORT
+    (SOCKET, 25, BYTES),  # SO_BINDTODEVICE
+    *FOR_LISTENERS,
+    (TCP, 7, NUMBER),  # TCP_SYNCNT
+    (TCP, 12, NUMBER),  # TCP_QUICKACK
+    (TCP, 30, NUMBER),  # TCP_FASTOPEN_CONNECT
+    (TCP, 34, NUMBER),  # TCP_FASTOPEN_NO_COOKIE
+)
+
+
+class Pristine:
+    """The values of a socket that nobody has touched, of those options that it has."""
+
+    def __init__(self, socket: _socket.socket, options: Sequence[Option] = FOR_CLIENTS) -> None:
+        self.values: dict[Option, Value] = {}
+        for option in options:
+            try:
+                self.values[option] = read(socket, option)
+            except OSError:
+                continue  # not of this kernel, protocol or address family
+
+    def changes(self, socket: _socket.socket) -> dict[Option, Value]:
+        """What has been set on another socket of this kind. Raises OSError."""
+        found = {}
+        getsockopt = socket.getsockopt
+        for option, pristine in self.values.items():
+            level, number, kind = option
+            value = getsockopt(level, number, SIZE) if kind == BYTES else getsockopt(level, number)
+            if value != pristine:
+                found[option] = value
+        return found
+
+    def copy_changes(self, changes: Mapping[Option, Value], target: _socket.socket) -> None:
+        """Set what has been changed elsewhere on a socket that was as this one, and undo there what
+        has been set before; as far as that is possible."""
+        for option, pristine in self.values.items():
+            try:
+                value = changes.get(option, pristine)
+                if read(target, option) != value:
+                    write(target, option, value)
+            except OSError:
+                continue
+
+
+def read(socket: _socket.socket, option: Option) -> Value:
+    """The value of an option. Raises OSError."""
+    level, number, kind = option
+    if kind == BYTES:
+        return socket.getsockopt(level, number, SIZE)
+    return socket.getsockopt(level, number)
+
+
+def write(socket: _socket.socket, option: Option, value: Value) -> None:
+    """Set an option as it was read. Raises OSError."""
+    level, number, kind = option
+    if kind == HALF:
+        assert isinstance(value, int)
+        value //= 2
+    socket.setsockopt(level, number, value)
+
+
+def has_filter(socket: _socket.socket) -> bool:
+    """Whether a socket filter is attached: it cannot be read."""
+    try:
+        return socket.getsockopt(SOCKET, SO_ATTACH_FILTER) != 0
+    except OSError:
+        return True  # longer than the answer may be, or made of eBPF

@@ -1,0 +1,291 @@
+"""Native outbound: TCP connections leave the sandbox by sockets of the host's.
+
+connect(2) in the sandbox waits for our response. For an address out of the sandbox we make a socket
+in the host's network namespace, with the settings of the caller's own, connect it, and put it in
+the place of the caller's. We connect to the very bytes that we have looked at: another thread of
+the caller may change them meanwhile.
+
+A socket that we have made never binds, listens, or connects to what is in the sandbox: before that
+it is replaced again, by one of the sandbox's. Other sockets of the host's are the host port's, or
+have been given to a program by its user: they are left alone.
+
+Whatever goes wrong, the call proceeds on the caller's own socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+import _socket
+
+from ..kernel import libc, seccomp
+from ..kernel.callers import Memory
+from ..kernel.sockets import TCP_CLOSE, is_marked, mark, state_of
+from .destinations import MAX_SIZE, Destination, Destinations
+from .epolls import NotMovable
+from .exchange import PUT_BACK
+from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
+from .options import Pristine, has_filter, write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..kernel.seccomp import Notification
+    from .exchange import Exchanger
+    from .responder import Responder
+    from .sandbox_sockets import SandboxSockets
+    from .session import Session
+
+O_ASYNC = 0o20000  # asm-generic/fcntl.h
+IPPROTO_MPTCP = 262  # linux/in.h
+PROTOCOLS = (_socket.IPPROTO_TCP, IPPROTO_MPTCP)
+STREAM = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC
+MAX_LENGTH = 128
+"""sizeof(struct sockaddr_storage): connect(2) takes no longer address."""
+NO_FAMILY = b"\xff\xff".ljust(MAX_SIZE, b"\0")
+"""An address that no socket takes: EAFNOSUPPORT, unless there is an attempt to connect whose result
+has not been reported. The kernel reports that first."""
+EVERY_ADDRESS = ("0.0.0.0", "::")
+
+
+class Outbound:
+    """Decides what connect(2) comes to, and keeps the host's sockets to their use."""
+
+    def __init__(
+        self,
+        session: Session,
+        responder: Responder,
+        exchanger: Exchanger,
+        sandbox_sockets: SandboxSockets,
+    ) -> None:
+        """Raises OSError."""
+        machine = seccomp.this_machine()
+        assert machine is not None
+        self.namespaces = NetworkNamespaces(session.go.descriptors.network_namespace)
+        self.destinations = Destinations(session.go)
+        self.sandbox_sockets = sandbox_sockets
+        self.exchanger = exchanger
+        self.callers = exchanger.epolls.callers
+        self.memory = Memory(MAX_SIZE)
+        self.pristine: dict[tuple[int, int], Pristine] = {}  # of the host
+        responder.on(machine.connect, self.on_connect)
+        responder.before(machine.bind, self.on_bind)
+        responder.before(machine.listen, self.on_listen)
+        for number in (*machine.epoll_creates, machine.io_uring_setup):
+            responder.on(number, self.on_creation)
+
+    # -- the calls -------------------------------------------------------------------------
+
+    def on_connect(self, notification: Notification) -> int | None:
+        destination = self.destination(notification)
+        if destination is None:
+            return None
+        socket = self.take(notification)
+        try:
+            owner = self.namespaces.of(socket)
+            seccomp.id_valid(notification)  # so it was the caller's memory, and is its socket
+            outside = self.destinations.is_outside(destination)
+            if owner == SANDBOX and outside:
+                return self.connect_natively(notification, socket, destination)
+            if owner != HOST or not is_marked(socket):
+                return None
+            if outside:
+                return connect_without_waiting(socket, destination.data)
+            return self.connect_inside(notification, socket)
+        finally:
+            socket.close()
+
+    def on_bind(self, notification: Notification) -> int | None:
+        socket = self.take_hosts(notification)
+        if socket is None:
+            return None
+        try:
+            # The kernel's own answer for a socket that has a port by now.
+            is_free = state_of(socket) == TCP_CLOSE
+            return self.lead_back(notification, socket) if is_free else -errno.EINVAL
+        finally:
+            socket.close()
+
+    def on_listen(self, notification: Notification) -> int | None:
+        socket = self.take_hosts(notification)
+        if socket is None:
+            return None
+        try:
+            is_free = state_of(socket) == TCP_CLOSE and has_no_result(connect(socket, NO_FAMILY))
+            return self.lead_back(notification, socket) if is_free else -errno.EINVAL
+        finally:
+            socket.close()
+
+    def on_creation(self, notification: Notification) -> int | None:
+        self.exchanger.epolls.on_creation(notification.thread)
+        return None
+
+    # -- their arguments -------------------------------------------------------------------
+
+    def destination(self, notification: Notification) -> Destination | None:
+        """Where the caller wants to connect to; None: to no address of the Internet's families.
+        Raises OSError."""
+        _, address, length, *_ = notification.arguments
+        length &= 0xFFFFFFFF
+        if length > MAX_LENGTH:
+            return None
+        data = self.memory.read(notification.thread, address, min(length, MAX_SIZE))
+        destination = Destination(data)
+        return destination if destination.is_internet else None
+
+    def take(self, notification: Notification) -> _socket.socket:
+        """A duplicate of the caller's socket. Raises OSError."""
+        number = self.callers.take_descriptor(notification.thread, notification.descriptor)
+        try:
+            return _socket.socket(fileno=number)
+        except OSError:
+            os.close(number)
+            raise
+
+    def take_hosts(self, notification: Notification) -> _socket.socket | None:
+        """The same if it is one that we have made; else None. Raises OSError."""
+        socket = self.take(notification)
+        if self.namespaces.of(socket) == HOST and is_marked(socket):
+            seccomp.id_valid(notification)
+            return socket
+        socket.close()
+        return None
+
+    # -- what they come to -----------------------------------------------------------------
+
+    def connect_natively(
+        self, notification: Notification, old: _socket.socket, destination: Destination
+    ) -> int | None:
+        """Have a socket of the host's connect, and put it in the place of the caller's."""
+        flags = fcntl.fcntl(old.fileno(), fcntl.F_GETFL)
+        if not is_replaceable(old, destination.family, flags):
+            return None
+        result = connect(old, NO_FAMILY)
+        if not has_no_result(result):
+            return result
+        place = self.exchanger.place(notification, old)
+        new = self.made_like(old)
+        try:
+            result = connect(new, destination.data)
+            if result not in (0, -errno.EINPROGRESS):
+                return result  # the caller's own socket is as unconnected as this one
+            fcntl.fcntl(new.fileno(), fcntl.F_SETFL, flags)
+            outcome = self.exchanger.exchange(place, old, new.fileno())
+            return None if outcome == PUT_BACK else result_for(flags, result)
+        finally:
+            new.close()
+
+    def connect_inside(self, notification: Notification, socket: _socket.socket) -> int | None:
+        """A socket of the host's is to connect to what is in the sandbox."""
+        if state_of(socket) != TCP_CLOSE:
+            return None  # it is connected, or about to be: the kernel looks at no address
+        result = connect(socket, NO_FAMILY)
+        return self.lead_back(notification, socket) if has_no_result(result) else result
+
+    def lead_back(self, notification: Notification, old: _socket.socket) -> int | None:
+        """Replace a socket of the host's by one of the sandbox's, on which the call proceeds. If
+        that cannot be, the call fails."""
+        try:
+            place = self.exchanger.place(notification, old)
+            new = self.sandbox_sockets.make(old.family)
+            try:
+                copy_changes(self.pristine_of_host(old.family, old.proto), old, new)
+                bind_as(old, new)
+                fcntl.fcntl(new.fileno(), fcntl.F_SETFL, fcntl.fcntl(old.fileno(), fcntl.F_GETFL))
+                self.exchanger.replace(place, old, new.fileno())
+            finally:
+                new.close()
+        except Exception:
+            return -errno.ENOBUFS
+        return None
+
+    def made_like(self, old: _socket.socket) -> _socket.socket:
+        """A socket of the host's with the settings of one of the sandbox's, and bound as it is,
+        that does not block. Raises OSError and NotMovable."""
+        new = _socket.socket(old.family, STREAM | _socket.SOCK_NONBLOCK, old.proto)
+        try:
+            mark(new)
+            copy_changes(self.sandbox_sockets.pristine[old.family, old.proto], old, new)
+            bind_as(old, new)
+        except Exception:
+            new.close()
+            raise
+        return new
+
+    def pristine_of_host(self, family: int, protocol: int) -> Pristine:
+        """The options of a new socket of the host's. Raises OSError."""
+        kind = family, protocol
+        if kind not in self.pristine:
+            socket = _socket.socket(family, STREAM, protocol)
+            self.pristine[kind] = Pristine(socket)
+            socket.close()
+        return self.pristine[kind]
+
+
+def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
+    """Whether this is a stream socket of this family that is neither connected nor listens, with
+    nothing on it that cannot be moved. Raises OSError."""
+    return (
+        socket.family == family
+        and socket.type == _socket.SOCK_STREAM
+        and socket.proto in PROTOCOLS
+        and not flags & O_ASYNC  # F_SETOWN is the file's
+        and state_of(socket) == TCP_CLOSE
+        and not has_filter(socket)
+    )
+
+
+def copy_changes(pristine: Pristine, old: _socket.socket, new: _socket.socket) -> None:
+    """Set on a new socket what has been set on an old one. Raises OSError."""
+    for option, value in pristine.changes(old).items():
+        write(new, option, value)
+
+
+def bind_as(old: _socket.socket, new: _socket.socket) -> None:
+    """Bind a socket to what another one is bound to, in another network namespace. Raises OSError:
+    the address is not of that one, or the port is taken there; and NotMovable."""
+    name = old.getsockname()
+    if (name[0] in EVERY_ADDRESS and not name[1]) or not is_bound(old):
+        return
+    if name[0] == "::1" or name[0].startswith(("127.", "::ffff:127.")):
+        raise NotMovable("it is bound to the loopback")
+    new.bind(name)
+
+
+def is_bound(socket: _socket.socket) -> bool:
+    """Whether bind(2) has given it its name: that of a failed connection still shows."""
+    try:
+        socket.bind(("", 0))
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    return False
+
+
+def connect(socket: _socket.socket, address: bytes) -> int:
+    """connect(2), which must not block for this socket: 0, or a negative errno."""
+    return libc.attempt("connect", socket.fileno(), address, len(address))
+
+
+def has_no_result(result: int) -> bool:
+    """Whether this came of NO_FAMILY because there was nothing to report."""
+    return result == -errno.EAFNOSUPPORT
+
+
+def connect_without_waiting(socket: _socket.socket, address: bytes) -> int | None:
+    """What connect(2) comes to for a socket of the host's, of which this is a duplicate."""
+    flags = fcntl.fcntl(socket.fileno(), fcntl.F_GETFL)
+    if flags & os.O_NONBLOCK:
+        return connect(socket, address)
+    fcntl.fcntl(socket.fileno(), fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    try:
+        return result_for(flags, connect(socket, address))
+    finally:
+        fcntl.fcntl(socket.fileno(), fcntl.F_SETFL, flags)
+
+
+def result_for(flags: int, result: int) -> int | None:
+    """What the caller's connect comes to. One that blocks proceeds: as long as a connection is on
+    its way, the kernel waits for it and takes no address."""
+    waits = result in (-errno.EINPROGRESS, -errno.EALREADY) and not flags & os.O_NONBLOCK
+    return None if waits else result

@@ -1,0 +1,113 @@
+"""What is native in this session: agreed on with the keeper, and asked of the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from ..diagnostics.errors import Failure, PortwrapError
+from ..kernel import seccomp
+from ..protocol import NotNative, SeccompListener
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..kernel.seccomp import Machine, Trap
+    from .lifeline import Lifeline
+
+IPPROTO_MPTCP = 262  # linux/in.h
+NO_SUCH_SOCKET = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT)
+UNKNOWN_MACHINE = "the system call numbers of this architecture are not known"
+NOT_WANTED = "not wanted"
+BEFORE_KILLABLE = "the kernel lets signals interrupt a connect that has begun (before Linux 5.19)"
+
+
+class Native:
+    """Why forwarding and outbound are not native; "" for one that is."""
+
+    def __init__(self, no_forward: str, no_outbound: str) -> None:
+        self.no_forward = no_forward
+        self.no_outbound = no_outbound
+
+    def check(self, forward: str, outward: str) -> None:
+        """Raise PortwrapError unless what the user insists on is native."""
+        if forward == "native" and self.no_forward:
+            raise PortwrapError(
+                f"--forward native is not possible: {self.no_forward}", Failure.NATIVE
+            )
+        if outward == "native" and self.no_outbound:
+            raise PortwrapError(
+                f"--outward native is not possible: {self.no_outbound}", Failure.NATIVE_OUTBOUND
+            )
+
+
+def agree(lifeline: Lifeline, forward: str, outward: str) -> Native:
+    """Agree with the keeper on what is native. `forward` is one of FORWARDS, `outward` of OUTWARDS
+    (`sandbox.py`). Raises PortwrapError."""
+    wanted = Native(
+        NOT_WANTED if forward == "relay" else "", NOT_WANTED if outward == "helper" else ""
+    )
+    if wanted.no_forward and wanted.no_outbound:
+        return wanted
+    answer = lifeline.receive_whether_native()
+    machine = seccomp.this_machine()
+    if isinstance(answer, NotNative) or machine is None:
+        reason = answer.reason if isinstance(answer, NotNative) else UNKNOWN_MACHINE
+        return Native(wanted.no_forward or reason, wanted.no_outbound or reason)
+    wanted.no_outbound = wanted.no_outbound or answer.no_outbound
+    spares = spare_sockets()
+    listener, made = install(machine, wanted, insist=outward == "native")
+    descriptors = [listener, *(spare.fileno() for spare in spares)] if listener is not None else []
+    lifeline.send(SeccompListener(not made.no_forward, not made.no_outbound), descriptors)
+    if listener is not None:
+        os.close(listener)
+    for spare in spares:
+        spare.close()
+    return made
+
+
+def install(machine: Machine, wanted: Native, insist: bool) -> tuple[int | None, Native]:
+    """Install the filter that this takes, if any. Returns its listener, and what it can be for;
+    `insist` on native outbound where signals may do harm."""
+    reason = ""
+    for killable in (True, False):
+        no_outbound = wanted.no_outbound
+        if not (killable or insist):
+            no_outbound = no_outbound or BEFORE_KILLABLE
+        if wanted.no_forward and no_outbound:
+            return None, Native(wanted.no_forward, no_outbound)
+        try:
+            listener = seccomp.install_filter(machine, traps(machine, not no_outbound), killable)
+            return listener, Native(wanted.no_forward, no_outbound)
+        except OSError as error:
+            reason = f"the kernel gives no seccomp listener: {error.strerror}"
+            if error.errno != errno.EINVAL:  # it knows all the flags
+                break
+    return None, Native(wanted.no_forward or reason, wanted.no_outbound or reason)
+
+
+def traps(machine: Machine, outbound: bool) -> list[Trap]:
+    """The system calls that wait for the keeper."""
+    found = [seccomp.Trap(machine.bind), seccomp.Trap(machine.listen)]
+    if outbound:
+        # sizeof(struct sockaddr_in) and sockaddr_in6, and what is longer than any sockaddr_un:
+        # programs pass sockaddr_storage. Unix sockets are spared.
+        found.append(seccomp.Trap(machine.connect, argument=2, values=(16, 28), above=110))
+        makers = (*machine.epoll_creates, machine.io_uring_setup)
+        found += [seccomp.Trap(number) for number in makers]
+    return found
+
+
+def spare_sockets() -> list[socket.socket]:
+    """Unbound sockets of this network namespace: two of TCP for each address family that there is,
+    and one of MPTCP."""
+    made = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            made += [socket.socket(family), socket.socket(family)]
+            made.append(socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP))
+        except OSError as error:
+            # no such family; a kernel without MPTCP, or where it is switched off
+            if error.errno not in NO_SUCH_SOCKET:
+                raise
+    return made

@@ -1,0 +1,140 @@
+"""Which addresses are out of the sandbox."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Iterator, Sequence
+
+import pytest
+
+from portwrap.keeper.destinations import Destination, Destinations
+from portwrap.launch.ports import parse_networks
+from portwrap.protocol import Descriptors, Go
+
+DRIVER = "10.0.2.0/24,fd5c:9a1e:72b4:2::/64"
+
+
+def sockaddr(address: str, port: int = 80, scope: int = 0) -> bytes:
+    """struct sockaddr_in or sockaddr_in6."""
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+        return struct.pack("=H2sI16sI", socket.AF_INET6, port.to_bytes(2, "big"), 0, packed, scope)
+    packed = socket.inet_pton(socket.AF_INET, address)
+    return struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2, "big"), packed)
+
+
+def destinations(own: Sequence[str] = (), services: Sequence[int] = ()) -> Destinations:
+    return Destinations(
+        Go(
+            program="portwrap",
+            verbose=False,
+            command=1,
+            has_pidfd=True,
+            lifeline=5,
+            guest_port=8888,
+            native_forward=True,
+            native_outbound=True,
+            driver_networks=parse_networks(DRIVER),
+            address=0,
+            allowed=[],
+            published_to=[],
+            own_addresses=own,
+            driver=None,
+            descriptors=Descriptors(0, 1, 2, services=services),
+        )
+    )
+
+
+ADDRESSES = [
+    ("0.0.0.0", False),
+    ("0.255.255.255", False),
+    ("1.0.0.0", True),
+    ("10.0.1.255", True),
+    ("10.0.2.0", False),
+    ("10.0.2.3", False),
+    ("10.0.3.0", True),
+    ("126.255.255.255", True),
+    ("127.0.0.0", False),
+    ("127.255.255.255", False),
+    ("128.0.0.0", True),
+    ("169.254.169.254", True),
+    ("223.255.255.255", True),
+    ("224.0.0.1", False),
+    ("240.0.0.1", False),
+    ("255.255.255.255", False),
+    ("::", False),
+    ("::1", False),
+    ("::2", True),
+    ("::ffff:127.0.0.1", False),
+    ("::ffff:10.0.2.2", False),
+    ("::ffff:192.0.2.1", True),
+    ("::fffe:0:1", True),
+    ("fe7f:ffff::1", True),
+    ("fe80::1", False),
+    ("febf::1", False),
+    ("fec0::1", True),
+    ("ff02::1", False),
+    ("fd5c:9a1e:72b4:1::1", True),
+    ("fd5c:9a1e:72b4:2::100", False),
+    ("fd5c:9a1e:72b4:3::1", True),
+    ("2001:db8::1", True),
+]
+
+
+@pytest.mark.parametrize(("address", "outside"), ADDRESSES)
+def test_which_addresses_are_outside(address: str, outside: bool) -> None:
+    assert destinations().is_outside(Destination(sockaddr(address))) is outside
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_the_bytes_are_those_that_were_looked_at(address: str) -> None:
+    """And no more of them than the kernel reads: what is behind them may be anything."""
+    data = sockaddr(address, 0x1234, 5)
+    destination = Destination(data + b"more")
+    assert destination.data == data and destination.is_internet
+    assert destination.port == 0x1234
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(16),  # AF_UNSPEC: disconnects
+        struct.pack("=H", socket.AF_UNIX) + b"/run/x".ljust(14, b"\0"),
+        struct.pack("=H", 0xFFFF).ljust(28, b"\0"),
+        sockaddr("192.0.2.1")[:15],
+        sockaddr("2001:db8::1")[:27],
+        b"",
+        b"\2",
+    ],
+)
+def test_what_is_no_address_of_the_internet(data: bytes) -> None:
+    assert not Destination(data).is_internet
+
+
+@pytest.fixture
+def service() -> Iterator[socket.socket]:
+    """The listening socket of a host service."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        yield made
+
+
+def test_host_services_are_outside(service: socket.socket) -> None:
+    """The one that is offered, under both ways to write its address, and no other port of it."""
+    port = service.getsockname()[1]
+    offered = destinations(services=[service.fileno()])
+    for address in ("127.0.0.1", "::ffff:127.0.0.1"):
+        assert offered.is_outside(Destination(sockaddr(address, port)))
+        assert not offered.is_outside(Destination(sockaddr(address, port ^ 1)))
+    for address in ("127.0.0.2", "::1"):
+        assert not offered.is_outside(Destination(sockaddr(address, port)))
+    assert service.getsockname()[1] == port  # it is still open
+
+
+def test_host_services_over_udp_are_not(service: socket.socket) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as made:
+        made.bind(("127.0.0.1", 0))
+        port = made.getsockname()[1]
+        offered = destinations(services=[made.fileno()])
+        assert not offered.is_outside(Destination(sockaddr("127.0.0.1", port)))

@@ -1,0 +1,119 @@
+"""Which settings of a socket go over to the one that replaces it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from portwrap.keeper.options import (
+    BYTES,
+    FOR_CLIENTS,
+    FOR_LISTENERS,
+    HALF,
+    Pristine,
+    has_filter,
+    read,
+    write,
+)
+
+SET = [
+    (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
+    (socket.IPPROTO_IP, socket.IP_TTL, 33),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.SOL_SOCKET, socket.SO_PRIORITY, 5),
+    (socket.SOL_SOCKET, socket.SO_SNDBUF, 30000),
+    (socket.SOL_SOCKET, socket.SO_RCVBUF, 40000),
+    (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 7)),
+    (socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 5, 0)),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 9000),
+    (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno"),
+]
+FAMILIES = [socket.AF_INET, socket.AF_INET6]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_socket_has_no_changes(family: int) -> None:
+    with socket.socket(family) as one, socket.socket(family) as other:
+        pristine = Pristine(one)
+        assert len(pristine.values) > 40
+        assert pristine.changes(other) == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_set_goes_over(family: int) -> None:
+    with socket.socket(family) as one, socket.socket(family) as old, socket.socket(family) as new:
+        for option in SET:
+            old.setsockopt(*option)  # type: ignore[call-overload]
+        changes = Pristine(one).changes(old)
+        assert {(level, number) for level, number, _ in changes} >= {
+            (level, number) for level, number, _ in SET
+        }
+        for each, value in changes.items():
+            write(new, each, value)
+        assert Pristine(one).changes(new) == changes
+
+
+def test_a_buffer_that_was_set_to_the_default_is_locked() -> None:
+    """Its size is what it was, but the kernel does not adapt it any more (SO_BUF_LOCK)."""
+    with socket.socket() as one, socket.socket() as old:
+        size = old.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        old.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)
+        assert [number for _, number, _ in Pristine(one).changes(old)] == [72]
+
+
+@pytest.mark.parametrize("kind", [FOR_CLIENTS, FOR_LISTENERS], ids=["clients", "listeners"])
+def test_each_option_can_be_set_to_what_it_is(kind: tuple[tuple[int, int, int], ...]) -> None:
+    """So its kind is right, and nothing of the table is a value of the moment."""
+    for family in FAMILIES:
+        with socket.socket(family) as one:
+            pristine = Pristine(one, kind)
+            for option, value in pristine.values.items():
+                if option[2] != HALF:  # it would be locked then
+                    write(one, option, value)
+            assert pristine.changes(one) == {}
+
+
+def test_what_was_set_before_is_undone() -> None:
+    """The host's socket goes from one server to the next."""
+    with socket.socket() as one, socket.socket() as server, socket.socket() as host:
+        pristine = Pristine(one, FOR_LISTENERS)
+        for option in SET:
+            server.setsockopt(*option)  # type: ignore[call-overload]
+        pristine.copy_changes(pristine.changes(server), host)
+        assert pristine.changes(host) == pristine.changes(server) != {}
+        pristine.copy_changes({}, host)
+        left = pristine.changes(host)
+        # switched off, and the time that it had does not matter
+        assert left == {(1, 13, BYTES): struct.pack("=ii", 0, 7)}
+
+
+def test_the_hosts_defaults_stay() -> None:
+    """What has not been set is not copied, though the sandbox has another default."""
+    with socket.socket() as sandboxs, socket.socket() as old, socket.socket() as new:
+        for each in (sandboxs, old):  # as a sysctl of the sandbox would have it
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1234)
+        assert Pristine(sandboxs).changes(old) == {}
+        assert Pristine(new).changes(old) != {}  # the control
+
+
+def test_what_listeners_keep() -> None:
+    """How the host port is bound is not the server's to change."""
+    kept = {(1, 2), (1, 15), (1, 25), (41, 26), (0, 15), (0, 19)}
+    assert not kept & {option[:2] for option in FOR_LISTENERS}
+    assert kept <= {option[:2] for option in FOR_CLIENTS}  # the control
+
+
+def test_sizes() -> None:
+    with socket.socket() as made:
+        for option in FOR_CLIENTS:
+            if option[2] == BYTES:
+                assert isinstance(read(made, option), bytes)
+
+
+def test_no_filter() -> None:
+    with socket.socket() as made:
+        assert not has_filter(made)
