@@ -12,6 +12,8 @@ SOURCES = "/site-packages"
 BYTE_CODE = "/site-packages-%s"
 """Of the Pythons with this cache tag (`build.sh --for`)."""
 
+NOT_LOADED = "Start it again; if that fails, look at this Python, and at 'ulimit -a'."
+
 
 def refuse_old_python():
     # type: () -> None
@@ -82,23 +84,32 @@ def refuse(archive, why, remedy):
     return 125
 
 
+def load(archive):
+    # type: (str) -> None
+    let_ctrl_c_end_us()
+    compare_sum(archive)
+    # zipimport takes a folder inside an archive as an entry of sys.path, and never writes byte
+    # code.
+    sys.path.insert(0, tree_of(archive))
+    from portwrap.archive import compile_once
+
+    compile_once()
+    if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
+        from portwrap.launch import lifeline
+
+        lifeline.begin("batchspawner-portwrap")
+    import batchspawner_portwrap  # noqa: F401
+
+
 def run(archive):
     # type: (str) -> int
     # zipimport reads the list of contents once and opens the file anew for each module. Where
     # another version stands there meanwhile, it finds nonsense, of whatever kind.
     before = identity(archive)
+    loaded = False
     try:
-        compare_sum(archive)
-        # zipimport takes a folder inside an archive as an entry of sys.path, and never writes byte
-        # code.
-        sys.path.insert(0, tree_of(archive))
-        from portwrap.archive import compile_once
-
-        compile_once()
-        if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
-            from portwrap.launch import lifeline
-
-            lifeline.begin("batchspawner-portwrap")
+        load(archive)
+        loaded = True
         from batchspawner_portwrap import main
 
         return main()
@@ -110,11 +121,13 @@ def run(archive):
             return refuse(
                 archive, "is damaged: %s" % error, "Copy it again and compare its sha256."
             )
-        raise
+        if not loaded:
+            why = "cannot be loaded: %s: %s" % (type(error).__name__, error)
+            return refuse(archive, why, NOT_LOADED)
+        raise  # a fault of ours
 
 
 if __name__ == "__main__":
     refuse_old_python()
-    let_ctrl_c_end_us()
     # Made absolute: we may not stay in this directory.
     sys.exit(run(os.path.dirname(os.path.abspath(__file__))))

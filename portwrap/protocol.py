@@ -301,6 +301,13 @@ def send(socket: _socket.socket, message: Message, descriptors: Sequence[int] = 
         socket.sendmsg([(MORE if more else LAST) + part], ancillary)
 
 
+def refusing_program(lifeline: int, reason: str, failure: str) -> str:
+    """Python statements in one line that send Refused because of the exception `error`, for a
+    keeper that cannot import this module."""
+    fields = f"({Refused.__name__!r}, f'{reason}: {{error}}', {failure!r})"
+    return f"import os, marshal; os.write({lifeline}, {LAST!r} + marshal.dumps({fields}))"
+
+
 def receive(socket: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """The next message and the file descriptors that came with it; b"" at the end of file.
 

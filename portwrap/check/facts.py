@@ -13,6 +13,7 @@ import sys
 from .. import archive
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.lookup import read_setting
+from ..keeper.driver import variables
 from ..kernel import procfs
 from ..launch import dns, drivers, namespaces, services
 from ..launch.drivers.driver import find_executable
@@ -188,6 +189,7 @@ def version_of(name: str) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=variables(),
             timeout=VERSION_TIMEOUT,
             check=False,
         )

@@ -28,6 +28,11 @@ NOT_LINKED = 127
 """Exit status of a program whose libraries were not found."""
 
 
+def variables() -> dict[str, str]:
+    """The environment of a driver."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
 class DriverProcess:
     """A network driver that has been started."""
 
@@ -37,7 +42,7 @@ class DriverProcess:
         self.timeout = driver.timeout
         self.has_pidfd = has_pidfd
         self.driver = driver
-        self.environ = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        self.environ = variables()
         self._start()
 
     def _start(self) -> None:

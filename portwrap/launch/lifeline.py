@@ -27,6 +27,7 @@ from ..protocol import (
     Refused,
     decode_answer,
     receive,
+    refusing_program,
     send,
 )
 
@@ -263,6 +264,7 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
         title=f"{program}: keeper of process {os.getpid()}",
         place=place,
         first="" if modules is None else COMPILE_ONCE,
+        refuse=refusing_program(lifeline, "the keeper cannot be loaded", Failure.INCOMPLETE),
         lifeline=lifeline,
         modules=modules,
     )
@@ -289,12 +291,15 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
         os.close(errors)
 
 
-KEEPER = (
-    "{title!r}; import sys; sys.path[:0] = [{place!r}];{first}"
-    " from portwrap.keeper.setup import main; main({lifeline}, {modules})"
-)
-"""The keeper's program, in one line for ps(1)."""
-COMPILE_ONCE = " from portwrap.archive import compile_once; compile_once();"
+KEEPER = """{title!r}; import sys; sys.path[:0] = [{place!r}]
+try:
+ {first}from portwrap.keeper.setup import main
+except Exception as error:
+ {refuse}; raise SystemExit
+main({lifeline}, {modules})"""
+"""The keeper's program; its first line is for ps(1). Whatever an import raises, the system is the
+cause: where it cannot look at a file, Python even takes a folder for an empty module."""
+COMPILE_ONCE = "from portwrap.archive import compile_once; compile_once(); "
 """What it does first where it imports from an archive."""
 
 

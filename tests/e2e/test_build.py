@@ -559,7 +559,7 @@ sys.addaudithook(watch)
 tree = sys.argv[1] + "/site-packages"
 sys.path[:0] = [tree]
 from portwrap.launch import lifeline
-start = lifeline.KEEPER.partition("{first}")[2].partition("main(")[0]
+start = lifeline.KEEPER.partition("{first}")[2].partition("\\n")[0]
 exec(lifeline.COMPILE_ONCE.strip())
 del events[:]
 exec(start.strip())
@@ -654,6 +654,23 @@ def test_a_file_that_ends_early_runs_nothing(
         inside = started(account, [python, "-c", RUN_PATH, copy])
         assert inside.returncode == 1
         assert IT_RAN not in result.stdout + inside.stdout
+
+
+@pytest.mark.namespaces
+def test_an_empty_file_is_an_empty_program(
+    pyz: Path, account: str, python: str, world_dir: Path
+) -> None:
+    """Nothing of ours runs there. What the README has jobs do before sees it."""
+    match = re.search(r"req_prologue = '(test -s) .+?'", (PROJECT / "README.md").read_text())
+    assert match
+    empty = world_dir / "copy.pyz"
+    empty.touch()
+    result = started(account, [python, empty])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    for file, status in ((empty, 1), (pyz, 0)):
+        job = f"set -euo pipefail\n{match[1]} {file}\n{python} {file} --version"
+        result = run_as(account, ["bash", "-c", job])
+        assert (result.returncode, bool(result.stdout)) == (status, status == 0)
 
 
 # ---- Python too old, and Ctrl-C ---------------------------------------------------------------

@@ -52,6 +52,10 @@ def test_another_version_of_the_drivers_library(portwrap: Portwrap, world_dir: P
     show = ["sh", "-c", "echo $LD_LIBRARY_PATH"]
     result = run_in_sandbox(portwrap, *show, extra_env={**job, "PORTWRAP_NETWORK": HELPER})
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{world_dir}\n", "")
+    words = [portwrap.python, str(batchspawner_portwrap(portwrap)), "--check"]
+    check = run_as(OWNER, words, extra_env={**job, "PORTWRAP_NETWORK": HELPER})
+    assert (check.returncode, check.stderr) == (0, "")
+    assert f"with {HELPER} version" in check.stdout
 
 
 @pytest.fixture

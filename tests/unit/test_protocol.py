@@ -204,3 +204,16 @@ def test_descriptors_that_there_is_no_room_for(pair: tuple[socket.socket, socket
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         close(sent)
+
+
+def test_a_keeper_that_cannot_import_the_protocol_refuses_as_others_do(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """By hand; and what an exception says may be any text."""
+    ours, theirs = pair
+    reason = "no\udcff {module} 'of' \"that\" name"
+    text = protocol.refusing_program(theirs.fileno(), "not loaded", "kind")
+    exec(text, {"error": ImportError(reason)})
+    answer = decode_answer(protocol.receive(ours)[0])
+    assert isinstance(answer, Refused)
+    assert (answer.reason, answer.failure) == (f"not loaded: {reason}", "kind")
