@@ -121,18 +121,24 @@ def files_in_flight(process: int, descriptor: int) -> int:
 
 
 class BoundSocket:
-    """A row of a table of sockets."""
+    """A socket and where it is bound."""
 
     __slots__ = ("address", "inode", "port", "uid")
 
-    def __init__(self, row: Sequence[bytes]) -> None:
-        digits, _, port = row[1].partition(b":")
-        # The address is in words of four bytes in this machine's order.
-        words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
-        self.address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-        self.port = int(port, 16)
-        self.uid = int(row[7])
-        self.inode = int(row[9])
+    def __init__(self, address: bytes, port: int, uid: int, inode: int) -> None:
+        self.address = address
+        self.port = port
+        self.uid = uid
+        self.inode = inode
+
+
+def bound_socket(row: Sequence[bytes]) -> BoundSocket:
+    """That of a row of a table of sockets (proc(5))."""
+    digits, _, port = row[1].partition(b":")
+    # The address is in words of four bytes in this machine's order.
+    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    return BoundSocket(address, int(port, 16), int(row[7]), int(row[9]))
 
 
 def waiting_sockets(process: Process, table: str) -> list[BoundSocket]:
@@ -145,7 +151,7 @@ def waiting_sockets(process: Process, table: str) -> list[BoundSocket]:
             rows = [line.split() for line in file][1:]
     except OSError:
         return []
-    return [BoundSocket(row) for row in rows if row[3] == state]
+    return [bound_socket(row) for row in rows if row[3] == state]
 
 
 def tcp_listeners(process: Process) -> list[BoundSocket]:

@@ -63,10 +63,10 @@ class Address:
 class Netlink:
     """A netlink socket. It belongs to the network namespace in which it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         """Raises OSError."""
         kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
-        self.socket = _socket.socket(_socket.AF_NETLINK, kind, NETLINK_ROUTE)
+        self.socket = _socket.socket(_socket.AF_NETLINK, kind, protocol)
 
     def close(self) -> None:
         self.socket.close()

@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 
-from ..kernel import procfs
+from ..kernel import sock_diag
 from ..kernel.rtnetlink import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -135,7 +135,7 @@ def _services(own: set[bytes], highest: int) -> list[Port]:
     ports = []
     for table, protocol in (("tcp", socket.IPPROTO_TCP), ("udp", socket.IPPROTO_UDP)):
         for name in (table, f"{table}6"):
-            for waiting in procfs.waiting_sockets("self", name):
+            for waiting in sock_diag.waiting_sockets(name):
                 if waiting.uid <= highest:
                     served = [each for each in own if _serves(waiting.address, each)]
                     ports += [Port(each, protocol, waiting.port) for each in served]

@@ -12,7 +12,7 @@ import os
 import socket
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
-from ..kernel import procfs
+from ..kernel import sock_diag
 from ..kernel.sockets import BACKLOG
 
 TYPE_CHECKING = False
@@ -175,5 +175,5 @@ def is_held(table: str, address: str, port: int) -> bool:
     packed = socket.inet_pton(socket.AF_INET6 if table.endswith("6") else socket.AF_INET, address)
     return any(
         each.port == port and each.address in (packed, bytes(len(packed)))
-        for each in procfs.waiting_sockets("self", table)
+        for each in sock_diag.waiting_sockets(table)
     )
