@@ -35,7 +35,7 @@ from .startup_line import log_step, what_was_made
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from socket import socket
     from typing import NoReturn
 
@@ -113,19 +113,7 @@ def _send_go(
     """
     command = os.getpid()
     process, has_pidfd = open_process(command)
-    user_namespace = os.open("/proc/self/ns/user", os.O_RDONLY)
-    network_namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
-    routes = [(socket, guest) for other, guest in published for socket in other.listeners]
-    reserved = [socket for each in (port, *dict(published)) for socket in each.reserved]
-    descriptors = Descriptors(
-        process,
-        user_namespace,
-        network_namespace,
-        listeners=_numbers(port.listeners),
-        published=_numbers([socket for socket, _ in routes]),
-        reserved=_numbers(reserved),
-        services=_numbers(host_services),
-    )
+    descriptors = _descriptors(process, port, [other for other, _ in published], host_services)
     go = Go(
         program=sandbox.program,
         verbose=sandbox.verbose,
@@ -138,7 +126,7 @@ def _send_go(
         driver_networks=ports.parse_networks(",".join(driver.networks)) if driver else [],
         address=id(command),  # which in CPython is one
         allowed=sandbox.allowed,
-        published_to=[guest for _, guest in routes],
+        published_to=[guest for other, guest in published for _ in other.listeners],
         own_addresses=own_addresses,
         driver=_how_to_start(driver, command) if driver else None,
         descriptors=descriptors,
@@ -146,21 +134,35 @@ def _send_go(
     try:
         lifeline.send_go(go)
     finally:
-        for descriptor in (process, user_namespace, network_namespace):
+        for descriptor in descriptors.in_order():
             os.close(descriptor)
-    for host_port in (port, *dict(published)):
-        host_port.close()
-    for socket in host_services:
-        socket.close()
+
+
+def _descriptors(
+    process: int,
+    port: HostPort,
+    published: Sequence[HostPort],
+    host_services: Sequence[socket],
+) -> Descriptors:
+    """What the keeper gets from this process, which keeps no other reference to it."""
+    return Descriptors(
+        process,
+        os.open("/proc/self/ns/user", os.O_RDONLY),
+        os.open("/proc/self/ns/net", os.O_RDONLY),
+        listeners=_detached(port.listeners),
+        published=_detached(socket for other in published for socket in other.listeners),
+        reserved=_detached(socket for each in (port, *published) for socket in each.reserved),
+        services=_detached(host_services),
+    )
+
+
+def _detached(sockets: Iterable[socket]) -> list[int]:
+    return [socket.detach() for socket in sockets]
 
 
 def _how_to_start(driver: NetworkDriver, command: int) -> Driver:
     """What the keeper needs to start this driver on the namespaces of the command."""
     return Driver(driver.name, driver.argv(command), driver.ready_descriptor, keeper.DRIVER_TIMEOUT)
-
-
-def _numbers(sockets: Sequence[socket]) -> list[int]:
-    return [socket.fileno() for socket in sockets]
 
 
 def _give_own_addresses(sandbox: Sandbox, node: Node, with_rules: bool) -> list[str]:
