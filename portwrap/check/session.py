@@ -83,9 +83,11 @@ class Session:
     def refusal(self) -> PortwrapError:
         """Why its command did not come to listen."""
         refusal = self.wait_for("refused", 0)
-        lines = self.read_errors().splitlines() if "made" in self.reported else []
-        if lines:  # the keeper's: it could not go on
-            message = f"the probe did not run in the sandbox: {lines[-1]}"
+        if "made" in self.reported:
+            # The keeper ends the command first, and then reports why it cannot go on.
+            lines = self.read_errors(time.monotonic() + END_TIMEOUT).splitlines()
+            reason = lines[-1] if lines else refusal["message"] if refusal else "it ended"
+            message = f"the probe did not run in the sandbox: {reason}"
             return PortwrapError(message, Failure.KEEPER)
         if refusal:
             return PortwrapError(refusal["message"], refusal["failure"], subject=refusal["subject"])
