@@ -8,7 +8,7 @@ port.
 from __future__ import annotations
 
 from ..kernel.sockets import BACKLOG
-from .relay import GUESTS, Place
+from .connector import GUESTS, Upstream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ class GuestPort:
         self.port = port
         self.relay = relay
         self.hosts = hosts
-        self.place = Place(port, GUESTS)  # where its clients are led
+        self.upstream = Upstream(port, GUESTS)  # where its clients are forwarded to
         self.stand_in: _socket.socket | None = None
 
     def keep(self, stand_in: _socket.socket, host: _socket.socket) -> None:
-        """Listen with this socket, bound to the guest port, and lead its clients to the server that
-        has `host`; and with them those of the host port's other sockets."""
+        """Listen with this socket, bound to the guest port, and forward its clients to the server
+        that has `host`; and with them those of the host port's other sockets."""
         self.let_go()
         stand_in.listen(BACKLOG)
         self.stand_in = stand_in
         address, port = host.getsockname()[:2]
-        self.place.aim(port, [(host.family, reachable(address))])
+        self.upstream.aim(port, [(host.family, reachable(address))])
         for listener in [stand_in, *(other for other in self.hosts if other is not host)]:
-            self.relay.serve(listener, self.place)
+            self.relay.serve(listener, self.upstream)
 
     def let_go(self) -> None:
         """Relay nothing; free the guest port."""
         for host in self.hosts:
-            if host.fileno() in self.relay.listeners:
+            if self.relay.serves(host):
                 self.relay.release(host)
         if self.stand_in is not None:
             self.relay.stop_serving(self.stand_in)

@@ -14,17 +14,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from .relay import Relay
+    from .reactor import Reactor
 
 
 class HostSockets:
     """Ours of the host's sockets. A server that we have given one is watched for its end."""
 
     def __init__(
-        self, descriptors: Sequence[int], relay: Relay, on_end: Callable[[], None]
+        self, descriptors: Sequence[int], reactor: Reactor, on_end: Callable[[], None]
     ) -> None:
         self.sockets = [_socket.socket(fileno=number) for number in descriptors]
-        self.relay = relay
+        self.reactor = reactor
         self.on_end = on_end  # called when no process has one any more
         self.given = (0, 0)  # process and descriptor that got one last
         self.pidfd = -1  # of a process that has one
@@ -58,12 +58,12 @@ class HostSockets:
             self.pidfd = pidfd_open(process)
         except OSError:
             return False
-        self.relay.watch(self.pidfd, self.on_holder_end)
+        self.reactor.watch(self.pidfd, self.on_holder_end)
         return True
 
     def stop_watching(self) -> None:
         if self.pidfd >= 0:
-            self.relay.unwatch(self.pidfd)
+            self.reactor.unwatch(self.pidfd)
             os.close(self.pidfd)
             self.pidfd = -1
 

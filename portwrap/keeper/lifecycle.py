@@ -12,7 +12,6 @@ from ..diagnostics.errors import Failure
 from ..kernel import procfs
 from ..kernel.waiting import Countdown
 from .log import Log
-from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from .driver import DriverProcess
     from .session import Session
+    from .worker import Worker
 
 
 class Lifecycle:

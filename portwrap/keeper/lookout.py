@@ -6,15 +6,13 @@ replaced. The kernel does not report that, so we look, as long as clients wait; 
 
 from __future__ import annotations
 
-import time
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import _socket
 
-    from .relay import Relay
+    from .reactor import Reactor, Timer
     from .unserved import Unserved
 
 FIRST_PAUSE, SHORT_PAUSE, MAX_PAUSE = 0.05, 0.001, 1.0
@@ -28,19 +26,19 @@ class Lookout:
 
     def __init__(
         self,
-        relay: Relay,
+        reactor: Reactor,
         unserved: Unserved,
         hosts: Sequence[_socket.socket],
         listens: Callable[[], bool],
         on_server: Callable[[str], None],
     ) -> None:
-        self.relay = relay
+        self.reactor = reactor
         self.unserved = unserved
         self.hosts = hosts
         self.listens = listens  # whether a server listens on the guest port
         self.on_server = on_server  # called when one does, with the reason that is known
         self.waiting = False  # clients of the host port wait for a server
-        self.next_look = 0.0
+        self.timer: Timer | None = None  # of the next look, while they do
         self.expect()
 
     def expect(self, reason: str = UNWATCHED, pause: float = FIRST_PAUSE) -> None:
@@ -52,16 +50,17 @@ class Lookout:
     def begin(self) -> None:
         """Be told when somebody asks at the host port."""
         for host in self.hosts:
-            if host.fileno() not in self.relay.watched:
-                self.relay.watch(host.fileno(), self.on_client, edge=True)
+            if not self.reactor.is_watched(host.fileno()):
+                self.reactor.watch(host.fileno(), self.on_client, edge=True)
 
     def end(self) -> None:
         """Whoever waits is served now."""
         self.waiting = False
+        self.reactor.cancel(self.timer)
         self.unserved.on_served()
         for host in self.hosts:
-            if host.fileno() in self.relay.watched:
-                self.relay.unwatch(host.fileno())
+            if self.reactor.is_watched(host.fileno()):
+                self.reactor.unwatch(host.fileno())
 
     def on_client(self) -> None:
         if not self.waiting:
@@ -71,18 +70,14 @@ class Lookout:
 
     def look_in(self, seconds: float) -> None:
         self.pause = seconds
-        self.next_look = time.monotonic() + seconds
+        self.reactor.cancel(self.timer)
+        if self.waiting:
+            self.timer = self.reactor.call_in(seconds, self.look)
 
     def look(self) -> None:
-        """See whether a server listens on its own socket, if it is time for that."""
-        if not self.waiting or time.monotonic() < self.next_look:
-            return
+        """See whether a server listens on its own socket."""
         self.look_in(min(2 * self.pause, MAX_PAUSE))
         if self.listens():
             self.on_server(self.reason)
         else:
             self.unserved.on_client()
-
-    def timeout(self) -> float:
-        """Seconds until the next look is due, while clients wait."""
-        return max(0.0, self.next_look - time.monotonic())

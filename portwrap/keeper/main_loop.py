@@ -13,10 +13,12 @@ import _socket
 
 from ..diagnostics.errors import reason_of
 from ..kernel.processes import enter
+from .connector import GUESTS, Upstream
 from .driver import how_ended
-from .relay import GUESTS, Place, Relay
+from .reactor import Reactor
+from .relay import Relay
 from .unserved import Unserved
-from .worker import LAST_WORDS, Worker
+from .worker import DELIVERY_TIMEOUT, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from ..protocol import SeccompListener
-    from .datagrams import Datagrams
     from .lifecycle import Lifecycle
     from .native import Native
+    from .reactor import Timer
     from .session import Session
 
 PROC_INTERVAL = 2.0
@@ -52,8 +54,9 @@ class Keeper:
         self.session = session
         self.lifecycle = lifecycle
         self.native: Native | None = None
-        self.relay = Relay(session.max_connections)
-        self.datagrams: list[Datagrams] = []
+        self.look_again: Timer | None = None
+        self.reactor = Reactor()
+        self.relay = Relay(self.reactor, session.max_connections)
         self.unserved = Unserved(session, lifecycle.log.report)
         self.guests = [*GUESTS, *map(family_and_address, session.go.own_addresses)]
 
@@ -62,23 +65,17 @@ class Keeper:
         self.begin_forwarding()
         self.watch()
         while True:
-            self.relay.turn(self.patience())
-            if not self.lifecycle.has_pidfd:
-                self.look_at_both()
-            if self.native is not None:
-                self.native.lookout.look()
-            for datagrams in self.datagrams:
-                datagrams.look()
+            self.reactor.run_once()
 
     def begin_forwarding(self) -> None:
         """Forward every port, or be ready to give the host port's socket to the server."""
         go, descriptors = self.session.go, self.session.go.descriptors
         inward = [
-            (_socket.socket(fileno=number), Place(port, self.guests))
+            (_socket.socket(fileno=number), Upstream(port, self.guests))
             for number, port in go.published
         ]
         if not self.session.forwards_natively:
-            guest = self.guest_place(go.guest_port)
+            guest = self.guest_upstream(go.guest_port)
             inward += [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
         if self.session.inside:
             self.serve_inward(inward)
@@ -100,7 +97,7 @@ class Keeper:
 
         machine = seccomp.this_machine()
         assert machine is not None
-        responder = Responder(listener.descriptor, self.relay)
+        responder = Responder(listener.descriptor, self.reactor)
         sockets = SandboxSockets(listener.spares)
         exchanger = Exchanger(Epolls(Callers(), machine.kcmp, hears_of_new=listener.outbound))
         if listener.forward:
@@ -121,29 +118,30 @@ class Keeper:
 
             Outbound(self.session, responder, exchanger, sockets)
 
-    def guest_place(self, port: int) -> Place:
-        """Where clients of the host port are led to in the sandbox."""
-        return Place(port, self.guests, allowed=self.session.go.allowed, unserved=self.unserved)
+    def guest_upstream(self, port: int) -> Upstream:
+        """Where clients of the host port are forwarded to in the sandbox."""
+        return Upstream(port, self.guests, allowed=self.session.go.allowed, unserved=self.unserved)
 
-    def serve_inward(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
-        """Relay from these sockets of the host to these places inside, where we are."""
-        for listener, place in routes:
-            self.relay.serve(listener, place)
+    def serve_inward(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> None:
+        """Relay from these sockets of the host to these upstreams in the sandbox, where we are."""
+        for listener, upstream in routes:
+            self.relay.serve(listener, upstream)
 
     def offer(self, listener: _socket.socket) -> None:
-        """Relay from this socket inside to the same address and port of the host, where we are."""
+        """Relay from this socket of the sandbox to the same address and port of the host, where we
+        are."""
         if listener.type == _socket.SOCK_DGRAM:
             from .datagrams import Datagrams
 
-            self.datagrams.append(Datagrams(self.relay, listener))
+            Datagrams(self.reactor, listener)
             return
         address, port = listener.getsockname()[:2]
-        self.relay.serve(listener, Place(port, [(listener.family, address)], inward=False))
+        self.relay.serve(listener, Upstream(port, [(listener.family, address)], inward=False))
 
     def relay_inside(self, hosts: list[_socket.socket], port: int) -> None:
         """Relay from these sockets of the host to this port in the sandbox, for good. Raises
         OSError: they are as they were if there was no process for it."""
-        routes = [(host, self.guest_place(port)) for host in hosts]
+        routes = [(host, self.guest_upstream(port)) for host in hosts]
         if self.session.go.descriptors.services or self.session.has_native_outbound:
             self.start_worker(routes)  # the host is reached from out here only
             return
@@ -151,34 +149,28 @@ class Keeper:
         self.session.inside = True
         self.serve_inward(routes)
 
-    def start_worker(self, routes: Sequence[tuple[_socket.socket, Place]]) -> None:
+    def start_worker(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> None:
         """Have a process in the sandbox relay from these sockets of the host. Raises OSError."""
         worker = Worker(routes, self.session.namespaces, self.session.max_connections)
         worker.wait_until_ready()
         self.lifecycle.workers.append(worker)
-        self.relay.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
-
-    def patience(self) -> float:
-        """Seconds until something is to be looked at that gives no event; -1: nothing is."""
-        limits = [PROC_INTERVAL] if not self.lifecycle.has_pidfd else []
-        if self.native is not None and self.native.lookout.waiting:
-            limits.append(self.native.lookout.timeout())
-        limits += [datagrams.patience() for datagrams in self.datagrams if datagrams.clients]
-        return min(limits, default=-1.0)
+        self.reactor.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
 
     def watch(self) -> None:
-        """Put everything that can end the session into the relay's loop."""
+        """Be notified of everything that can end the session."""
         lifecycle = self.lifecycle
         if lifecycle.is_gone():
             self.finish()
-        self.relay.watch(lifecycle.lifeline.fileno(), self.on_lifeline)
-        if lifecycle.has_pidfd:
-            self.relay.watch(lifecycle.process, self.finish)
+        self.reactor.watch(lifecycle.lifeline.fileno(), self.on_lifeline)
         driver = lifecycle.driver
         if driver is not None:
-            self.relay.watch(driver.messages, self.on_driver_messages)
-        if driver is not None and lifecycle.has_pidfd:
-            self.relay.watch(driver.pidfd, self.on_driver_end)
+            self.reactor.watch(driver.messages, self.on_driver_messages)
+        if not lifecycle.has_pidfd:
+            self.look_again = self.reactor.call_in(PROC_INTERVAL, self.look_at_both)
+            return
+        self.reactor.watch(lifecycle.process, self.finish)
+        if driver is not None:
+            self.reactor.watch(driver.pidfd, self.on_driver_end)
 
     # -- the command -----------------------------------------------------------------------
 
@@ -186,22 +178,25 @@ class Keeper:
         """End of file is no end of the command: some launchers close whatever they do not know."""
         if self.lifecycle.is_gone():
             self.finish()
-        self.relay.unwatch(self.lifecycle.lifeline.fileno())
+        self.reactor.unwatch(self.lifecycle.lifeline.fileno())
 
     def finish(self) -> NoReturn:
         """Deliver what the command sent before it ended, and end."""
         links = [worker.link.fileno() for worker in self.lifecycle.workers]
         # Whatever ends meanwhile, too, changes nothing any more.
         for descriptor in (self.lifecycle.lifeline.fileno(), self.lifecycle.process, *links):
-            if descriptor in self.relay.watched:
-                self.relay.unwatch(descriptor)
+            if self.reactor.is_watched(descriptor):
+                self.reactor.unwatch(descriptor)
+        self.reactor.cancel(self.look_again)
+        if self.native is not None:
+            self.native.lookout.end()
         for worker in self.lifecycle.workers:
             worker.finish()
         for number in self.session.go.descriptors.reserved:
             os.close(number)
-        self.relay.finish(LAST_WORDS)
+        self.relay.finish(DELIVERY_TIMEOUT)
         for worker in self.lifecycle.workers:
-            worker.has_word(LAST_WORDS)
+            worker.has_message(DELIVERY_TIMEOUT)
         self.lifecycle.leave()
 
     def look_at_both(self) -> None:
@@ -209,13 +204,14 @@ class Keeper:
         if self.lifecycle.is_gone():
             self.finish()
         self.on_driver_end()
+        self.look_again = self.reactor.call_in(PROC_INTERVAL, self.look_at_both)
 
     # -- ours ------------------------------------------------------------------------------
 
     def on_driver_messages(self) -> None:
         driver = self.lifecycle.driver
         if driver is not None and not driver.read_messages():
-            self.relay.unwatch(driver.messages)
+            self.reactor.unwatch(driver.messages)
             self.on_driver_end()
 
     def on_driver_end(self) -> None:

@@ -62,7 +62,7 @@ class Native:
         self.network = os.fstat(go.descriptors.network_namespace).st_ino
         self.log = log
         self.relay_inside = relay_inside  # relay from these sockets to this port in the sandbox
-        self.hosts = HostSockets(go.descriptors.listeners, relay, self.start_over)
+        self.hosts = HostSockets(go.descriptors.listeners, relay.reactor, self.start_over)
         self.guest_port = GuestPort(go.guest_port, relay, self.hosts.sockets)
         self.exchanger = exchanger
         self.sandbox = sandbox_sockets
@@ -70,7 +70,7 @@ class Native:
         self.relaying = False  # for good
         self.delayed = False  # there was no process for the relay
         self.lookout = Lookout(
-            relay,
+            relay.reactor,
             unserved,
             self.hosts.sockets,
             lambda: go.guest_port in unserved.listeners.ports(),

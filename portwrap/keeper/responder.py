@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Optional
 
-    from .relay import Relay
+    from .reactor import Reactor
 
     Handler = Callable[[seccomp.Notification], Optional[int]]
 
@@ -27,12 +27,12 @@ MAX_RESPONSES = 16
 class Responder:
     """Receives the notifications of a seccomp listener and responds to each."""
 
-    def __init__(self, listener: int, relay: Relay) -> None:
+    def __init__(self, listener: int, reactor: Reactor) -> None:
         self.listener = listener
-        self.relay = relay
+        self.reactor = reactor
         self.handlers: dict[int, Handler] = {}
         seccomp.wake_up_in_place(listener)
-        relay.watch(listener, self.on_notifications)
+        reactor.watch(listener, self.on_notifications)
 
     def on(self, system_call: int, handler: Handler) -> None:
         """Have this handler decide what the system call of this number comes to: a result, where a
@@ -72,7 +72,7 @@ class Responder:
             # Without POLLIN its caller has been killed. POLLHUP: nobody is left in the sandbox;
             # receiving would wait for ever before Linux 6.12.
             if state:
-                self.relay.unwatch(self.listener)
+                self.reactor.unwatch(self.listener)
             return None
         try:
             return seccomp.receive(self.listener)

@@ -4,8 +4,8 @@ A process makes sockets only in the network namespace that it is in, so that no 
 relay in both directions. Where there are both, the keeper stays with the host and forks this one
 off: it enters the sandbox and relays what comes from the host's listening sockets.
 
-The two share a socket pair. At its end of file the worker delivers what has been sent and ends:
-the keeper says so by shutting its side down, or has died. The worker's death is the same sign.
+The two share a socket pair. At its end of file the worker delivers what has been sent and ends: the
+keeper has shut its end down, or has died. The worker's death shows in the same way.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ import _socket
 from ..diagnostics.errors import reason_of
 from ..kernel.processes import close_all_but, enter
 from ..kernel.waiting import Countdown
-from .relay import Place, Relay
+from .reactor import Reactor
+from .relay import Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from .connector import Upstream
+
 READY_TIMEOUT = 5.0
 """Seconds that a new worker may take until it has entered the sandbox."""
 READY = "ready"
-"""The first word of a worker that serves; that of another is an errno, or 0, and the reason."""
-LAST_WORDS = 0.5
+"""The message of a worker that serves; that of another is an errno, or 0, and the reason."""
+DELIVERY_TIMEOUT = 0.5
 """Seconds to deliver what the command sent before it ended."""
 
 
@@ -38,36 +41,37 @@ class Worker:
 
     def __init__(
         self,
-        routes: Sequence[tuple[_socket.socket, Place]],
+        routes: Sequence[tuple[_socket.socket, Upstream]],
         namespaces: Sequence[int],
-        most_connections: int,
+        max_connections: int,
     ) -> None:
-        """Start one for these listening sockets, each with its place inside. Raises OSError."""
+        """Start one for these listening sockets, each with its upstream in the sandbox. Raises
+        OSError."""
         self.listeners = [listener for listener, _ in routes]
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
         self.link, theirs = _socket.socketpair(_socket.AF_UNIX, kind, 0)
         self.process = os.fork()
         if self.process == 0:
-            run(theirs, routes, namespaces, most_connections)
+            run(theirs, routes, namespaces, max_connections)
         theirs.close()
 
     def wait_until_ready(self) -> None:
         """Return when the sockets are its own. Raises OSError: it does not serve, and is gone."""
-        word = "0 did not answer in time"
-        if self.has_word(READY_TIMEOUT):
-            word = self.link.recv(4096).decode("utf-8", "replace") or "0 ended at once"
-        if word != READY:
+        message = "0 did not answer in time"
+        if self.has_message(READY_TIMEOUT):
+            message = self.link.recv(4096).decode("utf-8", "replace") or "0 ended at once"
+        if message != READY:
             self.end()
-            number, _, why = word.partition(" ")
+            number, _, why = message.partition(" ")
             raise OSError(int(number), f"the relay in the sandbox {why}")
         for listener in self.listeners:
             listener.close()
 
-    def has_word(self, limit: float) -> bool:
-        """Whether it has spoken, or has ended, within `limit` seconds."""
+    def has_message(self, timeout: float) -> bool:
+        """Whether it has sent something, or has ended, within `timeout` seconds."""
         poll = select.poll()
         poll.register(self.link.fileno(), select.POLLIN)
-        return bool(Countdown(limit).poll(poll))
+        return bool(Countdown(timeout).poll(poll))
 
     def finish(self) -> None:
         """Ask it to deliver what has been sent, and to end."""
@@ -81,9 +85,9 @@ class Worker:
 
 def run(
     link: _socket.socket,
-    routes: Sequence[tuple[_socket.socket, Place]],
+    routes: Sequence[tuple[_socket.socket, Upstream]],
     namespaces: Sequence[int],
-    most_connections: int,
+    max_connections: int,
 ) -> NoReturn:
     """Be the worker. Never returns into the keeper's code that it was forked from."""
     try:
@@ -94,19 +98,20 @@ def run(
         with open("/proc/self/comm", "w") as comm:
             comm.write("portwrap-relay")
         enter(namespaces)
-        relay = Relay(most_connections)
-        for listener, place in routes:
-            relay.serve(listener, place)
+        reactor = Reactor()
+        relay = Relay(reactor, max_connections)
+        for listener, upstream in routes:
+            relay.serve(listener, upstream)
 
         def on_end() -> None:
-            relay.unwatch(link.fileno())
-            relay.finish(LAST_WORDS)
+            reactor.unwatch(link.fileno())
+            relay.finish(DELIVERY_TIMEOUT)
             os._exit(0)
 
-        relay.watch(link.fileno(), on_end)
+        reactor.watch(link.fileno(), on_end)
         link.send(READY.encode())
         while True:
-            relay.turn()
+            reactor.run_once()
     except OSError as error:
         link.send(f"{error.errno} failed: {error.strerror}".encode("utf-8", "replace"))
     except Exception as error:

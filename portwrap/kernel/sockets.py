@@ -31,6 +31,7 @@ OUT_OF_RESOURCES = (
     errno.ENOSPC,
 )
 """Errors that mean: try again when something else has been closed or freed."""
+RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 SIOCGSKNS = 0x894C  # linux/sockios.h
 TCP_CLOSE = 7  # enum of linux/tcp.h: it neither listens nor is connected, or about to be
 AF_UNSPEC = bytes(16)
@@ -41,6 +42,15 @@ def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:
     """accept(2), as `socket.accept` does it. Raises OSError."""
     descriptor, address = listener._accept()  # type: ignore[attr-defined]
     return _socket.socket(listener.family, listener.type, 0, descriptor), address
+
+
+def reset(socket: _socket.socket) -> None:
+    """Close a connection so that its other end sees a reset (socket(7), SO_LINGER)."""
+    try:
+        socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, RESET_AT_CLOSE)
+    except OSError:
+        pass
+    socket.close()
 
 
 def listens(socket: _socket.socket) -> bool:

@@ -24,8 +24,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from portwrap.keeper import relay as module
-from portwrap.keeper.relay import GUESTS, Place, Relay
+from portwrap.keeper import pipes, streams
+from portwrap.keeper.connector import GUESTS, Upstream
+from portwrap.keeper.pipes import Pipe
+from portwrap.keeper.reactor import Reactor
+from portwrap.keeper.relay import Relay
 
 from fuzzing import TIMES, examples
 from helpers import OWNER, cannot, run_as, wait_until
@@ -749,20 +752,17 @@ class Bench:
         self.host.bind(("127.0.0.1", 0))
         self.host.listen()
         self.guest = self.keep(socket.create_server(("127.0.0.1", 0)))
-        self.relay = Relay(100)
-        self.place = Place(self.guest.getsockname()[1], GUESTS)
-        self.relay.serve(_socket.socket(fileno=os.dup(self.host.fileno())), self.place)
+        self.reactor = Reactor()
+        self.relay = Relay(self.reactor, 100)
+        self.upstream = Upstream(self.guest.getsockname()[1], GUESTS)
+        self.relay.serve(_socket.socket(fileno=os.dup(self.host.fileno())), self.upstream)
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.relay.stop_listening()
-        for side in list(self.relay.sides.values()):
-            self.relay.drop(side)
-        for pipe in self.relay.pipes:
-            pipe.close()
-        self.relay.epoll.close()
+        self.relay.close()
+        self.reactor.close()
         self.stack.close()
 
     def keep(self, made: socket.socket) -> socket.socket:
@@ -777,15 +777,15 @@ class Bench:
     def pair(self) -> tuple[socket.socket, socket.socket]:
         """A client and the server's end of its connection, with nothing left to do."""
         client = self.client()
-        while not select.select([self.guest], [], [], 0)[0] or self.relay.dials:
-            self.relay.turn(5)
+        while not select.select([self.guest], [], [], 0)[0] or self.relay.connector.pending:
+            self.reactor.run_once(5)
         return client, self.keep(self.guest.accept()[0])
 
 
-@pytest.mark.parametrize("bound", [module.MAX_UNSENT, 0], ids=["", "peeking"])
+@pytest.mark.parametrize("bound", [streams.MAX_UNSENT, 0], ids=["", "peeking"])
 def test_messages_in_a_row_over_mptcp(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """A connection that cannot be told to acknowledge at once."""
-    monkeypatch.setattr(module, "MAX_UNSENT", bound)
+    monkeypatch.setattr(streams, "MAX_UNSENT", bound)
     try:
         socket.socket(proto=socket.IPPROTO_MPTCP).close()
     except OSError as error:
@@ -795,7 +795,7 @@ def test_messages_in_a_row_over_mptcp(monkeypatch: pytest.MonkeyPatch, bound: in
         for word in (b"one", b"two", b"three"):
             client.sendall(word)
             while not select.select([server], [], [], 0)[0]:
-                bench.relay.turn(5)
+                bench.reactor.run_once(5)
             assert server.recv(9) == word
 
 
@@ -803,11 +803,11 @@ def test_an_answer_before_the_reset_that_a_send_meets() -> None:
     with Bench() as bench:
         client, server = bench.pair()
         client.sendall(b"request")
-        bench.relay.turn(5)
+        bench.reactor.run_once(5)
         client.sendall(b"more")  # is told of first
         server.sendall(b"too large")
         server.close()  # with unread data: a reset follows the answer
-        bench.relay.turn(5)
+        bench.reactor.run_once(5)
         assert client.recv(100) == b"too large"
 
 
@@ -817,33 +817,33 @@ def test_the_end_is_told_together_with_room_for_more(
 ) -> None:
     """Of the events of one turn those behind the end of the command are never looked at, and an
     edge is not told again."""
-    monkeypatch.setattr(module, "MOST_PIPES", most)
+    monkeypatch.setattr(pipes, "MAX_PIPES", most)
     with Bench() as bench:
         narrow(bench.guest)
         narrow(bench.host)
         client, server = bench.pair()
-        for side in bench.relay.sides.values():
-            narrow(side.socket)
+        for endpoint in bench.relay.streams.endpoints.values():
+            narrow(endpoint.socket)
         client.setblocking(False)
         server.setblocking(False)
         while not unsent(bench.relay):
             with contextlib.suppress(BlockingIOError):
                 server.send(bytes(100_000))
-            bench.relay.turn(1)
+            bench.reactor.run_once(1)
         before = unsent(bench.relay)
         reader, writer = os.pipe()
 
         def on_end() -> None:
-            bench.relay.unwatch(reader)
+            bench.reactor.unwatch(reader)
             bench.relay.finish(0.1)
             raise EOFError  # as the keeper, which ends
 
         try:
-            bench.relay.watch(reader, on_end)
+            bench.reactor.watch(reader, on_end)
             os.write(writer, b"x")
             drain(client)
             with pytest.raises(EOFError):
-                bench.relay.turn(5)
+                bench.reactor.run_once(5)
             assert unsent(bench.relay) != before
         finally:
             os.close(reader)
@@ -852,9 +852,13 @@ def test_the_end_is_told_together_with_room_for_more(
 
 def unsent(relay: Relay) -> int:
     """Bytes that wait for the room that an event will tell of."""
-    waiting = [(side.unsent, side.taken) for side in relay.sides.values() if side.unsent]
+    waiting = [
+        (endpoint.unsent, endpoint.taken)
+        for endpoint in relay.streams.endpoints.values()
+        if endpoint.unsent
+    ]
     return sum(
-        unsent.held if isinstance(unsent, module.Pipe) else len(unsent) - taken
+        unsent.held if isinstance(unsent, Pipe) else len(unsent) - taken
         for unsent, taken in waiting
     )
 
@@ -869,10 +873,12 @@ def test_an_event_of_the_past_meets_no_new_socket() -> None:
     """A descriptor number that was closed while events are dealt with is given out at once again;
     what is left of the events of its past must not be taken for the new socket's."""
     with Bench() as bench:
-        relay = bench.relay
+        reactor = bench.reactor
         first, server = bench.pair()
         bench.guest.close()
-        moved = bench.keep(socket.create_server(("::1", bench.place.port), family=socket.AF_INET6))
+        moved = bench.keep(
+            socket.create_server(("::1", bench.upstream.port), family=socket.AF_INET6)
+        )
 
         # In the turn that dials for the second client, which is refused, the server resets the
         # first one's connection before, and the first client resets its own afterwards.
@@ -881,33 +887,33 @@ def test_an_event_of_the_past_meets_no_new_socket() -> None:
             bench.stack.callback(os.close, end)
 
         def meanwhile() -> None:
-            relay.unwatch(pipe[0])
+            reactor.unwatch(pipe[0])
             reset(server)
 
-        relay.watch(pipe[0], meanwhile)
+        reactor.watch(pipe[0], meanwhile)
         os.write(pipe[1], b"x")
         second = bench.client()
-        relay.turn(5)
+        reactor.run_once(5)
         reset(first)
         bench.stack.enter_context(open(os.devnull))  # takes the lowest free number
         for _ in range(5):
-            relay.turn(0.05)
+            reactor.run_once(0.05)
         with moved.accept()[0] as late:
             late.sendall(b"hello")
-            relay.turn(5)
+            reactor.run_once(5)
             assert second.recv(9) == b"hello"
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first bytes are taken for the beginning of a large body."""
-    for name in ("SMALLEST_CHUNK", "FIRST_CHUNK", "CHUNK"):
-        monkeypatch.setattr(module, name, 256)
+    for name in ("MIN_CHUNK", "FIRST_CHUNK", "MAX_CHUNK"):
+        monkeypatch.setattr(streams, name, 256)
 
 
-def turn_until_idle(relay: Relay) -> None:
-    while relay.turned_off or select.select([relay.epoll.fileno()], [], [], 0.1)[0]:
-        relay.turn(0)
+def turn_until_idle(reactor: Reactor) -> None:
+    while reactor.soon or select.select([reactor.epoll.fileno()], [], [], 0.1)[0]:
+        reactor.run_once(0)
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -916,12 +922,12 @@ def test_urgent_data_in_a_large_body(soon: None, ended: bool) -> None:
     with Bench() as bench:
         client, server = bench.pair()
         client.sendall(bytes(1000))
-        turn_until_idle(bench.relay)
+        turn_until_idle(bench.reactor)
         client.send(b"!", socket.MSG_OOB)
         client.sendall(b"tail")
         if ended:
             client.shutdown(socket.SHUT_WR)
-        turn_until_idle(bench.relay)
+        turn_until_idle(bench.reactor)
         server.settimeout(5)
         got = b""
         while len(got) < 1004:
@@ -941,24 +947,28 @@ def test_more_slow_readers_than_pipes(
     """Those without one have their bytes copied, and everybody gets all, and the pipes back."""
     before = pipes_of(os.getpid())
     body = random.randbytes(500_000)
-    monkeypatch.setattr(module, "MOST_PIPES", most)
+    monkeypatch.setattr(pipes, "MAX_PIPES", most)
     with Bench() as bench:
         narrow(bench.guest)
         narrow(bench.host)
         pairs = [bench.pair() for _ in range(4)]
-        for side in bench.relay.sides.values():
-            narrow(side.socket)
+        for endpoint in bench.relay.streams.endpoints.values():
+            narrow(endpoint.socket)
         rests = {client: memoryview(body) for client, _ in pairs}
         got = {server: bytearray() for _, server in pairs}
         for connection in (*rests, *got):
             connection.setblocking(False)
-        send_more(bench.relay, rests)
-        stuck = [side.unsent for side in bench.relay.sides.values() if side.unsent is not None]
+        send_more(bench.reactor, rests)
+        stuck = [
+            endpoint.unsent
+            for endpoint in bench.relay.streams.endpoints.values()
+            if endpoint.unsent is not None
+        ]
         assert len(stuck) == len(pairs), "some reader was not slow"
-        made = min(most, len(pairs)) if module.splice else 0
-        assert sum(isinstance(unsent, module.Pipe) for unsent in stuck) == made
+        made = min(most, len(pairs)) if pipes.splice else 0
+        assert sum(isinstance(unsent, Pipe) for unsent in stuck) == made
         while any(len(some) < len(body) for some in got.values()):
-            send_more(bench.relay, rests)
+            send_more(bench.reactor, rests)
             for server, some in got.items():
                 try:
                     some += server.recv(5000)
@@ -966,37 +976,37 @@ def test_more_slow_readers_than_pipes(
                     pass
         assert all(some == body for some in got.values())
         # One is kept, the others make room for the account's programs.
-        assert len(bench.relay.pipes) == min(made, 1)
+        assert len(bench.relay.pipes.idle) == min(made, 1)
         assert pipes_of(os.getpid()) == before + 2 * min(made, 1)
-        assert len(bench.relay.pipes) + bench.relay.pipes_to_make == most * bool(module.splice)
+        assert len(bench.relay.pipes.idle) + bench.relay.pipes.to_make == most * bool(pipes.splice)
 
 
 def test_a_reset_while_a_pipe_is_full(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it holds gets into no other connection, and the next one has a pipe again."""
-    monkeypatch.setattr(module, "MOST_PIPES", 1)
+    monkeypatch.setattr(pipes, "MAX_PIPES", 1)
     with Bench() as bench:
         narrow(bench.guest)
         before = pipes_of(os.getpid())
         for body in (b"x" * 1000, b"y" * 1000):
             client, server = bench.pair()
-            for side in bench.relay.sides.values():
-                narrow(side.socket)
+            for endpoint in bench.relay.streams.endpoints.values():
+                narrow(endpoint.socket)
             client.sendall(body)
-            turn_until_idle(bench.relay)
+            turn_until_idle(bench.reactor)
             assert server.recv(1000) == body
-            assert pipes_of(os.getpid()) == before + 2 * bool(module.splice)
+            assert pipes_of(os.getpid()) == before + 2 * bool(pipes.splice)
             client.setblocking(False)
-            send_more(bench.relay, {client: memoryview(body * 10_000)})
-            assert any(side.unsent for side in bench.relay.sides.values())
+            send_more(bench.reactor, {client: memoryview(body * 10_000)})
+            assert any(endpoint.unsent for endpoint in bench.relay.streams.endpoints.values())
             reset(server)
-            turn_until_idle(bench.relay)
+            turn_until_idle(bench.reactor)
             with pytest.raises(ConnectionResetError):
                 client.send(b"x")
-            assert not bench.relay.sides
+            assert not bench.relay.streams.endpoints
             assert pipes_of(os.getpid()) == before
 
 
-def send_more(relay: Relay, rests: dict[socket.socket, memoryview]) -> None:
+def send_more(reactor: Reactor, rests: dict[socket.socket, memoryview]) -> None:
     """Send what is taken."""
     taken = 1
     while taken:
@@ -1009,18 +1019,18 @@ def send_more(relay: Relay, rests: dict[socket.socket, memoryview]) -> None:
             rests[client] = rest[count:]
             taken += count
         for _ in range(10):
-            relay.turn(0)
+            reactor.run_once(0)
 
 
 def test_an_account_that_may_have_no_larger_pipe(
     soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIPE_SIZE", 1 << 31)  # more than the kernel gives anybody
+    monkeypatch.setattr(pipes, "PIPE_SIZE", 1 << 31)  # more than the kernel gives anybody
     with Bench() as bench:
         before = pipes_of(os.getpid())
         client, server = bench.pair()
         client.sendall(bytes(1000))
         client.shutdown(socket.SHUT_WR)
-        turn_until_idle(bench.relay)
+        turn_until_idle(bench.reactor)
         assert receive(server) == bytes(1000)
         assert pipes_of(os.getpid()) == before

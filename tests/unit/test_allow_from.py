@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from portwrap.__main__ import PARSER
 from portwrap.cli.common import common_settings
 from portwrap.diagnostics.errors import PortwrapError
-from portwrap.keeper.relay import is_among
+from portwrap.keeper.acceptor import is_among
 from portwrap.launch import ports
 
 from fuzzing import examples

@@ -13,7 +13,7 @@ import pytest
 
 from portwrap.keeper import datagrams
 from portwrap.keeper.datagrams import Datagrams
-from portwrap.keeper.relay import Relay
+from portwrap.keeper.reactor import Reactor
 
 
 class Bench:
@@ -25,9 +25,9 @@ class Bench:
         self.service = self.udp()
         listener = self.udp()
         self.address = listener.getsockname()
-        self.relay = Relay(10)
-        self.datagrams = Datagrams(self.relay, _socket.socket(fileno=os.dup(listener.fileno())))
-        self.datagrams.place = self.service.getsockname()
+        self.reactor = Reactor()
+        self.datagrams = Datagrams(self.reactor, _socket.socket(fileno=os.dup(listener.fileno())))
+        self.datagrams.service = self.service.getsockname()
 
     def udp(self) -> socket.socket:
         made = self.stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -38,14 +38,14 @@ class Bench:
     def ask(self, client: socket.socket, data: bytes) -> tuple[bytes, Any]:
         """What the service gets, and from whom."""
         client.sendto(data, self.address)
-        self.relay.turn(5)
+        self.reactor.run_once(5)
         return self.service.recvfrom(65536)
 
     def close(self) -> None:
         for client in list(self.datagrams.clients.values()):
             self.datagrams.forget(client)
         self.datagrams.listener.close()
-        self.relay.epoll.close()
+        self.reactor.close()
         self.stack.close()
 
 
@@ -66,7 +66,7 @@ def test_there_and_back(bench: Bench, size: int) -> None:
     assert [got for got, _ in places] == [data, data]
     for client, (_, place) in zip((second, first), reversed(places)):
         bench.service.sendto(data[::-1], place)
-        bench.relay.turn(5)
+        bench.reactor.run_once(5)
         assert client.recvfrom(65536) == (data[::-1], bench.address)
 
 
@@ -80,7 +80,7 @@ def test_nobody_but_the_service_is_heard(bench: Bench) -> None:
     _, place = bench.ask(client, b"x")
     stranger.sendto(b"false", place)
     bench.service.sendto(b"true", place)
-    bench.relay.turn(5)
+    bench.reactor.run_once(5)
     assert client.recv(9) == b"true"
     client.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -90,29 +90,29 @@ def test_nobody_but_the_service_is_heard(bench: Bench) -> None:
 def test_a_service_that_is_not_there(bench: Bench) -> None:
     client = bench.udp()
     gone = bench.udp()
-    bench.datagrams.place = gone.getsockname()
+    bench.datagrams.service = gone.getsockname()
     gone.close()
     for _ in range(3):
         client.sendto(b"x", bench.address)
-        bench.relay.turn(5)
-    bench.relay.turn(0.05)  # told that it is refused
+        bench.reactor.run_once(5)
+    bench.reactor.run_once(0.05)  # told that it is refused
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
-        back.bind(bench.datagrams.place)
+        back.bind(bench.datagrams.service)
         back.settimeout(5)
         client.sendto(b"y", bench.address)
-        bench.relay.turn(5)
+        bench.reactor.run_once(5)
         assert back.recv(9) == b"y"
 
 
 def test_a_bounded_number_of_clients(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datagrams, "MOST_CLIENTS", 3)
+    monkeypatch.setattr(datagrams, "MAX_CLIENTS", 3)
     clients = [bench.udp() for _ in range(4)]
     for client in (*clients[:3], clients[0], clients[3]):
         bench.ask(client, b"x")
     known = [entry.address for entry in bench.datagrams.clients.values()]
     # the second one was silent for longest
     assert known == [clients[n].getsockname() for n in (2, 0, 3)]
-    assert len(bench.relay.watched) == 4
+    assert len(bench.reactor.handlers) == 4
 
 
 def test_silent_clients_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +122,17 @@ def test_silent_clients_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPa
     bench.ask(first, b"x")
     now[0] += 10
     bench.ask(second, b"x")
-    assert bench.datagrams.patience() == datagrams.PATIENCE - 10
-    bench.datagrams.look()
+    assert bench.reactor.timeout(-1) == datagrams.CLIENT_TIMEOUT - 10
+    bench.datagrams.forget_silent()
     assert len(bench.datagrams.clients) == 2
-    now[0] += datagrams.PATIENCE - 10
-    assert bench.datagrams.patience() == 0
-    bench.datagrams.look()
+    now[0] += datagrams.CLIENT_TIMEOUT - 10
+    assert bench.reactor.timeout(-1) == 0
+    bench.reactor.run_once()
     assert list(bench.datagrams.clients) == [second.getsockname()]
     now[0] += 10
-    bench.datagrams.look()
-    assert not bench.datagrams.clients and len(bench.relay.watched) == 1
+    bench.reactor.run_once()
+    assert not bench.datagrams.clients and len(bench.reactor.handlers) == 1
+    assert bench.reactor.timeout(-1) == -1
 
 
 def test_a_refusal_is_of_the_one_before(bench: Bench) -> None:

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _socket
 
@@ -24,10 +24,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from portwrap.keeper import relay as module
-from portwrap.keeper.relay import GUESTS, Place, Relay, Side
+from portwrap.keeper import pipes, streams
+from portwrap.keeper.connector import GUESTS, Upstream
+from portwrap.keeper.reactor import Reactor
+from portwrap.keeper.relay import Relay
+from portwrap.keeper.streams import Endpoint, Streams
 
 from fuzzing import TIMES, examples
+
+if TYPE_CHECKING:
+    from portwrap.keeper.reactor import Handler
 
 pytestmark = pytest.mark.fuzz
 
@@ -36,7 +42,7 @@ PATTERN = bytes(range(251)) * 160
 CHUNKS = st.sampled_from(
     [(2, 8, 16, 4096), (64, 64, 64, 65536), (8, 64, 4096, 4096), (8192, 65536, 262144, 1048576)]
 )
-"""SMALLEST_CHUNK, FIRST_CHUNK, CHUNK and PIPE_SIZE of the relay: it doubles the first up to the
+"""MIN_CHUNK, FIRST_CHUNK, MAX_CHUNK and PIPE_SIZE of the relay: it doubles the first up to the
 third, and goes on with pipes."""
 LIMIT = 20.0
 """Seconds after which what has not arrived never will."""
@@ -106,12 +112,12 @@ class End:
         self.connection.close()
 
 
-class NarrowRelay(Relay):
-    """The relay, with little room in the kernel."""
+class NarrowStreams(Streams):
+    """With little room in the kernel."""
 
-    def add(self, side: Side) -> None:
-        side.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-        super().add(side)
+    def add(self, endpoint: Endpoint, handler: Handler | None = None) -> None:
+        endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        super().add(endpoint, handler)
 
 
 class Wire(RuleBasedStateMachine):
@@ -120,27 +126,33 @@ class Wire(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.descriptors = len(os.listdir("/proc/self/fd"))
-        names = ("SMALLEST_CHUNK", "FIRST_CHUNK", "CHUNK", "PIPE_SIZE", "TURN", "MAX_UNSENT")
-        self.constants = {name: getattr(module, name) for name in names}
+        names = ("MIN_CHUNK", "FIRST_CHUNK", "MAX_CHUNK", "MAX_READS", "MAX_UNSENT")
+        places = [(streams, name) for name in names] + [(pipes, "PIPE_SIZE")]
+        self.constants = [(*place, getattr(*place)) for place in places]
         self.ends: list[End] = []
 
     @initialize(
         chunks=CHUNKS,
         turn=st.sampled_from([1, 2, 16]),
-        unsent=st.sampled_from([0, 1000, module.MAX_UNSENT]),
+        unsent=st.sampled_from([0, 1000, streams.MAX_UNSENT]),
         most=st.sampled_from([2, 100]),
     )
     def begin(self, chunks: tuple[int, int, int, int], turn: int, unsent: int, most: int) -> None:
-        for name, value in zip(self.constants, (*chunks, turn, unsent)):
+        *sizes, pipe_size = chunks
+        values = (*sizes, turn, unsent, pipe_size)
+        for (module, name, _), value in zip(self.constants, values):
             setattr(module, name, value)
         self.host = socket.create_server(("127.0.0.1", 0))
         self.port = 0
         self.guest = self.serve()
         self.port = self.guest.getsockname()[1]
-        self.relay = NarrowRelay(most)
+        self.reactor = Reactor()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("portwrap.keeper.relay.Streams", NarrowStreams)
+            self.relay = Relay(self.reactor, most)
         self.most = most
         listener = _socket.socket(fileno=os.dup(self.host.fileno()))
-        self.relay.serve(listener, Place(self.port, GUESTS))
+        self.relay.serve(listener, Upstream(self.port, GUESTS))
         self.connect()
 
     def serve(self) -> socket.socket:
@@ -208,7 +220,7 @@ class Wire(RuleBasedStateMachine):
     @rule(count=st.integers(1, 30))
     def turn(self, count: int) -> None:
         for _ in range(count):
-            self.relay.turn(0)
+            self.reactor.run_once(0)
 
     # -- what must hold --
 
@@ -227,7 +239,7 @@ class Wire(RuleBasedStateMachine):
         deadline = time.monotonic() + LIMIT
         while not condition():
             assert time.monotonic() < deadline, f"never: {what}; {self.ends}"
-            self.relay.turn(0.001)
+            self.reactor.run_once(0.001)
 
     def deliver(self) -> bool:
         """Read everything; whether all whose other end is there have seen their end of file."""
@@ -248,24 +260,22 @@ class Wire(RuleBasedStateMachine):
                 if not (end.gone or end.other.gone):
                     assert (end.saw, len(end.got)) == ("end of file", end.other.sent)
                 end.leave("closed")
-            self.turn_until(lambda: not self.relay.sides, "every connection let go")
-            self.relay.turn(0)
-            left = (self.relay.dials, self.relay.turned_off, self.relay.paused, self.relay.kept)
-            assert left == ({}, [], False, 0)
-            given = len(self.relay.pipes) + self.relay.pipes_to_make
-            assert self.relay.most_connections + given == self.most, "pipes that are lost"
+            self.turn_until(lambda: not self.relay.streams.endpoints, "every connection let go")
+            self.reactor.run_once(0)
+            relay = self.relay
+            left = (relay.connector.pending, relay.acceptor.paused, relay.streams.kept)
+            assert left == ({}, False, 0)
+            assert (self.reactor.soon, self.reactor.timers) == ([], [])
+            given = len(relay.pipes.idle) + relay.pipes.to_make
+            assert relay.acceptor.max_connections + given == self.most, "pipes that are lost"
         finally:
             for end in self.ends:
                 end.leave("closed")
-            for side in list(self.relay.sides.values()):
-                side.socket.close()
-            for pipe in self.relay.pipes:
-                pipe.close()
-            self.relay.stop_listening()
-            self.relay.epoll.close()
+            self.relay.close()
+            self.reactor.close()
             self.host.close()
             self.guest.close()
-            for name, value in self.constants.items():
+            for module, name, value in self.constants:
                 setattr(module, name, value)
         assert len(os.listdir("/proc/self/fd")) == self.descriptors
 

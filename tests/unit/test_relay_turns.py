@@ -16,12 +16,15 @@ import _socket
 
 import pytest
 
-from portwrap.keeper import relay as module
-from portwrap.keeper.relay import GUESTS, Place, Relay, Side
+from portwrap.keeper import pipes, streams
+from portwrap.keeper.connector import GUESTS, PendingConnection, Upstream
+from portwrap.keeper.reactor import Reactor
+from portwrap.keeper.relay import Relay
+from portwrap.keeper.streams import Endpoint
 
 from helpers import wait_until
 
-FIRST_CHUNK, TURN = 1024, 2
+FIRST_CHUNK, MAX_READS = 1024, 2
 """A turn moves 3 kB, the next one of the connection 12 kB: a read that was filled doubles it."""
 MUCH = 32 * FIRST_CHUNK
 """More than that, but the receiving socket takes it at once: no event comes when it is read."""
@@ -35,37 +38,38 @@ class Relayed:
     def __init__(self) -> None:
         self.guest = socket.create_server(("127.0.0.1", 0))
         self.host = socket.create_server(("127.0.0.1", 0))
-        self.relay = Relay(100)
+        self.reactor = Reactor()
+        self.relay = Relay(self.reactor, 100)
         listener = _socket.socket(fileno=os.dup(self.host.fileno()))
-        self.relay.serve(listener, Place(self.guest.getsockname()[1], GUESTS))
+        self.relay.serve(listener, Upstream(self.guest.getsockname()[1], GUESTS))
         self.made: list[socket.socket] = []
 
-    def connect(self) -> tuple[socket.socket, Side, socket.socket]:
+    def connect(self) -> tuple[socket.socket, Endpoint, socket.socket]:
         """A client, the relay's socket for it, and the server's end."""
         client = socket.create_connection(self.host.getsockname())
         self.made.append(client)
-        while not (is_readable(self.guest) and not self.relay.dials):
-            self.relay.turn(0.001)
+        while not (is_readable(self.guest) and not self.relay.connector.pending):
+            self.reactor.run_once(0.001)
         server = self.guest.accept()[0]
         self.made.append(server)
         name = client.getsockname()
-        [side] = [s for s in self.relay.sides.values() if s.socket.getpeername() == name]
-        return client, side, server
+        [endpoint] = [
+            s for s in self.relay.streams.endpoints.values() if s.socket.getpeername() == name
+        ]
+        return client, endpoint, server
 
     def end(self) -> None:
         for made in [*self.made, self.host, self.guest]:
             made.close()
-        for side in list(self.relay.sides.values()):
-            side.socket.close()
-        self.relay.stop_listening()
-        self.relay.epoll.close()
+        self.relay.close()
+        self.reactor.close()
 
 
 @pytest.fixture
 def relayed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Relayed]:
     """With turns so short that the kernel's buffers hold several of them."""
-    monkeypatch.setattr(module, "FIRST_CHUNK", FIRST_CHUNK)
-    monkeypatch.setattr(module, "TURN", TURN)
+    monkeypatch.setattr(streams, "FIRST_CHUNK", FIRST_CHUNK)
+    monkeypatch.setattr(streams, "MAX_READS", MAX_READS)
     made = Relayed()
     try:
         yield made
@@ -77,40 +81,40 @@ def is_readable(made: socket.socket) -> bool:
     return bool(select.select([made], [], [], 0)[0])
 
 
-def unread(side: Side) -> int:
+def unread(endpoint: Endpoint) -> int:
     """How many bytes wait at a socket of the relay (tcp(7), SIOCINQ)."""
-    answer = fcntl.ioctl(side.descriptor, termios.FIONREAD, bytes(4))
+    answer = fcntl.ioctl(endpoint.descriptor, termios.FIONREAD, bytes(4))
     return int(struct.unpack("=i", answer)[0])
 
 
-def send(client: socket.socket, side: Side, data: bytes) -> None:
+def send(client: socket.socket, endpoint: Endpoint, data: bytes) -> None:
     """Send, and wait until all of it waits at the relay's socket."""
     client.sendall(data)
-    wait_until(lambda: unread(side) == len(data), LIMIT, "what was sent")
+    wait_until(lambda: unread(endpoint) == len(data), LIMIT, "what was sent")
 
 
 def test_nobody_waits_for_one_that_has_more(relayed: Relayed) -> None:
     """Both had sent before the turn. In it the greedy one comes first, and not to its end."""
-    greedy, greedy_side, _ = relayed.connect()
-    modest, modest_side, server = relayed.connect()
-    send(greedy, greedy_side, bytes(MUCH))
-    send(modest, modest_side, b"hello")
-    relayed.relay.turn(LIMIT)
-    assert unread(modest_side) == 0
-    assert 0 < unread(greedy_side) < MUCH
+    greedy, greedy_endpoint, _ = relayed.connect()
+    modest, modest_endpoint, server = relayed.connect()
+    send(greedy, greedy_endpoint, bytes(MUCH))
+    send(modest, modest_endpoint, b"hello")
+    relayed.reactor.run_once(LIMIT)
+    assert unread(modest_endpoint) == 0
+    assert 0 < unread(greedy_endpoint) < MUCH
     server.settimeout(LIMIT)
     assert server.recv(100) == b"hello"
 
 
 def test_one_that_has_more_goes_on_by_itself(relayed: Relayed) -> None:
     """No event tells that something is left: all of it came before the first turn."""
-    client, side, server = relayed.connect()
-    send(client, side, bytes(MUCH))
-    relayed.relay.turn(LIMIT)
+    client, endpoint, server = relayed.connect()
+    send(client, endpoint, bytes(MUCH))
+    relayed.reactor.run_once(LIMIT)
     turns = 1
-    while unread(side):
-        assert relayed.relay.patience(-1.0) == 0.0, "it would wait for an event"
-        relayed.relay.turn(0.0)
+    while unread(endpoint):
+        assert relayed.reactor.timeout(-1.0) == 0.0, "it would wait for an event"
+        relayed.reactor.run_once(0.0)
         turns += 1
     assert turns > 1
     server.settimeout(LIMIT)
@@ -133,8 +137,8 @@ def fill(relayed: Relayed) -> tuple[socket.socket, socket.socket, int]:
     """A client, and a server that reads nothing until its client's bytes find no more room."""
     narrow(relayed.guest)
     narrow(relayed.host)
-    client, side, server = relayed.connect()
-    narrow(side.peer.socket)
+    client, endpoint, server = relayed.connect()
+    narrow(endpoint.peer.socket)
     narrow(client)
     client.setblocking(False)
     sent = quiet = 0
@@ -144,19 +148,19 @@ def fill(relayed: Relayed) -> tuple[socket.socket, socket.socket, int]:
             quiet = 0
         except BlockingIOError:
             quiet += 1
-        relayed.relay.turn(0.01)
-    assert side.peer.full and sent < len(PATTERN)
+        relayed.reactor.run_once(0.01)
+    assert endpoint.peer.full and sent < len(PATTERN)
     return client, server, sent
 
 
 @pytest.fixture
 def copying(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pipes: what they hold is the kernel's."""
-    monkeypatch.setattr(module, "MOST_PIPES", 0)
+    monkeypatch.setattr(pipes, "MAX_PIPES", 0)
 
 
 def kept_objects() -> list[object]:
-    return [each for each in gc.get_objects() if isinstance(each, (Side, module.Dial))]
+    return [each for each in gc.get_objects() if isinstance(each, (Endpoint, PendingConnection))]
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
@@ -167,11 +171,11 @@ def test_what_a_connection_holds_goes_with_it(copying: None, relayed: Relayed, w
     try:
         for _ in range(3):
             client, server, _ = fill(relayed)
-            assert len(kept_objects()) == 2 and relayed.relay.kept > 0
+            assert len(kept_objects()) == 2 and relayed.relay.streams.kept > 0
             reset(client if who == "client" else server)
             for _ in range(3):
-                relayed.relay.turn(0.01)
-            assert relayed.relay.kept == 0
+                relayed.reactor.run_once(0.01)
+            assert relayed.relay.streams.kept == 0
             assert not kept_objects()
     finally:
         gc.enable()
@@ -186,29 +190,33 @@ def test_a_bound_for_all_connections_together(
     copying: None, relayed: Relayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond it whoever reads is served as before, and whoever reads late gets all."""
-    monkeypatch.setattr(module, "MAX_UNSENT", 1)
+    monkeypatch.setattr(streams, "MAX_UNSENT", 1)
     late = [fill(relayed) for _ in range(4)]
-    kept = [side.unsent for side in relayed.relay.sides.values() if side.unsent is not None]
+    kept = [
+        endpoint.unsent
+        for endpoint in relayed.relay.streams.endpoints.values()
+        if endpoint.unsent is not None
+    ]
     assert len(kept) == 1 and isinstance(kept[0], memoryview)
-    assert kept[0].nbytes == relayed.relay.kept
-    client, side, server = relayed.connect()
-    send(client, side, PATTERN[:1000])
-    while unread(side):
-        relayed.relay.turn(0.01)
+    assert kept[0].nbytes == relayed.relay.streams.kept
+    client, endpoint, server = relayed.connect()
+    send(client, endpoint, PATTERN[:1000])
+    while unread(endpoint):
+        relayed.reactor.run_once(0.01)
     server.settimeout(LIMIT)
     assert server.recv(5000, socket.MSG_WAITALL) == PATTERN[:1000]
     for client, server, sent in late:
         client.shutdown(socket.SHUT_WR)
-        assert receive(relayed.relay, server) == PATTERN[:sent]
-    assert relayed.relay.kept == 0
+        assert receive(relayed.reactor, server) == PATTERN[:sent]
+    assert relayed.relay.streams.kept == 0
 
 
-def receive(relay: Relay, connection: socket.socket) -> bytes:
+def receive(reactor: Reactor, connection: socket.socket) -> bytes:
     """Everything until end of file, while the relay is turned."""
     connection.setblocking(False)
     got = bytearray()
     while True:
-        relay.turn(0.01)
+        reactor.run_once(0.01)
         try:
             data = connection.recv(1 << 20)
         except BlockingIOError:
