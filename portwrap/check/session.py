@@ -175,7 +175,10 @@ def check_session(session: Session, api: Api | None) -> list[Result]:
     took = round(1000 * (time.monotonic() - session.began))
     made = session.reported["made"]
     outbound = made["outbound"]
-    with_ = version_of(outbound) if outbound != drivers.NONE else "no outbound network"
+    # "native and slirp4netns", or "slirp4netns: ", and why not natively
+    driver = outbound.partition(":")[0].rpartition(" ")[2]
+    with_ = outbound.replace(driver, version_of(driver), 1)
+    with_ = with_ if outbound != drivers.NONE else "no outbound network"
     views = f", ssh configuration {made['ssh configuration']}" if made["ssh configuration"] else ""
     results = [
         Result("session", OK, f"started in {took} ms with {with_}{views}"),

@@ -1,4 +1,4 @@
-"""Private views: ssh's configuration as ssh wants it, in a mount namespace of the session's own.
+"""ssh's configuration as ssh accepts it, in a mount namespace of the session's own.
 
 ssh refuses a file that its configuration includes unless root or the user owns it (ssh_config(5)).
 In a user namespace with one user root's files look like nobody's, so that ssh refuses root's. Where
@@ -34,7 +34,7 @@ MAX_LINE = 8192
 MAX_TEXT = 4 * MAX_SIZE
 """Bytes of all files together."""
 MAX_FILES = 500
-"""Included files. A configuration that includes more of them gets no view."""
+"""Included files. A configuration that includes more of them is left as it is."""
 MAX_LOOKED_AT = 20_000
 """Directory entries that are compared with patterns, for all Include lines together."""
 MAX_ENTRIES = 500
@@ -292,7 +292,7 @@ def apply(covered: Mapping[str, set[str]]) -> str:
         return ""
     try:
         if _has_lonely_automounts():
-            return "autofs mounts of this node are private: they would not appear in a view"
+            return "autofs mounts of this node are private: they would not appear in the session"
         namespaces.unshare(namespaces.CLONE_NEWNS)
         # What the host mounts later (autofs, a project's file system) appears here as well.
         namespaces.mount("", "/", "", namespaces.MS_REC | namespaces.MS_SLAVE)

@@ -22,7 +22,7 @@ from launches import batchspawner_portwrap, ours_alive, thread_library
 from networks import FAR, SERVER, SERVER6, HubApi, Server6
 
 from portwrap.check import session
-from portwrap.launch import ssh_config as views
+from portwrap.launch import ssh_config
 
 from conftest import TEST_ROOT
 from helpers import OWNER, PROJECT, as_user, cannot, end, environment, needs, run_as, wait_until
@@ -357,7 +357,7 @@ def test_files_of_root_that_ssh_would_refuse(make_node: Any) -> None:
     status, answer = node.check_when_it_is_good()
     assert (status, named(answer)["ssh"]["status"]) == (0, "ok"), answer
     assert f"ssh configuration {folder}" in named(answer)["session"]["fact"]
-    # the control: without that view it refuses them
+    # the control: without these copies it refuses them
     result = node.run(node.as_owner("unshare", "-Uc", "ssh", "-G", "localhost"))
     assert "Bad owner or permissions" in result.stderr
 
@@ -367,7 +367,8 @@ def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
     needs("ssh")
     folder = SSH_FOLDER
     node = make_node(
-        *INCLUDED_BY_SSH, f"for n in $(seq {views.MAX_ENTRIES + 1}); do : > {folder}/$n.conf; done"
+        *INCLUDED_BY_SSH,
+        f"for n in $(seq {ssh_config.MAX_ENTRIES + 1}); do : > {folder}/$n.conf; done",
     )
     status, answer = node.check()
     found = named(answer)["ssh"]

@@ -13,8 +13,7 @@ from hypothesis import Phase, example, given
 from hypothesis import strategies as st
 from launches import batchspawner_portwrap
 
-from portwrap.launch import dns, services
-from portwrap.launch import ssh_config as views
+from portwrap.launch import dns, services, ssh_config
 
 from fuzzing import TIMES, examples
 from helpers import OWNER, SYSTEM_PATH, as_user, end, identity, needs
@@ -133,7 +132,7 @@ class Tree:
         return result.returncode == 0, read - {os.path.realpath(self.main)}
 
     def found_by_us(self) -> set[str]:
-        found = views.Search("/no/home").included(str(self.main), "/no/such")
+        found = ssh_config.Search("/no/home").included(str(self.main), "/no/such")
         there = {os.path.realpath(path) for path in found if os.path.isfile(path)}
         return there - {os.path.realpath(self.main)}
 

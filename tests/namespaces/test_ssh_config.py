@@ -9,7 +9,7 @@ from typing import Any, Iterator
 
 import pytest
 from launches import run_in_sandbox
-from networks import HOST, Host
+from networks import SERVER, Host
 
 from conftest import TEST_ROOT
 from helpers import (
@@ -45,7 +45,7 @@ def ssh_server() -> tuple[Path, dict[str, str]]:
 
 
 class Site:
-    """A node whose administrator has configured ssh, and an ssh server that runs there.
+    """A node whose administrator has configured ssh, and an ssh server on another one.
 
     `files` are those of /etc/ssh, and of `extra`, a directory elsewhere that they may include.
     """
@@ -65,14 +65,15 @@ class Site:
         public = (self.mine / "client.pub").read_text()
         (self.mine / "authorized").write_text(public)
         host_key = (self.mine / "server.pub").read_text().rsplit(" ", 1)[0]
-        (folder / "known").write_text(f"[{HOST}]:{self.port} {host_key}\n")
-        self.server = self._start()
+        (folder / "known").write_text(f"[{SERVER}]:{self.port} {host_key}\n")
+        with host.entered(host.server):
+            self.server = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
         program, variables = ssh_server()
         settings = {
             "Port": str(self.port),
-            "ListenAddress": HOST,
+            "ListenAddress": SERVER,
             "HostKey": str(self.mine / "server"),
             "AuthorizedKeysFile": str(self.mine / "authorized"),
             "StrictModes": "no",
@@ -95,7 +96,7 @@ class Site:
         """What makes `ssh site` work, in the words of ssh_config(5)."""
         lines = [
             "Host site",
-            f"HostName {HOST}",
+            f"HostName {SERVER}",
             f"Port {self.port}",
             f"UserKnownHostsFile {self.folder}/known",
             f"IdentityFile {self.mine}/client",
@@ -173,7 +174,7 @@ def test_ssh(portwrap: Portwrap, configured: Site) -> None:
     assert (stdout, stderr, status) == ("there\n", "", 0)
 
 
-def test_without_a_view_ssh_refuses(configured: Site) -> None:
+def test_without_the_copies_ssh_refuses(configured: Site) -> None:
     """The control: the same files, in a user namespace made by another program."""
     words = [*configured.before(), "unshare", "--user", "--map-current-user", "ssh", "-G", "site"]
     result = run_as("root", words, env=environment(OWNER))
@@ -218,7 +219,7 @@ def test_all_else_in_the_directory_stays_as_it_is(portwrap: Portwrap, site: Site
     assert fingerprint(site.etc_ssh) == before
 
 
-def test_the_view_cannot_be_written(portwrap: Portwrap, site: Site) -> None:
+def test_the_copies_cannot_be_written(portwrap: Portwrap, site: Site) -> None:
     """What the user changed there would be gone with the session."""
     site.write(SITES["as Debian has it"])
     script = "echo x >>/etc/ssh/ssh_config.d/10-site.conf"
@@ -289,7 +290,7 @@ def test_a_file_that_others_may_write_is_refused_as_ever(portwrap: Portwrap, sit
     assert status != 0 and "Bad owner or permissions" in stderr
 
 
-def test_a_view_that_cannot_be_made(portwrap: Portwrap) -> None:
+def test_copies_that_cannot_be_made(portwrap: Portwrap) -> None:
     """Then the session starts all the same, and says what will not work: here for want of rights
     over the user namespace."""
     text = (
@@ -340,15 +341,15 @@ def test_what_the_host_mounts_later_appears(
         end(holder)
 
 
-@pytest.mark.parametrize("viewed", [True, False], ids=["a view", "no view"])
+@pytest.mark.parametrize("covered", [True, False], ids=["covered", "not covered"])
 def test_an_automounter_of_the_host(
-    portwrap: Portwrap, site: Site, world_dir: Path, viewed: bool
+    portwrap: Portwrap, site: Site, world_dir: Path, covered: bool
 ) -> None:
     """What is first looked at inside is mounted by the host's automount(8), and seen inside."""
     needs("automount")
     if "autofs" not in Path("/proc/filesystems").read_text():
         cannot("this kernel has no autofs")
-    site.write(SITES["as Debian has it"] if viewed else {})
+    site.write(SITES["as Debian has it"] if covered else {})
     for name in ("data", "projects"):
         (world_dir / name).mkdir()
     (world_dir / "data" / "file").write_text("of the project")
@@ -371,7 +372,7 @@ def test_an_automounter_of_the_host(
             stdout, stderr = session.process.communicate(timeout=30)
         namespace, content = stdout.splitlines()
         assert (content, stderr) == ("of the project", "")
-        assert (namespace != os.readlink(f"/proc/{host.pid}/ns/mnt")) == viewed
+        assert (namespace != os.readlink(f"/proc/{host.pid}/ns/mnt")) == covered
         assert f"{world_dir}/projects/one " in mounted.read_text()
     finally:
         host.terminate()
