@@ -20,7 +20,7 @@ from portwrap.cli.common import COMMON_OPTIONS, GUEST_PORT_FIELD, common_setting
 from portwrap.cli.parser import Option, Parser, assignment
 from portwrap.cli.run import run
 from portwrap.diagnostics.errors import EXIT_USAGE, Failure, PortwrapError
-from portwrap.kernel.processes import is_threaded
+from portwrap.kernel.threads import is_threaded
 from portwrap.launch import lifeline, services
 from portwrap.launch.command import exec_command, find_command, reexec
 from portwrap.launch.ports import EVERY_ADDRESS, EVERY_IPV4, parse_port

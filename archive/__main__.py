@@ -95,9 +95,9 @@ def load(archive):
 
     compile_once()
     if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
-        from portwrap.launch import lifeline
+        from portwrap.launch import keeper_process
 
-        lifeline.begin("batchspawner-portwrap")
+        keeper_process.begin("batchspawner-portwrap")
     import batchspawner_portwrap  # noqa: F401
 
 

@@ -8,7 +8,7 @@ import sys
 from .cli.common import COMMON_OPTIONS, common_settings, fill_in
 from .cli.parser import Option, Parser
 from .cli.run import run
-from .kernel.processes import is_threaded
+from .kernel.threads import is_threaded
 from .launch import ports
 from .launch.command import reexec
 from .launch.sandbox import Sandbox

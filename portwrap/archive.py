@@ -39,7 +39,7 @@ def importer_of(path: str) -> Importer:
 def compile_once() -> None:
     """Import the rest of this package, which is inside an archive, in this way."""
     sys.path_hooks.insert(0, importer_of)
-    for path in (TREE, PACKAGE):
+    for path in [TREE, *(path for path in sys.path_importer_cache if path.startswith(PACKAGE))]:
         sys.path_importer_cache.pop(path, None)
 
 

@@ -20,6 +20,7 @@ import sys
 
 import _socket
 
+from .early_refusal import LAST, MORE
 from .kernel.sockets import MAX_SENT_FILES
 
 TYPE_CHECKING = False
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 PART = 32768
 """Bytes of a message at most: it must find room in a socket's buffer."""
-MORE, LAST = b"+", b"."
-"""First byte of a part: whether another one follows."""
 
 
 class MalformedMessage(Exception):
@@ -299,13 +298,6 @@ def send(socket: _socket.socket, message: Message, descriptors: Sequence[int] = 
         rights = b"".join(number.to_bytes(4, sys.byteorder) for number in given)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
         socket.sendmsg([(MORE if more else LAST) + part], ancillary)
-
-
-def refusing_program(lifeline: int, reason: str, failure: str) -> str:
-    """Python statements in one line that send Refused because of the exception `error`, for a
-    keeper that cannot import this module."""
-    fields = f"({Refused.__name__!r}, f'{reason}: {{error}}', {failure!r})"
-    return f"import os, marshal; os.write({lifeline}, {LAST!r} + marshal.dumps({fields}))"
 
 
 def receive(socket: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:

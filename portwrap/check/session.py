@@ -12,8 +12,8 @@ import sys
 import time
 
 from ..diagnostics.errors import EXIT_SANDBOX, Failure, PortwrapError, failure_of, reason_of
-from ..kernel.processes import is_threaded
-from ..launch import drivers, lifeline, services
+from ..kernel.threads import is_threaded
+from ..launch import drivers, keeper_process, services
 from ..launch.command import reexec
 from ..launch.sandbox import Sandbox
 from ..launch.services import Service
@@ -55,8 +55,8 @@ class Session:
         ports = {"host_port": self.host_port, "guest_port": self.guest_port, "host": "127.0.0.1"}
         services = [[each.address, each.port, each.kind] for each in settings["host_services"]]
         arguments = {**settings, **ports, "host_services": services}
-        program = PROGRAM.format(place=lifeline.modules_path(), name=sys.argv[0])
-        argv = lifeline.interpreter_command(program, json.dumps(arguments), json.dumps(plan))
+        program = PROGRAM.format(place=keeper_process.modules_path(), name=sys.argv[0])
+        argv = keeper_process.interpreter_command(program, json.dumps(arguments), json.dumps(plan))
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -144,8 +144,8 @@ def main(afresh: bool = False) -> int:
 
 def _launch(settings: dict[str, Any], plan: dict[str, Any]) -> None:
     """Become the probe in a session with these settings. Raises PortwrapError."""
-    place = f"import sys; sys.path.append({lifeline.modules_path()!r})"
-    argv = lifeline.interpreter_command(
+    place = f"import sys; sys.path.append({keeper_process.modules_path()!r})"
+    argv = keeper_process.interpreter_command(
         f"{place}; from portwrap.check.probe import main; main({plan!r})"
     )
     settings["host_services"] = [Service(*each) for each in settings["host_services"]]

@@ -125,8 +125,3 @@ def enter(namespaces: Iterable[int]) -> None:
     for namespace in namespaces:
         libc.setns(namespace)
     libc.drop_capabilities()
-
-
-def is_threaded() -> bool:
-    """Whether this process runs more than one thread: unshare(CLONE_NEWUSER) is EINVAL then."""
-    return procfs.thread_count("self") > 1

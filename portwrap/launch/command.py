@@ -9,7 +9,7 @@ import sys
 
 from ..diagnostics.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, PortwrapError
 from ..kernel import procfs
-from . import lifeline
+from . import keeper_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,17 +82,17 @@ def reexec(entry: str, argv: Sequence[str]) -> NoReturn:
     command gets these variables back.
     """
     module, _, function = entry.partition(":")
-    place = lifeline.modules_path()
-    preloading = {k: os.environ[k] for k in lifeline.PRELOADING if k in os.environ}
+    place = keeper_process.modules_path()
+    preloading = {k: os.environ[k] for k in keeper_process.PRELOADING if k in os.environ}
     environ = {name: text for name, text in os.environ.items() if name not in preloading}
     text = (
         f"import os; os.environ.update({preloading!r})\n"
         f"import sys; sys.path.append({place!r}); sys.argv[0] = {sys.argv[0]!r}\n"
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
-    command = lifeline.interpreter_command(text, *argv)
+    command = keeper_process.interpreter_command(text, *argv)
     _flush_output()
-    os.execve(lifeline.INTERPRETER, command, environ)
+    os.execve(keeper_process.INTERPRETER, command, environ)
 
 
 def exec_command(path: str, command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:

@@ -545,7 +545,7 @@ def test_each_module_is_compiled_once_and_the_keeper_begins_meanwhile(
     twice = {module for module in modules if modules.count(module) > 1}
     assert twice <= {f"/site-packages/portwrap/{name}.py" for name in ("__init__", "archive")}
     before = events[: events.index("the keeper begins")]
-    assert "/site-packages/portwrap/launch/lifeline.py" in before
+    assert "/site-packages/portwrap/launch/keeper_process.py" in before
     assert "/site-packages/portwrap/launch/story.py" not in before
 
 
@@ -558,9 +558,9 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 tree = sys.argv[1] + "/site-packages"
 sys.path[:0] = [tree]
-from portwrap.launch import lifeline
-start = lifeline.KEEPER.partition("{first}")[2].partition("\\n")[0]
-exec(lifeline.COMPILE_ONCE.strip())
+from portwrap.launch import keeper_process
+start = keeper_process.KEEPER.partition("{first}")[2].partition("\\n")[0]
+exec(keeper_process.COMPILE_ONCE.strip())
 del events[:]
 exec(start.strip())
 print(*events, sep="\\n")

@@ -156,15 +156,15 @@ def test_a_call_of_the_launching_process_fails(pyz: Path, log: Path) -> None:
 KEEPER = """
 import sys
 sys.path.insert(0, {path!r})
-from portwrap.launch import lifeline
+from portwrap.launch import keeper_process
 
-lifeline.KEEPER = (
+keeper_process.KEEPER = (
     "import os, signal\\n"
     "def fork(original=os.fork):\\n"
     "    os.fork = original\\n"
     "    return original() or os.kill(os.getpid(), signal.SIGSTOP) or 0\\n"
     "os.fork = fork\\n"
-) + lifeline.KEEPER
+) + keeper_process.KEEPER
 from batchspawner_portwrap import main
 
 sys.exit(main())
@@ -222,9 +222,9 @@ def traced_interpreter(
 INTERPRETER = """
 import sys
 sys.path.insert(0, {path!r})
-from portwrap.launch import lifeline
+from portwrap.launch import keeper_process
 
-lifeline.INTERPRETER = {wrapper!r}
+keeper_process.INTERPRETER = {wrapper!r}
 from batchspawner_portwrap import main
 
 sys.exit(main())

@@ -156,8 +156,8 @@ WRITTEN_OVER = """
 import os, sys
 _, archive = sys.argv
 sys.path.insert(0, archive + "/site-packages")
-from portwrap.launch import lifeline
-place, descriptor = lifeline.open_modules()
+from portwrap.launch import keeper_process
+place, descriptor = keeper_process.open_modules()
 with open(archive, "r+b") as file:
     before = file.read()
     file.seek(0)
@@ -212,10 +212,11 @@ def test_a_start_that_reads_two_versions_says_so_and_runs_nothing(
     assert second == "  Start it again."
 
 
-def test_a_mistake_of_ours_is_no_upgrade(share: Path, python: str) -> None:
+def test_an_import_that_fails_is_no_upgrade(share: Path, python: str) -> None:
     """The control of the test above: the same failure in a file that nobody has touched."""
     broken = PAUSED_START.replace("sys.stdin.readline()", "raise OSError('of the test')")
     argv = [python, "-c", broken, str(share), "portwrap.launch.services", str(unused_port())]
     result = run_as(OWNER, argv)
-    assert result.returncode == 1
-    assert result.stderr.endswith("\nOSError: of the test\n")
+    assert result.returncode == 125
+    first, _ = result.stderr.splitlines()
+    assert first.endswith(f"{share} cannot be loaded: OSError: of the test")

@@ -14,8 +14,9 @@ from helpers import PROJECT
 PROGRAMS = ("batchspawner_portwrap", "portwrap.__main__")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "portwrap.archive": (),
+    "portwrap.early_refusal": (),
     "portwrap.kernel": ("portwrap.kernel",),
-    "portwrap.protocol": ("portwrap.kernel",),
+    "portwrap.protocol": ("portwrap.early_refusal", "portwrap.kernel"),
     # The table of remedies has rows of the network drivers; nothing of launch imports the table.
     "portwrap.diagnostics": ("portwrap.diagnostics", "portwrap.kernel", "portwrap.launch.drivers"),
     "portwrap.keeper": (
@@ -27,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "portwrap.launch": (
         "portwrap.launch",
         "portwrap.kernel",
+        "portwrap.early_refusal",
         "portwrap.protocol",
         "portwrap.diagnostics.errors",
         "portwrap.diagnostics.log",

@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from portwrap import protocol
+from portwrap import early_refusal, protocol
 from portwrap.kernel.sockets import MAX_SENT_FILES
 from portwrap.protocol import (
     PART,
@@ -181,7 +181,7 @@ def test_a_part_that_is_none(pair: tuple[socket.socket, socket.socket], part: by
 
 
 def test_the_end_in_the_middle_of_a_message(pair: tuple[socket.socket, socket.socket]) -> None:
-    pair[0].send(protocol.MORE + b"begun")
+    pair[0].send(early_refusal.MORE + b"begun")
     pair[0].close()
     with pytest.raises(MalformedMessage):
         protocol.receive(pair[1])
@@ -212,7 +212,7 @@ def test_a_keeper_that_cannot_import_the_protocol_refuses_as_others_do(
     """By hand; and what an exception says may be any text."""
     ours, theirs = pair
     reason = "no\udcff {module} 'of' \"that\" name"
-    text = protocol.refusing_program(theirs.fileno(), "not loaded", "kind")
+    text = early_refusal.refusing_program(theirs.fileno(), "not loaded", "kind")
     exec(text, {"error": ImportError(reason)})
     answer = decode_answer(protocol.receive(ours)[0])
     assert isinstance(answer, Refused)

@@ -1,0 +1,192 @@
+"""The keeper's process: how the launching process starts it, while it still loads its own code.
+
+It is a fresh interpreter that imports from the installed package, or from a copy of the archive in
+memory: the file on the site's share may be replaced at any time. This is the first thing of a
+start, and imports as little as serves: the keeper takes longer to come up than the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from ..diagnostics.errors import Failure
+from ..early_refusal import refusing_program
+from ..kernel.threads import is_threaded
+
+WAITING_SIGNALS = frozenset(signal.valid_signals()) - {
+    signal.SIGCHLD,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGABRT,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+"""Signals that a batch system may send to every process of a job. Only the command is to act on
+them; the keeper and the network driver stay until it is gone. A blocked signal stays blocked
+across exec and also holds back handlers that a program installs (pasta does)."""
+
+PRELOADING = ("LD_PRELOAD", "LD_AUDIT")
+"""Variables that load libraries into every program (ld.so(8))."""
+INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
+
+_begun: list[tuple[socket.socket, int]] = []
+"""The keeper that `begin` has started, until it is taken."""
+
+
+def begin(program: str) -> None:
+    """Start the keeper's interpreter now, for `take`.
+
+    Not beside other threads, which may fork meanwhile and keep what the keeper waits for the end
+    of.
+    """
+    try:
+        if not is_threaded():
+            _begun.append(start(program))
+    except OSError:
+        pass  # the next try tells
+
+
+def take() -> tuple[socket.socket, int] | None:
+    """The keeper that has begun, if one has, as `start` returns it."""
+    return _begun.pop() if _begun else None
+
+
+def start(program: str) -> tuple[socket.socket, int]:
+    """Start the keeper's interpreter; returns our end of its lifeline, and the child that forks it.
+    Raises OSError."""
+    sockets: list[socket.socket] = []
+    modules: int | None = None
+    try:
+        _reserve_standard_descriptors()
+        # Messages with boundaries; end of file when the last descriptor of the other end is closed.
+        sockets += socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = sockets
+        place, modules = open_modules()
+        child = _spawn(program, theirs.fileno(), place, modules)
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise
+    finally:
+        if modules is not None:
+            os.close(modules)
+    theirs.close()
+    return ours, child
+
+
+def _reserve_standard_descriptors() -> None:
+    """Fill closed places among 0-2 until exec, so that no socket of ours lands there."""
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+
+
+def modules_path() -> str:
+    """The entry of sys.path that this package comes from: a directory, or one in an archive."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def open_modules() -> tuple[str, int | None]:
+    """Where the keeper imports from, and the file descriptor that this needs: one of the archive's
+    content, whatever becomes of the file. Raises OSError."""
+    place = modules_path()
+    if os.path.isdir(place):
+        return place, None
+    archive = place
+    while archive != "/" and not os.path.isfile(archive):
+        archive = os.path.dirname(archive)
+    descriptor = _copy_in_memory(os.open(archive, os.O_RDONLY | os.O_CLOEXEC))
+    return f"/proc/self/fd/{descriptor}{place[len(archive) :]}", descriptor
+
+
+def _copy_in_memory(file: int) -> int:
+    """A file descriptor of what this one reads now, in its place: that of the file itself would
+    read what `cp` writes over it. The same one where the kernel or the C library has no memfd."""
+    try:
+        copy = os.memfd_create("portwrap-modules")
+    except (AttributeError, OSError):
+        return file
+    try:
+        while os.sendfile(copy, file, None, os.fstat(file).st_size):
+            pass
+    except OSError:
+        os.close(copy)
+        raise
+    finally:
+        os.close(file)
+    return copy
+
+
+def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
+    """Start the keeper's interpreter, with its end of the lifeline and no more of the job's input
+    and output than its standard error: a reader of it waits for its end. Raises OSError."""
+    text = KEEPER.format(
+        title=f"{program}: keeper of process {os.getpid()}",
+        place=place,
+        first="" if modules is None else COMPILE_ONCE,
+        refuse=refusing_program(lifeline, "the keeper cannot be loaded", Failure.INCOMPLETE),
+        lifeline=lifeline,
+        modules=modules,
+    )
+    errors = os.dup(2)
+    os.set_inheritable(lifeline, True)
+    if modules is not None:
+        os.set_inheritable(modules, True)
+    try:
+        # Not fork: this process may have much memory, of which the kernel would copy the tables.
+        return os.posix_spawn(
+            INTERPRETER,
+            interpreter_command(text),
+            _lean_environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
+                # From another number: it may be ours alone, if the caller had it closed.
+                (os.POSIX_SPAWN_DUP2, errors, 2),
+            ],
+            setsigmask=WAITING_SIGNALS,
+            setsigdef=[signal.SIGCHLD],
+        )
+    finally:
+        os.close(errors)
+
+
+KEEPER = """{title!r}; import sys; sys.path[:0] = [{place!r}]
+try:
+ {first}from portwrap.keeper.setup import main
+except Exception as error:
+ {refuse}; raise SystemExit
+main({lifeline}, {modules})"""
+"""The keeper's program; its first line is for ps(1). Whatever an import raises, the system is the
+cause: where it cannot look at a file, Python even takes a folder for an empty module."""
+COMPILE_ONCE = "from portwrap.archive import compile_once; compile_once(); "
+"""What it does first where it imports from an archive."""
+
+
+def interpreter_command(text: str, *arguments: str) -> list[str]:
+    """The argv that starts this interpreter with a program's text, alone with its standard library.
+
+    -I ignores PYTHONHOME, without which some interpreters do not find that library; but without
+    it they look into the current directory first.
+    """
+    isolated = "-I"
+    if os.environ.get("PYTHONHOME"):
+        isolated = "-s"
+        text = f"import sys; sys.path[:] = filter(None, sys.path); exec({text!r})"
+    return [os.path.realpath(INTERPRETER), isolated, "-S", "-B", "-c", text, *arguments]
+
+
+def _lean_environment() -> dict[str, str]:
+    """The environment without what PYTHON… variables and libraries of others may do to the keeper:
+    some of these start threads, and no process with threads can enter a user namespace."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "PYTHONHOME" or not name.startswith(("PYTHON", *PRELOADING))
+    }
