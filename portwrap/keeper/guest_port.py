@@ -32,7 +32,6 @@ class GuestPort:
     def keep(self, stand_in: _socket.socket, host: _socket.socket) -> None:
         """Listen with this socket, bound to the guest port, and forward its clients to the server
         that has `host`; and with them those of the host port's other sockets."""
-        self.let_go()
         stand_in.listen(BACKLOG)
         self.stand_in = stand_in
         address, port = host.getsockname()[:2]

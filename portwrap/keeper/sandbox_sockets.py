@@ -3,13 +3,11 @@
 A process makes sockets only in the network namespace that it is in, but accept(2) makes one in that
 of the listening socket. So from two sockets of the sandbox that the launching process has made
 there come as many as are needed: one listens for a moment, the other connects to it, and then
-connect(2) with AF_UNSPEC makes all three as new again (the kernel's tcp_disconnect).
+connect(2) with AF_UNSPEC makes all three as new again (the kernel's tcp_disconnect). Somebody else
+who connects at that moment is reset.
 """
 
 from __future__ import annotations
-
-import errno
-import os
 
 import _socket
 
@@ -41,24 +39,13 @@ class SandboxSockets:
 
     def make(self, family: int) -> _socket.socket:
         """A new socket: unbound, not connected, blocking. Raises OSError."""
-        if family not in self.spares:
-            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         connector, listener = self.spares[family]
         try:
             listener.listen(1)
             connector.connect(listener.getsockname())
-            made = accept_from(listener, connector.getsockname())
+            made, _ = accept(listener)
         finally:
             disconnect(connector)
             disconnect(listener)
         disconnect(made)
         return made
-
-
-def accept_from(listener: _socket.socket, peer: object) -> _socket.socket:
-    """Accept the connection of this peer, and close those of others. Raises OSError."""
-    while True:
-        made, address = accept(listener)
-        if address == peer:
-            return made
-        made.close()
