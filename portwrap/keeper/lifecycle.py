@@ -15,6 +15,7 @@ from .log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from .driver import DriverProcess
@@ -125,8 +126,12 @@ class Lifecycle:
 
     def leave(self) -> NoReturn:
         """End the other processes and this one; the kernel closes the rest."""
-        for worker in self.workers:
-            worker.end()
+        ends: list[Callable[[], object]] = [worker.end for worker in self.workers]
         if self.driver is not None:
-            self.driver.kill()
+            ends.append(self.driver.kill)
+        for end in ends:
+            try:
+                end()
+            except OSError:
+                pass  # it ends with us: by the end of file of its link, or by PR_SET_PDEATHSIG
         os._exit(0)
