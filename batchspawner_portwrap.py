@@ -290,10 +290,10 @@ def hub_addresses(environ: Mapping[str, str]) -> list[tuple[str, int]]:
 
 
 def _check_passed_on(values: Values) -> None:
-    """Refuse what an external portwrap would not get, but for how it forwards and what it logs.
+    """Refuse what an external portwrap would not get, but for how it connects and what it logs.
     Raises PortwrapError, status 2."""
     for option in COMMON_OPTIONS:
-        lost = option.key not in ("guest-port", "forward", "verbose")
+        lost = option.key not in ("guest-port", "forward", "outward", "verbose")
         if lost and values.get(option.key, option.default) != option.default:
             name = values.origin(option.key)
             raise PARSER.error(
