@@ -219,6 +219,11 @@ class Go(Message):
         self.counts = descriptors.counts
 
     @property
+    def every_address_is_local(self) -> bool:
+        """Whether the sandbox has all addresses for lack of a driver (`launch.drivers.direct`)."""
+        return bool(self.driver_networks) and not self.driver_fields
+
+    @property
     def driver(self) -> Driver | None:
         """The network driver to start; None: no outbound network."""
         return Driver(*self.driver_fields[0]) if self.driver_fields else None

@@ -170,11 +170,11 @@ class Host:
         listener.settimeout(10)
         return listener
 
-    def bind_udp(self, address: str, at: int | None = None) -> socket.socket:
+    def bind_udp(self, address: str, at: int | None = None, port: int = 0) -> socket.socket:
         """A UDP socket on the server, or in the namespace `at`."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with self.entered(self.server if at is None else at):
             bound = socket.socket(family, socket.SOCK_DGRAM)
-            bound.bind((address, 0))
+            bound.bind((address, port))
         bound.settimeout(10)
         return bound

@@ -261,7 +261,7 @@ class Session:
     def wait_until_up(self) -> None:
         """Wait until the command has been exec'ed in its sandbox, and is served."""
         wait_until(
-            lambda: self.keeper and (self.helper or self.network == "none"),
+            lambda: self.keeper and (self.helper or self.network in ("none", "direct")),
             what=f"a keeper and a helper {self.mark}",
         )
         words = Path(f"/proc/{self.pid}/cmdline")

@@ -16,6 +16,7 @@ from ..diagnostics.lookup import read_setting
 from ..keeper.driver import variables
 from ..kernel import procfs
 from ..launch import dns, drivers, namespaces, services
+from ..launch.drivers.direct import Direct, why_no_tun
 from ..launch.drivers.driver import find_executable
 from .report import FAILED, OK, WARNING, Result, refused
 
@@ -102,18 +103,24 @@ def check_namespaces(found: Mapping[str, Sequence[str]]) -> Result:
     return Result("user namespaces", OK, "created, with a network namespace")
 
 
-def check_tun(found: Mapping[str, Sequence[str]]) -> Result:
+def check_tun(found: Mapping[str, Sequence[str]], may_be_missing: bool) -> Result:
     if "tun" in found:
-        return Result("tun device", FAILED, *found["tun"])
+        can_do_without = may_be_missing and why_no_tun() is not None
+        return Result("tun device", WARNING if can_do_without else FAILED, *found["tun"])
     return Result("tun device", OK, "created a tap interface in the sandbox")
 
 
-def check_driver(network: str) -> list[Result]:
-    """That there is a network driver; how it works is seen with a session."""
+def check_driver(network: str, may_be_direct: bool) -> list[Result]:
+    """That there is a network driver, or that a session can do without; how it works is seen with a
+    session."""
     try:
-        drivers.choose(network, os.environ)
+        driver = drivers.choose(network, os.environ, may_be_direct=may_be_direct)
     except PortwrapError as error:
         return [refused("network driver", FAILED, error)]
+    if isinstance(driver, Direct) and driver.instead_of is not None:
+        why = driver.instead_of
+        row = why.failure, why.message, why.subject
+        return [Result("network driver", WARNING, driver.warning, *row)]
     return []
 
 

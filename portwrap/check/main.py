@@ -69,10 +69,11 @@ def run(settings: Mapping[str, Any], api: Api | None) -> list[Result]:
     failed is left out."""
     found = node.in_child(node.use_kernel)
     results = [node.check_kernel(), node.check_account(), node.check_namespaces(found)]
-    if settings["network"] != drivers.NONE and results[-1].status == OK:
-        results.append(node.check_tun(found))
-    if results[-1].status == OK:
-        results += node.check_driver(settings["network"])
+    network, may_be_direct = settings["network"], settings["outward"] != "helper"
+    if network not in (drivers.NONE, drivers.DIRECT) and results[-1].status == OK:
+        results.append(node.check_tun(found, network == drivers.AUTO and may_be_direct))
+    if results[-1].status != FAILED:
+        results += node.check_driver(network, may_be_direct)
     if results[-1].status != FAILED:
         results += node.check_services(settings)
     sessions: list[tuple[str, Session]] = []

@@ -165,6 +165,11 @@ def free_ports(count: int) -> list[int]:
     return numbers
 
 
+WITHOUT_DRIVER = {
+    drivers.NONE: "no outbound network",
+    drivers.DIRECT: "no network driver",
+}
+
 # ---- what a session shows ----------------------------------------------------------------------
 
 
@@ -174,19 +179,16 @@ def check_session(session: Session, api: Api | None) -> list[Result]:
         return [refused("session", FAILED, session.refusal())]
     took = round(1000 * (time.monotonic() - session.began))
     made = session.reported["made"]
-    outbound = made["outbound"]
-    # "native and slirp4netns", or "slirp4netns: ", and why not natively
-    driver = outbound.partition(":")[0].rpartition(" ")[2]
-    with_ = outbound.replace(driver, version_of(driver), 1)
-    with_ = with_ if outbound != drivers.NONE else "no outbound network"
+    with_ = WITHOUT_DRIVER.get(made["driver"]) or version_of(made["driver"])
     views = f", ssh configuration {made['ssh configuration']}" if made["ssh configuration"] else ""
     results = [
         Result("session", OK, f"started in {took} ms with {with_}{views}"),
         check_forward(made["forward"], made["why relayed"]),
+        check_outbound(made["outbound"], made["why not native"]),
         check_isolation(session),
     ]
     until = time.monotonic() + 1.2 * PROBE_TIMEOUT
-    if outbound != drivers.NONE:
+    if made["driver"] != drivers.NONE:
         results.append(check_names(session, until))
     results.append(check_ssh(session, until))
     return [*results, check_api(session, api, until)] if api else results
@@ -204,6 +206,13 @@ def check_forward(forward: str, why: str) -> Result:
     if why:
         return Result("forward", WARNING, f"{forward} ({why})", Failure.RELAYED)
     return Result("forward", OK, forward)
+
+
+def check_outbound(outbound: str, why: str) -> Result:
+    """How connections leave the session; why not natively, where that is not possible."""
+    if why:
+        return Result("outbound", WARNING, f"{outbound} ({why})", Failure.BY_DRIVER)
+    return Result("outbound", OK, outbound)
 
 
 def check_isolation(session: Session) -> Result:

@@ -82,12 +82,19 @@ def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str,
             f"{name}: {host_port} is the host port already", f"Leave {host_port} out of {name}."
         )
     forward = parser.choice(values, "forward", FORWARDS)
+    outward = parser.choice(values, "outward", OUTWARDS)
+    driver = parser.choice(values, "network", drivers.CHOICES)
+    if driver == drivers.DIRECT and outward == "helper":
+        network, outward = values.origin("network"), values.origin("outward")
+        raise parser.error(
+            f"{network}: direct leaves connections to no helper", f"Leave out {outward}."
+        )
     return {
         "guest_port": parser.port(values, "guest-port"),
         "forward": forward,
         "allow_from": _allow_from(parser, values, forward),
-        "network": parser.choice(values, "network", drivers.CHOICES),
-        "outward": parser.choice(values, "outward", OUTWARDS),
+        "network": driver,
+        "outward": outward,
         "verbose": "verbose" in values,
         "published": published,
         "host_services": [

@@ -73,6 +73,7 @@ class Failure:
     FEW_NAMESPACES = "few-namespaces"
     NO_BYTE_CODE = "no-byte-code"
     RELAYED = "relayed"
+    BY_DRIVER = "by-driver"
     NAMES = "names"
     SSH_OWNER = "ssh-owner"
     SSH = "ssh"

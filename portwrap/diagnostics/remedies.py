@@ -310,6 +310,12 @@ CHECKS = (
         "Sessions work. Native forwarding needs Linux 5.9 or newer and no other seccomp listener.",
     ),
     Diagnostic(
+        Failure.BY_DRIVER,
+        "slirp4netns (…)",
+        "Native outbound is not possible here, for the reason given: the network driver is used.",
+        "Sessions work. Native outbound needs Linux 5.19 or newer and no other seccomp listener.",
+    ),
+    Diagnostic(
         Failure.NAMES,
         "no nameserver answers in the sandbox",
         "Names cannot be resolved in the sandbox: pip, git and a hub given by name will fail.",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .sandbox_sockets import SandboxSockets
     from .session import Session
 
+IP_FREEBIND = 15  # linux/in.h
 O_ASYNC = 0o20000  # asm-generic/fcntl.h
 IPPROTO_MPTCP = 262  # linux/in.h
 PROTOCOLS = (_socket.IPPROTO_TCP, IPPROTO_MPTCP)
@@ -71,6 +72,8 @@ class Outbound:
         self.pristine: dict[tuple[int, int], Pristine] = {}  # of the host
         responder.on(machine.connect, self.on_connect)
         responder.before(machine.bind, self.on_bind)
+        if session.go.every_address_is_local:
+            responder.before(machine.bind, self.on_bind_to_any_address)
         responder.before(machine.listen, self.on_listen)
         for number in (*machine.epoll_creates, machine.io_uring_setup):
             responder.on(number, self.on_creation)
@@ -104,6 +107,19 @@ class Outbound:
             # The kernel's own answer for a socket that has a port by now.
             is_free = state_of(socket) == TCP_CLOSE
             return self.lead_back(notification, socket) if is_free else -errno.EINVAL
+        finally:
+            socket.close()
+
+    def on_bind_to_any_address(self, notification: Notification) -> int | None:
+        """The sandbox has every IPv4 address: to bind to those of others fails all the same."""
+        address = self.destination(notification)
+        if address is None or len(address.address) != 4 or self.destinations.exists(address):
+            return None
+        socket = self.take(notification)
+        try:
+            seccomp.id_valid(notification)
+            free = socket.getsockopt(_socket.IPPROTO_IP, IP_FREEBIND) != 0
+            return None if free or self.namespaces.of(socket) != SANDBOX else -errno.EADDRNOTAVAIL
         finally:
             socket.close()
 

@@ -37,11 +37,12 @@ RULE = struct.Struct("=BBBBBBBBI")
 IFLA_IFNAME = 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
-FRA_DST, FRA_PRIORITY, FRA_TABLE, FRA_IP_PROTO, FRA_DPORT_RANGE = 1, 6, 15, 22, 24
+FRA_DST, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE = 1, 6, 14, 15
+FRA_IP_PROTO, FRA_DPORT_RANGE = 22, 24
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
-RTPROT_STATIC, RTN_UNICAST = 4, 1
+RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL = 4, 1, 2
 FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
-RT_SCOPE_UNIVERSE, RT_SCOPE_SITE = 0, 200
+RT_SCOPE_UNIVERSE, RT_SCOPE_SITE, RT_SCOPE_HOST = 0, 200, 254
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
@@ -149,19 +150,49 @@ class Netlink:
         body += attribute(RTA_OIF, struct.pack("=I", index)) + attribute(RTA_PREFSRC, source)
         self.request(RTM_NEWROUTE, body, NLM_F_CREATE_NEW)
 
+    def add_local_default(self, index: int, source: bytes) -> None:
+        """Take every address for one of this host, on an interface, and go there from this source
+        address. Raises OSError."""
+        family = family_of(source)
+        body = ROUTE.pack(family, 0, 0, 0, TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0)
+        body += attribute(RTA_OIF, struct.pack("=I", index)) + attribute(RTA_PREFSRC, source)
+        self.request(RTM_NEWROUTE, body, NLM_F_CREATE_NEW)
+
+    def add_unreachable(
+        self, family: int, priority: int, protocol: int, address: bytes = b""
+    ) -> None:
+        """Let nothing of this protocol (Linux 4.17) reach this address, or any. Raises OSError."""
+        body = RULE.pack(family, 8 * len(address), 0, 0, 0, 0, 0, FR_ACT_UNREACHABLE, 0)
+        body += attribute(FRA_PRIORITY, struct.pack("=I", priority))
+        body += attribute(FRA_DST, address) if address else b""
+        body += attribute(FRA_IP_PROTO, bytes([protocol]))
+        self.request(RTM_NEWRULE, body, NLM_F_CREATE_NEW)
+
     def add_rule(self, family: int, priority: int, table: int, to: Port | None = None) -> None:
         """Look into this table at this priority, for one port only if that is given. Raises
         OSError."""
         self._rule(RTM_NEWRULE, family, priority, table, to)
 
+    def add_rule_without_default(self, family: int, priority: int, table: int) -> None:
+        """Look into this table at this priority, but for its default route. Raises OSError."""
+        self._rule(RTM_NEWRULE, family, priority, table, None, SUPPRESS_DEFAULT)
+
     def delete_rule(self, family: int, priority: int, table: int) -> None:
         """Raises OSError."""
         self._rule(RTM_DELRULE, family, priority, table, None)
 
-    def _rule(self, kind: int, family: int, priority: int, table: int, to: Port | None) -> None:
+    def _rule(
+        self,
+        kind: int,
+        family: int,
+        priority: int,
+        table: int,
+        to: Port | None,
+        more: bytes = b"",
+    ) -> None:
         length = 8 * len(to.packed) if to else 0
         body = RULE.pack(family, length, 0, 0, table, 0, 0, FR_ACT_TO_TBL, 0)
-        body += attribute(FRA_PRIORITY, struct.pack("=I", priority))
+        body += attribute(FRA_PRIORITY, struct.pack("=I", priority)) + more
         if to:
             body += attribute(FRA_DST, to.packed)
             body += attribute(FRA_IP_PROTO, bytes([to.protocol]))
@@ -204,3 +235,7 @@ def attributes(data: bytes) -> Mapping[int, bytes]:
         found[kind] = data[ATTRIBUTE.size : length]
         data = data[-(-length // 4) * 4 :]
     return found
+
+
+SUPPRESS_DEFAULT = attribute(FRA_SUPPRESS_PREFIXLEN, bytes(4))
+"""Routes whose prefix is not longer than 0 do not count."""

@@ -15,15 +15,28 @@ PORT = 53
 MAX_SERVERS = 3  # MAXNS of resolv.h: the C library looks at no more
 
 
-def needed(path: str = RESOLV_CONF) -> list[Service]:
-    """The resolvers of the host that must answer inside: none, unless all are on its loopback."""
+def needed(path: str = RESOLV_CONF, every: bool = False) -> list[Service]:
+    """The resolvers of the host that must answer inside: none, unless all are on its loopback; or
+    `every` one, by UDP, where nothing else leads there."""
     servers = name_servers(path)
     if not servers:
         # resolver(5): without a file, or a server in it, the one of this machine is asked.
         servers = [LOOPBACK_IPV4] if is_held("udp", LOOPBACK_IPV4, PORT) else []
-    if not all(map(is_loopback, servers)):
+    if every:
+        others = [server for server in servers if not is_loopback(server)]
+        far = [Service(server, PORT, UDP) for server in others if not is_link_local(server)]
+        servers = [server for server in servers if is_loopback(server)]
+    elif all(map(is_loopback, servers)):
+        far = []
+    else:
         return []
-    return distinct(Service(server, PORT, kind) for server in servers for kind in (UDP, TCP))
+    near = [Service(server, PORT, kind) for server in servers for kind in (UDP, TCP)]
+    return distinct([*near, *far])
+
+
+def is_link_local(address: str) -> bool:
+    """Whether it means something only with its interface, which is not in the sandbox."""
+    return address.lower().startswith(("fe8", "fe9", "fea", "feb"))
 
 
 def name_servers(path: str) -> list[str]:

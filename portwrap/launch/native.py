@@ -13,7 +13,9 @@ from ..protocol import NotNative, SeccompListener
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..kernel.seccomp import Machine, Trap
+    from .drivers.driver import NetworkDriver
     from .lifeline import Lifeline
+    from .sandbox import Sandbox
 
 IPPROTO_MPTCP = 262  # linux/in.h
 NO_SUCH_SOCKET = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT)
@@ -29,16 +31,31 @@ class Native:
         self.no_forward = no_forward
         self.no_outbound = no_outbound
 
-    def check(self, forward: str, outward: str) -> None:
-        """Raise PortwrapError unless what the user insists on is native."""
-        if forward == "native" and self.no_forward:
-            raise PortwrapError(
-                f"--forward native is not possible: {self.no_forward}", Failure.NATIVE
-            )
-        if outward == "native" and self.no_outbound:
-            raise PortwrapError(
-                f"--outward native is not possible: {self.no_outbound}", Failure.NATIVE_OUTBOUND
-            )
+    @property
+    def forward(self) -> str:
+        return "relay" if self.no_forward else "native"
+
+    @property
+    def why_relayed(self) -> str:
+        """Why forwarding is not native, where that was wanted."""
+        return self.no_forward if self.no_forward != NOT_WANTED else ""
+
+    @property
+    def why_no_outbound(self) -> str:
+        """Why outbound is not native, where that was wanted."""
+        return self.no_outbound if self.no_outbound != NOT_WANTED else ""
+
+    def check(self, sandbox: Sandbox, driver: NetworkDriver | None) -> None:
+        """Raise PortwrapError unless what the user insists on, and what has no other way, is
+        native."""
+        if sandbox.forward == "native" and self.no_forward:
+            message = f"--forward native is not possible: {self.no_forward}"
+            raise PortwrapError(message, Failure.NATIVE)
+        if sandbox.outward == "native" and self.no_outbound:
+            message = f"--outward native is not possible: {self.no_outbound}"
+            raise PortwrapError(message, Failure.NATIVE_OUTBOUND)
+        if driver is not None and self.no_outbound:
+            driver.refuse_without_native(self.no_outbound)
 
 
 def agree(lifeline: Lifeline, forward: str, outward: str) -> Native:

@@ -13,40 +13,59 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from .drivers.driver import NetworkDriver
+    from .native import Native
     from .sandbox import Sandbox
     from .services import Service
 
 
+NONE = "none"
+"""What there is of an outbound network with --network none."""
+
+
 def what_was_made(
     sandbox: Sandbox,
-    forward: str,
-    why_relayed: str,
-    outbound: str,
+    made: Native,
+    driver: NetworkDriver | None,
     ssh_folders: str,
     resolvers: Sequence[Service],
 ) -> dict[str, str]:
     """How a session's host port is forwarded, and what it has besides; "" for nothing."""
     return {
-        "forward": forward,
-        "why relayed": why_relayed,
+        "forward": made.forward,
+        "why relayed": made.why_relayed,
         "clients from": sandbox.allow_from.replace(",", ", "),
         "published": ports.describe_pairs(sandbox.published),
         "host services": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
         "ssh configuration": ssh_folders,
-        "outbound": outbound,
+        "outbound": describe_outbound(made, driver),
+        "why not native": made.why_no_outbound if driver else "",
+        "driver": driver.name if driver else NONE,
     }
+
+
+def describe_outbound(made: Native, driver: NetworkDriver | None) -> str:
+    """How connections leave the sandbox."""
+    if driver is None:
+        return NONE
+    ways = [] if made.no_outbound else ["native"]
+    ways += [driver.name] if driver.path else []
+    return " and ".join(ways)
 
 
 def log_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
     """Write the start-up line."""
     forward = ": ".join(filter(None, (facts["forward"], facts["why relayed"])))
     parts = [f"forwarding {sandbox.address} -> {sandbox.guest_port} ({forward})"]
-    parts += [f"{name} {facts[name]}" for name in facts if facts[name] and name not in IN_BRACKETS]
+    others = [name for name in facts if facts[name] and name not in NOT_BY_THEMSELVES]
+    parts += [f"{name} {facts[name]}" for name in others]
+    if facts["why not native"]:
+        parts[-1] += f" (not native: {facts['why not native']})"
     parts.append(f"ready in {milliseconds()} ms")
     log(f"{sandbox.program}: {', '.join(parts)} (version {__version__})\n")
 
 
-IN_BRACKETS = ("forward", "why relayed")
+NOT_BY_THEMSELVES = ("forward", "why relayed", "why not native", "driver")
 
 
 def log_step(sandbox: Sandbox, text: str) -> None:

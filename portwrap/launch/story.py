@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from .drivers.driver import NetworkDriver
     from .lifeline import Lifeline
-    from .native import Native
     from .own_address import Node
     from .ports import HostPort
     from .sandbox import Sandbox
@@ -68,30 +67,32 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     from . import dns, drivers, hosts, namespaces, native, own_address, ssh_config
 
     needed = hosts.needed_addresses([host for host, _ in sandbox.node_services], environ)
-    driver = drivers.choose(sandbox.network, environ, needed)
-    resolvers = dns.needed()
+    may_be_direct = sandbox.outward != "helper"
+    driver = drivers.choose(sandbox.network, environ, needed, may_be_direct)
+    resolvers = dns.needed(every=driver is not None and driver.name == drivers.DIRECT)
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
     node = own_address.read_node(sandbox.node_services)
     services.check(offered, sandbox.guest_port, sandbox.published)
     namespaces.enter_new(0)
-    own = _give_own_addresses(sandbox, node, with_rules=driver is not None)
+    own = _give_own_addresses(sandbox, node, with_rules=driver is not None and bool(driver.path))
+    if driver is not None:
+        driver.configure({resolver.address for resolver in resolvers}, own)
     listeners = services.listen(offered)
     _send_go(lifeline, sandbox, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "entered new user and network namespaces")
     made = native.agree(lifeline, sandbox.forward, sandbox.outward)
-    made.check(sandbox.forward, sandbox.outward)
-    why_relayed = made.no_forward if sandbox.forward != "relay" else ""
-    if why_relayed:
-        log_step(sandbox, f"forward: relay, because {why_relayed}")
+    made.check(sandbox, driver)
+    if made.why_relayed:
+        log_step(sandbox, f"forward: relay, because {made.why_relayed}")
     lifeline.wait_until_ready()
     log_step(sandbox, "the keeper is ready" + (", and so is outbound" if driver else ""))
+    if driver is not None and driver.warning:
+        log(f"{sandbox.program}: {driver.warning}\n")
     _route_node_services(sandbox, node, driver)
     if sandbox.announce:
-        forward = "relay" if made.no_forward else "native"
-        outbound = _describe_outbound(sandbox, driver, made)
-        facts = what_was_made(sandbox, forward, why_relayed, outbound, ssh_folders, resolvers)
+        facts = what_was_made(sandbox, made, driver, ssh_folders, resolvers)
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     exec_command(path, command, environ)
@@ -128,7 +129,7 @@ def _send_go(
         allowed=sandbox.allowed,
         published_to=[guest for other, guest in published for _ in other.listeners],
         own_addresses=own_addresses,
-        driver=_how_to_start(driver, command) if driver else None,
+        driver=_how_to_start(driver, command) if driver and driver.path else None,
         descriptors=descriptors,
     )
     try:
@@ -200,15 +201,6 @@ def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
     if why:
         log(f"{sandbox.program}: ssh rejects root-owned files in {folders}: {why}\n")
     return "" if why else folders
-
-
-def _describe_outbound(sandbox: Sandbox, driver: NetworkDriver | None, made: Native) -> str:
-    """How connections leave the sandbox, and why not natively where that was wanted."""
-    if driver is None:
-        return "none"
-    if not made.no_outbound:
-        return f"native and {driver.name}"
-    return driver.name if sandbox.outward == "helper" else f"{driver.name}: {made.no_outbound}"
 
 
 def _arm(lifeline: Lifeline) -> None:

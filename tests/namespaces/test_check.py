@@ -14,7 +14,7 @@ import threading
 from http.server import HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Sequence
 
 import pytest
 from checked_node import HIDE, OWN_DEVICES, LimitedNode, Node
@@ -32,8 +32,10 @@ pytestmark = pytest.mark.namespaces
 
 CHECKS = ["kernel", "account", "user namespaces", "tun device", "byte code", "descriptors"]
 CHECKS += ["kernel limits", "security modules", "program"]
-CHECKS += ["session", "forward", "isolation", "names", "ssh"]
+CHECKS += ["session", "forward", "outbound", "isolation", "names", "ssh"]
 DEBIAN_13 = TEST_ROOT / "newer-helpers"
+BY_DRIVER = ("--outward", "helper")
+"""Where a session cannot do without a network driver."""
 SSH_FOLDER = "/etc/ssh/ssh_config.d"
 INCLUDED_BY_SSH = (
     "mount -t tmpfs -o mode=0755 tmpfs /etc/ssh",
@@ -66,14 +68,18 @@ def test_a_good_node(node: Node, forward: str) -> None:
     assert "(6 other addresses and an abstract socket refused)" in facts["isolation"]
 
 
-@pytest.mark.parametrize("way", ["slirp4netns", "pasta", "none"])
+@pytest.mark.parametrize("way", ["slirp4netns", "pasta", "direct", "none"])
 def test_the_chosen_network_driver_is_checked(node: Node, way: str) -> None:
     status, answer = node.check_when_it_is_good("--network", way)
     assert status == 0, answer
-    wanted = [name for name in CHECKS if way != "none" or name not in ("tun device", "names")]
+    left_out = {"none": ("tun device", "names"), "direct": ("tun device",)}.get(way, ())
+    wanted = [name for name in CHECKS if name not in left_out]
     assert [check["name"] for check in answer["checks"]] == wanted
     session = named(answer)["session"]["fact"]
-    assert ("no outbound network" if way == "none" else way) in session
+    without = {"none": "no outbound network", "direct": "no network driver"}
+    assert without.get(way, way) in session
+    outbound = {"none": "none", "direct": "native"}.get(way, f"native and {way}")
+    assert named(answer)["outbound"]["fact"] == outbound
 
 
 def test_clients_from_somewhere_else_only(node: Node) -> None:
@@ -166,9 +172,9 @@ def test_root_is_told_to_be_somebody_else(node: Node) -> None:
 # ---- what is taken away ------------------------------------------------------------------------
 
 
-def assert_fails(node: Node, name: str, *said: str) -> dict[str, str]:
+def assert_fails(node: Node, name: str, *said: str, options: Sequence[str] = ()) -> dict[str, str]:
     """That this check, and no other, says that no session would start. Returns it."""
-    status, answer = node.check()
+    status, answer = node.check(*options)
     assert (status, answer["would_start"], answer["failed"]) == (125, False, [name]), answer
     found = named(answer)[name]
     assert [text for text in said if text not in found["fact"]] == [], found
@@ -197,7 +203,13 @@ def assert_mends(node: Node, command: str) -> None:
 )
 def test_the_tun_device(make_node: Any, preparation: list[str], said: str) -> None:
     node = make_node(OWN_DEVICES, *preparation)
-    assert_mends(node, assert_fails(node, "tun device", said)["command"])
+    found = assert_fails(node, "tun device", said, options=BY_DRIVER)
+    if preparation[:1] != ["touch /dev/net/tun"]:  # a session can do without
+        status, answer = node.check()
+        assert (status, named(answer)["tun device"]["status"]) == (0, "warning"), answer
+        assert "only TCP" in named(answer)["network driver"]["fact"]
+        assert named(answer)["outbound"]["fact"] == "native"
+    assert_mends(node, found["command"])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +260,12 @@ def test_namespaces_that_a_container_forbids(node: Node) -> None:
 
 def test_network_drivers(make_node: Any) -> None:
     node = make_node(HIDE.format("slirp4netns"), HIDE.format("pasta"))
-    found = assert_fails(node, "network driver", "neither slirp4netns nor pasta found")
+    missing = "neither slirp4netns nor pasta found"
+    found = assert_fails(node, "network driver", missing, options=BY_DRIVER)
+    status, answer = node.check()
+    assert (status, named(answer)["network driver"]["status"]) == (0, "warning"), answer
+    assert named(answer)["network driver"]["command"] == found["command"]
+    assert "no network driver" in named(answer)["session"]["fact"]
     assert re.fullmatch(r"(apt-get|dnf) install \w+", found["command"])
     # Packages are not installed twice: what the command brings is brought back.
     node.mend("umount /usr/bin/pasta")

@@ -24,7 +24,7 @@ from launches import (
     wait_until_nothing_is_left,
 )
 
-from helpers import OWNER, as_user, end, find_tool, needs, run_as, wait_until
+from helpers import OWNER, as_user, end, environment, find_tool, needs, run_as, wait_until
 from sessions import ENTRY, Portwrap, holders_of, unused_port, unused_ports
 
 pytestmark = pytest.mark.namespaces
@@ -144,7 +144,10 @@ def test_driver_not_installed(portwrap: Portwrap, port: int) -> None:
         if os.path.exists(f"{place}/{name}")
     ]
     before = as_owner_in(*hide)
-    result = run_in_sandbox(portwrap, "true", port=port, before=before, account="root")
+    by_driver = environment(OWNER, {"PORTWRAP_OUTWARD": "helper"})
+    result = run_in_sandbox(
+        portwrap, "true", port=port, before=before, account="root", env=by_driver
+    )
     refusal_of(result, 125, "neither slirp4netns nor pasta found", "Install it on every node")
     assert holders_of(port) == []
 
@@ -291,7 +294,8 @@ def test_no_tun_device(
 ) -> None:
     before = ours_alive()
     own = as_owner_in("mount -t tmpfs -o dev,mode=0755 tmpfs /dev/net", *preparation)
-    result = run_in_sandbox(portwrap, "true", port=port, before=own, account="root")
+    by_driver = environment(OWNER, {"PORTWRAP_OUTWARD": "helper"})
+    result = run_in_sandbox(portwrap, "true", port=port, before=own, account="root", env=by_driver)
     refusal_of(result, 125, "slirp4netns ended before it was ready", *said)
     wait_until_nothing_is_left(before, port)
 

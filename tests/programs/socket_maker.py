@@ -120,6 +120,12 @@ def bind_udp(address: str, port: int) -> socket.socket:
     return made
 
 
+def connect_udp(address: str, port: int) -> socket.socket:
+    made = tcp_or_udp(address, socket.SOCK_DGRAM)
+    made.connect((address, port))
+    return made
+
+
 def listen_unix(path: str) -> socket.socket:
     made = socket.socket(socket.AF_UNIX)
     made.bind(name(path))
@@ -142,6 +148,7 @@ ACTIONS: dict[str, Callable[..., socket.socket]] = {
     "connect_watched": connect_watched,
     "connect_beyond_limit": connect_beyond_limit,
     "bind_udp": bind_udp,
+    "connect_udp": connect_udp,
     "listen_unix": listen_unix,
     "connect_unix": connect_unix,
 }

@@ -340,7 +340,7 @@ def test_the_remedy_is_one_of_this_distribution(
 
 def test_each_network_driver_is_in_the_table_and_in_the_choices() -> None:
     names = [driver.name for driver in drivers.NETWORK_DRIVERS]
-    assert ("auto", *names, "none") == drivers.CHOICES
+    assert ("auto", *names, "direct", "none") == drivers.CHOICES
     for name in names:
         assert row_of(Failure.DRIVER_NOT_FOUND, subject=name).cause.startswith(
             f"This node lacks {name}"

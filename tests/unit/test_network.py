@@ -177,7 +177,20 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch, network: str, uid: int, mess
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     monkeypatch.setattr(driver, "PACKAGE_FOLDERS", ())
     with pytest.raises(PortwrapError) as caught:
-        drivers.choose(network, {"PATH": "/nowhere"})
+        drivers.choose(network, {"PATH": "/nowhere"}, may_be_direct=False)
     assert caught.value.message.startswith(message)
     assert "slirp4netns" in lookup.remedy_of(caught.value)
     assert drivers.usable({"PATH": "/nowhere"}) == []
+
+
+def test_without_a_driver_it_may_be_direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "auto"; a driver that was asked for by name is missing all the same."""
+    monkeypatch.setattr(driver, "PACKAGE_FOLDERS", ())
+    nothing = {"PATH": "/nowhere"}
+    chosen = drivers.choose("auto", nothing)
+    assert chosen is not None and (chosen.name, chosen.path) == ("direct", "")
+    assert chosen.warning
+    asked = drivers.choose("direct", nothing)
+    assert asked is not None and (asked.name, asked.warning) == ("direct", "")
+    with pytest.raises(PortwrapError, match="slirp4netns not found"):
+        drivers.choose("slirp4netns", nothing)

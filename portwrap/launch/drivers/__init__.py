@@ -7,6 +7,7 @@ A new one is a class in a file of its own and a row in NETWORK_DRIVERS: the choi
 from __future__ import annotations
 
 from ...diagnostics.errors import Failure, PortwrapError
+from .direct import WITHOUT, Direct, why_no_tun
 from .driver import NetworkDriver
 from .pasta import Pasta
 from .routes import read_routes
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 
 NETWORK_DRIVERS: Sequence[type[NetworkDriver]] = (Slirp4netns, Pasta)
 """In the order in which "auto" tries them."""
-AUTO, NONE = "auto", "none"
-CHOICES = (AUTO, *(driver.name for driver in NETWORK_DRIVERS), NONE)
+AUTO, DIRECT, NONE = "auto", Direct.name, "none"
+CHOICES = (AUTO, *(driver.name for driver in NETWORK_DRIVERS), DIRECT, NONE)
 """The values of --network."""
 
 
 def usable(environ: Mapping[str, str]) -> list[NetworkDriver]:
     """The network drivers that work for this account on this node, as far as can be seen."""
     routes = read_routes()
-    found = []
-    for driver in NETWORK_DRIVERS:
+    found: list[NetworkDriver] = []
+    for driver in NETWORK_DRIVERS if why_no_tun() is None else ():
         try:
             found.append(driver.find(environ, routes))
         except PortwrapError:
@@ -36,13 +37,21 @@ def usable(environ: Mapping[str, str]) -> list[NetworkDriver]:
 
 
 def choose(
-    network: str, environ: Mapping[str, str], needed: Sequence[str] = ()
+    network: str,
+    environ: Mapping[str, str],
+    needed: Sequence[str] = (),
+    may_be_direct: bool = True,
 ) -> NetworkDriver | None:
     """The network driver to use; None for "none". `needed` are addresses that the session has to
     reach, the hub's for one. Raises PortwrapError where it is not usable."""
     if network == NONE:
         return None
     routes = read_routes()
+    if network == DIRECT:
+        return Direct(routes, needed)
+    no_tun = why_no_tun() if network == AUTO and may_be_direct else None
+    if no_tun is not None:
+        return Direct(routes, needed, no_tun)
     wants_ipv6 = not routes or any(":" in address for address in needed)
     # Sorting keeps the order of those that are equal.
     in_order = sorted(NETWORK_DRIVERS, key=lambda driver: wants_ipv6 and not driver.has_ipv6)
@@ -53,7 +62,10 @@ def choose(
                 return driver.find(environ, routes, needed)
             except PortwrapError as error:
                 refused.append(error)
-    raise _refusal(refused)
+    refusal = _refusal(refused)
+    if network == AUTO and may_be_direct:
+        return Direct(routes, needed, refusal)
+    raise refusal
 
 
 def _refusal(refused: Sequence[PortwrapError]) -> PortwrapError:
@@ -68,5 +80,4 @@ def _refusal(refused: Sequence[PortwrapError]) -> PortwrapError:
 
 
 def _without(reasons: str, failure: str, subject: str = "") -> PortwrapError:
-    message = f"{reasons}: the session would have no outbound network"
-    return PortwrapError(message, failure, subject=subject)
+    return PortwrapError(reasons + WITHOUT, failure, subject=subject)

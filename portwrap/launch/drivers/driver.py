@@ -9,7 +9,7 @@ from .routes import SUBNET6, free_subnet, routes_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import ClassVar
 
     from ...diagnostics.diagnostic import Diagnostic
@@ -52,9 +52,22 @@ class NetworkDriver:
             raise PortwrapError(f"{cls.name} not found", Failure.DRIVER_NOT_FOUND, subject=cls.name)
         return cls(path, routes, needed)
 
+    @property
+    def warning(self) -> str:
+        """What users have to know of a session with it, or nothing."""
+        return ""
+
     def argv(self, pid: int) -> list[str]:
         """Its command line for the namespaces of process `pid`."""
         raise NotImplementedError
+
+    def configure(self, resolvers: Collection[str], own_addresses: Collection[str]) -> None:
+        """Make of the sandbox's network, which this process is in, what has to be made of it before
+        the program starts. `resolvers` are to be found there; the node's own addresses that it has
+        already are among `own_addresses`. Raises OSError."""
+
+    def refuse_without_native(self, reason: str) -> None:
+        """Raise PortwrapError if it is of no use because outbound is not native."""
 
     @classmethod
     def diagnostics(cls) -> Sequence[Diagnostic]:
