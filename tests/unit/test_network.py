@@ -194,3 +194,26 @@ def test_without_a_driver_it_may_be_direct(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked is not None and (asked.name, asked.warning) == ("direct", "")
     with pytest.raises(PortwrapError, match="slirp4netns not found"):
         drivers.choose("slirp4netns", nothing)
+
+
+IPV6_ROUTE = (
+    "{to} {length} 00000000000000000000000000000000 00 {zero} 00000400 1 0 {flags} {name}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("to", "length", "name", "leads_on"),
+    [
+        ("00000000000000000000000000000000", "00", "eth0", True),
+        ("20010002000000000000000000000000", "40", "eth0", True),
+        ("00000000000000000000000000000000", "00", "lo", False),  # the kernel's own: unreachable
+        ("fe800000000000000000000000000000", "40", "eth0", False),
+        ("ff000000000000000000000000000000", "08", "eth0", False),
+    ],
+)
+def test_routes_of_ipv6(tmp_path: Path, to: str, length: str, name: str, leads_on: bool) -> None:
+    table = tmp_path / "ipv6_route"
+    row = IPV6_ROUTE.format(to=to, length=length, zero="0" * 32, name=name)
+    table.write_text(row)
+    assert host_routes.leads_on_by_ipv6(str(table)) == leads_on
+    assert not host_routes.leads_on_by_ipv6(str(tmp_path / "none"))

@@ -10,7 +10,7 @@ from ...diagnostics.errors import Failure, PortwrapError
 from .direct import WITHOUT, Direct, why_no_tun
 from .driver import NetworkDriver
 from .pasta import Pasta
-from .routes import read_routes
+from .routes import leads_on_by_ipv6, read_routes
 from .slirp4netns import Slirp4netns
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def choose(
     no_tun = why_no_tun() if network == AUTO and may_be_direct else None
     if no_tun is not None:
         return Direct(routes, needed, no_tun)
-    wants_ipv6 = not routes or any(":" in address for address in needed)
+    wants_ipv6 = (not routes and leads_on_by_ipv6()) or any(":" in address for address in needed)
     # Sorting keeps the order of those that are equal.
     in_order = sorted(NETWORK_DRIVERS, key=lambda driver: wants_ipv6 and not driver.has_ipv6)
     refused = []

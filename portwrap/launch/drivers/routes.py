@@ -47,6 +47,18 @@ def read_routes(table: str = "/proc/net/route") -> list[Route]:
     return [Route(row[0], _address(row[1]), _address(row[7])) for row in rows if row[0] != "*"]
 
 
+def leads_on_by_ipv6(table: str = "/proc/net/ipv6_route") -> bool:
+    """Whether the host has an IPv6 route that leads to other hosts, and to more than those on one
+    cable (proc(5))."""
+    try:
+        with open(table) as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return False
+    # columns: destination, its length, source, its length, next hop, metric, …, interface
+    return any(row[-1] != "lo" and not row[0].startswith(("fe80", "ff")) for row in rows)
+
+
 def _address(digits: str) -> int:
     """An address that the kernel has printed as a number in its own byte order."""
     return int.from_bytes(int(digits, 16).to_bytes(4, sys.byteorder), "big")
