@@ -442,6 +442,9 @@ def test_a_kernel_without_native_forwarding(node: Node) -> None:
     found = named(answer)["forward"]
     assert (status, found["status"]) == (0, "warning"), answer
     assert found["fact"].startswith("relay (") and "Linux 5.9" in found["remedy"]
+    found = named(answer)["outbound"]
+    assert found["status"] == "warning"
+    assert found["fact"].startswith("slirp4netns (") and "Linux 5.19" in found["remedy"]
     status, answer = node.check("--forward", "native", before=before)
     assert (status, answer["failed"]) == (125, ["session"]), answer
     assert "--forward auto" in named(answer)["session"]["remedy"]

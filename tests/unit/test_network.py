@@ -196,9 +196,7 @@ def test_without_a_driver_it_may_be_direct(monkeypatch: pytest.MonkeyPatch) -> N
         drivers.choose("slirp4netns", nothing)
 
 
-IPV6_ROUTE = (
-    "{to} {length} 00000000000000000000000000000000 00 {zero} 00000400 1 0 {flags} {name}\n"
-)
+IPV6_ROUTE = "{to} {length} {zero} 00 {zero} 00000400 1 0 00000003 {name}\n"
 
 
 @pytest.mark.parametrize(
