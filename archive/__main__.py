@@ -11,6 +11,8 @@ WITHOUT_A_SESSION = frozenset(("-h", "--help", "--version", "--check"))
 SOURCES = "/site-packages"
 BYTE_CODE = "/site-packages-%s"
 """Of the Pythons with this cache tag (`build.sh --for`)."""
+BLOCK = 65536
+"""Bytes read at a time: new memory for the whole file would take longer than the rest."""
 
 NOT_LOADED = "Start it again; if that fails, look at this Python, and at 'ulimit -a'."
 
@@ -73,7 +75,10 @@ def compare_sum(archive):
     with open(archive, "rb") as file:
         file.readline()
         wanted = file.readline()[8:16]  # written by pack.py
-        found = ("%08x" % crc32(file.read())).encode("ascii")
+        total = 0
+        for block in iter(lambda: file.read(BLOCK), b""):
+            total = crc32(block, total)
+    found = ("%08x" % total).encode("ascii")
     if found != wanted:
         raise Damaged("its checksum is %s, not %s" % (found.decode(), wanted.decode("latin-1")))
 

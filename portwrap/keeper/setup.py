@@ -6,6 +6,7 @@ No more code than this needs is loaded before the command begins: it would keep 
 from __future__ import annotations
 
 import os
+import select
 
 import _socket
 
@@ -33,6 +34,8 @@ OWN_DESCRIPTORS = 32
 """File descriptors that the keeper needs besides those of the connections that it relays."""
 LATER_DESCRIPTORS = 8
 """Those of them that it makes when the command has begun, and a few for the first clients."""
+NEXT = ("keeper.driver", "kernel.seccomp", "kernel.callers", "keeper.lifecycle", "keeper.main_loop")
+"""The modules that every session comes to need, in this order."""
 
 
 def main(number: int, modules: int | None) -> None:
@@ -92,6 +95,7 @@ def prepare(lifeline: _socket.socket) -> Session:
     """Wait for "go", start the network driver and agree on how to forward. Raises OSError and
     MalformedMessage, and ImportError where no file descriptor is left to open a module."""
     limit = raise_descriptor_limit()
+    load_meanwhile(lifeline)
     data, received = receive(lifeline)
     if not data:
         raise ConnectionResetError
@@ -108,6 +112,16 @@ def prepare(lifeline: _socket.socket) -> Session:
     for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:
         os.close(number)
     return session
+
+
+def load_meanwhile(lifeline: _socket.socket) -> None:
+    """Import what comes next, until "go" has arrived. Raises ImportError."""
+    poll = select.poll()
+    poll.register(lifeline.fileno(), select.POLLIN)
+    for name in NEXT:
+        if poll.poll(0):
+            return
+        __import__(f"portwrap.{name}")
 
 
 def take_place(session: Session) -> None:
