@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import calls, chart, forward, growth, report, starts, staying, way_out, ways
+from .accounts import Account
+from .results import Results
 from .rig import SIZES, Rig
-from .session import Account
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +179,7 @@ def _prepare_calls(rig: Rig, only: Sequence[str] | None) -> dict[str, str]:
 
 def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> None:
     """Write results.md and the charts, and print the table."""
-    results = report.Results(
+    results = Results(
         figures=rig.figures,
         ways=rig.ways,
         special=[*rig.ways_out, *rig.ways_calls],

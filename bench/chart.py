@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .report import Results
+    from .results import Results
     from .rig import Figure
 
 # Those of Okabe and Ito, which the colour-blind can tell apart, and some between.

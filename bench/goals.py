@@ -11,7 +11,7 @@ from .ways import ANY_FILTER, BARE, OURS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from .report import Results
+    from .results import Results
     from .rig import Figure
 
 

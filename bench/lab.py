@@ -12,12 +12,12 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING
 
-from .session import fork
+from .accounts import fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .session import Account
+    from .accounts import Account
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 PR_SET_DUMPABLE, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 4, 47, 2  # linux/prctl.h

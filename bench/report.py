@@ -8,40 +8,21 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import goals
+from .results import Results
 from .ways import BARE, CONTROL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from .rig import Figure, Size
-    from .ways import Way
 
 NONE = "-"
 FAILED = "failed"
 TIMES = "\N{MULTIPLICATION SIGN}"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
-
-
-class Results(NamedTuple):
-    """All that there is to tell."""
-
-    figures: Sequence[Figure]
-    ways: Sequence[Way]
-    special: Sequence[Way]  # of one part only
-    left_out: Mapping[str, str]
-    notes: Sequence[str]
-    command: str
-    size: str
-    versions: str
-
-    @property
-    def names(self) -> list[str]:
-        """Every way's name, once: bare, then ours, the reference of some, then the rivals."""
-        every = {way.name: way for way in (*self.ways, *self.special)}
-        return sorted(every, key=lambda name: every[name].rank)
 
 
 VERSIONS: Sequence[tuple[str, Sequence[str], str]] = (

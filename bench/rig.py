@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from .accounts import Account
     from .lab import Network
-    from .session import Account
     from .ways import Way
 
 T = TypeVar("T")

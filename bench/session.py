@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pwd
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from .accounts import Account, fork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,28 +29,6 @@ GRACE = 5.0
 STAT_STATE, STAT_PARENT = 0, 1  # fields of /proc/PID/stat after the name
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Account(NamedTuple):
-    """Who runs what is measured."""
-
-    name: str
-    uid: int
-    gid: int
-    home: str
-
-    @classmethod
-    def named(cls, name: str) -> Account:
-        """The account of this name. Raises KeyError if there is none."""
-        entry = pwd.getpwnam(name)
-        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
-
-    def become(self) -> None:
-        """Turn this process into one of the account's, if it is root's."""
-        if os.geteuid() == 0 and self.uid != 0:
-            os.initgroups(self.name, self.gid)
-            os.setgid(self.gid)
-            os.setuid(self.uid)
 
 
 class Process(NamedTuple):
@@ -139,15 +118,6 @@ def below(ancestor: int, children: Mapping[int, Sequence[Process]] | None = None
         found += more
         todo += [process.pid for process in more]
     return found
-
-
-def fork() -> int:
-    """os.fork, which runs hooks in Python: an interrupt that came there would be lost."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        return os.fork()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Session:

@@ -9,9 +9,10 @@ from typing import Any, Mapping, Sequence
 import pytest
 
 from bench import goals, load, report
+from bench.accounts import Account
 from bench.growth import STARTS
+from bench.results import Results
 from bench.rig import SIZES, Figure, Rig
-from bench.session import Account
 from bench.ways import ANY_FILTER, BARE, CONTROL, Port, Way, choose_calls, ours
 
 from helpers import PROJECT
@@ -26,10 +27,10 @@ def figure(samples: Mapping[str, Sequence[float]], **kw: Any) -> Figure:
     return made
 
 
-def results(*figures: Figure) -> report.Results:
+def results(*figures: Figure) -> Results:
     names = dict.fromkeys(name for each in figures for name in each.samples)
     ways = [Way(name, () if name in (BARE, CONTROL) else ("x",), "") for name in names]
-    return report.Results(figures=figures, ways=ways, special=[], **ABOUT)
+    return Results(figures=figures, ways=ways, special=[], **ABOUT)
 
 
 def test_a_round_is_compared_with_itself() -> None:
