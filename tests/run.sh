@@ -171,7 +171,15 @@ else
     ./build.sh
 fi
 
+# Together: while the last of the long tests run, the short ones keep the other workers busy.
 system_minor=$(minor_version "$system_python")
+together=()
+for part in e2e namespaces unit; do
+    [[ " ${parts[*]} " != *" $part "* ]] || together+=("tests/$part")
+done
+if [[ ${#together[@]} -gt 0 ]]; then
+    run_part "${together[*]#tests/}, Python $system_minor" "$runner" "${together[@]}"
+fi
 for part in "${parts[@]}"; do
     case $part in
         quick) run_quick ;;
@@ -179,7 +187,6 @@ for part in "${parts[@]}"; do
         fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
             --timeout=3600 ;;
         coverage) measure_coverage || broken=yes ;;
-        *) run_part "$part, Python $system_minor" "$runner" "tests/$part" ;;
     esac
 done
 while read -r minor _ <&3; do

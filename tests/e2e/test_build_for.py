@@ -15,7 +15,7 @@ import pack
 from helpers import OWNER, PROJECT, free_port, run_as
 from pythons import pythons
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 FROM_BYTE_CODE = "modules from byte code\n"
 

@@ -104,11 +104,15 @@ def test_a_test_that_makes_pytest_another_program(tmp_path: Path, workers: str, 
     assert (result.returncode, result.stdout.splitlines()[-1]) == (1, told), result
 
 
-def test_a_run_that_ends_in_the_middle_after_another_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("program", "status"), [('exec {} "$@"', 0), ("exit 0", 1)])
+def test_a_run_without_an_end_after_another_one(tmp_path: Path, program: str, status: int) -> None:
     project = Project(tmp_path, PASSES)
-    project.write("tests/e2e/test_more.py", ENDS)
-    result = project.run("unit", "e2e", PORTWRAP_WORKERS="0")
-    assert (result.returncode, "pytest did not finish" in result.stdout) == (1, True), result
+    other = "root/venv-{}.{}/bin/python".format(*sys.version_info)
+    project.write(other, f"#!/bin/sh\n{program.format(sys.executable)}\n")
+    result = project.run("unit", PORTWRAP_PYTHONS=sys.executable)
+    ended = "pytest did not finish" not in result.stdout
+    assert (result.returncode, ended) == (status, status == 0), result
+    assert result.stdout.endswith(f"\n{2 - status} passed, 0 failed, 0 skipped\n")
 
 
 WRITES = """
