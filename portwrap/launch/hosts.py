@@ -27,6 +27,13 @@ def needed_addresses(hosts: Iterable[str], environ: Mapping[str, str]) -> list[s
     return list(dict.fromkeys([*found, *dns.name_servers(dns.RESOLV_CONF)]))
 
 
+def need_ipv6(hosts: Iterable[str]) -> bool:
+    """Whether these hosts have IPv6 addresses only, as far as they are known."""
+    known = read_hosts_file()
+    found = [address for name in hosts for address in addresses_of(name, known)]
+    return bool(found) and all(":" in address and address != "::1" for address in found)
+
+
 def proxy_hosts(environ: Mapping[str, str]) -> list[str]:
     """The hosts of the proxies that programs take from the environment, in either case."""
     names = [name for each in PROXY_VARIABLES for name in (each, each.upper())]

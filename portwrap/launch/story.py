@@ -64,11 +64,9 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         for number, guest in sandbox.published
     ]
     # Imported here, and further below: while the keeper's interpreter and the driver start.
-    from . import dns, drivers, hosts, namespaces, native, own_address, ssh_config
+    from . import dns, drivers, namespaces, native, own_address, ssh_config
 
-    needed = hosts.needed_addresses([host for host, _ in sandbox.node_services], environ)
-    may_be_direct = sandbox.outward != "helper"
-    driver = drivers.choose(sandbox.network, environ, needed, may_be_direct)
+    driver = _choose_driver(sandbox, environ)
     resolvers = dns.needed(every=driver is not None and driver.name == drivers.DIRECT)
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
@@ -96,6 +94,20 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     exec_command(path, command, environ)
+
+
+def _choose_driver(sandbox: Sandbox, environ: Mapping[str, str]) -> NetworkDriver | None:
+    """The network driver to use. Raises PortwrapError."""
+    from . import drivers, hosts
+
+    names = [host for host, _ in sandbox.node_services]
+    return drivers.choose(
+        sandbox.network,
+        environ,
+        hosts.needed_addresses(names, environ),
+        may_be_direct=sandbox.outward != "helper",
+        needs_ipv6=hosts.need_ipv6(names),
+    )
 
 
 def _send_go(

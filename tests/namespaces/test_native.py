@@ -25,7 +25,17 @@ from portwrap.keeper.host_sockets import descriptors_of_others
 
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, state_of, wait_until
-from sessions import Inside, Outside, Portwrap, Session, channel_pair, injected, kill, unused_port
+from sessions import (
+    Inside,
+    Outside,
+    Portwrap,
+    Session,
+    channel_pair,
+    injected,
+    kill,
+    name_of,
+    unused_port,
+)
 
 pytestmark = pytest.mark.namespaces
 GUEST = 8888
@@ -61,7 +71,8 @@ def links_of(pid: int) -> set[str]:
 def way_of(session: Session) -> str:
     """How the server is served: "native" if it holds the host's own socket."""
     host = listening_inodes(os.getpid(), session.port)
-    others = session.alive() - {session.keeper, session.helper}
+    ours = {pid for pid in session.alive() if name_of(pid).startswith("portwrap-")}
+    others = session.alive() - ours - {session.helper}
     return "native" if any(host & links_of(pid) for pid in others) else "relay"
 
 

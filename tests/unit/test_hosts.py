@@ -60,3 +60,25 @@ def test_needed_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(hosts, "read_hosts_file", lambda: known)
     found = hosts.needed_addresses(["hub01", "unknown"], {"http_proxy": "198.18.0.3:1"})
     assert found == ["198.18.0.7", "198.18.0.8", "198.18.0.3", "198.18.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "needed"),
+    [
+        (["hub6"], True),
+        (["2001:2::9"], True),
+        (["hub6", "hub01"], False),
+        (["hub01"], False),
+        (["::1"], False),
+        (["unknown"], False),
+        ([], False),
+    ],
+)
+def test_hosts_that_need_ipv6(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: list[str], needed: bool
+) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(HOSTS)
+    known = hosts.read_hosts_file(str(path))
+    monkeypatch.setattr(hosts, "read_hosts_file", lambda: known)
+    assert hosts.need_ipv6(names) is needed

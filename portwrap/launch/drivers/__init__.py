@@ -41,6 +41,7 @@ def choose(
     environ: Mapping[str, str],
     needed: Sequence[str] = (),
     may_be_direct: bool = True,
+    needs_ipv6: bool = False,
 ) -> NetworkDriver | None:
     """The network driver to use; None for "none". `needed` are addresses that the session has to
     reach, the hub's for one. Raises PortwrapError where it is not usable."""
@@ -52,7 +53,7 @@ def choose(
     no_tun = why_no_tun() if network == AUTO and may_be_direct else None
     if no_tun is not None:
         return Direct(routes, needed, no_tun)
-    wants_ipv6 = (not routes and leads_on_by_ipv6()) or any(":" in address for address in needed)
+    wants_ipv6 = needs_ipv6 or (not routes and leads_on_by_ipv6())
     # Sorting keeps the order of those that are equal.
     in_order = sorted(NETWORK_DRIVERS, key=lambda driver: wants_ipv6 and not driver.has_ipv6)
     refused = []
