@@ -131,6 +131,19 @@ install_compiler() {
     fi
 }
 
+# For Spark.
+install_java() {
+    type -P java >/dev/null && return
+    say "installing a Java virtual machine"
+    if type -P apt-get >/dev/null; then
+        undisturbed apt-get -q update
+        undisturbed env DEBIAN_FRONTEND=noninteractive \
+            apt-get -q install --yes --no-install-recommends default-jre-headless
+    else
+        undisturbed dnf --quiet --assumeyes install java-headless
+    fi
+}
+
 install_system_packages() {
     local things
     things=$(missing_things)
@@ -397,6 +410,8 @@ if [[ $EUID == 0 ]]; then
         fetch_gridengine
         install_compiler
         make_applications || true # the tests tell it
+        install_java
+        make_frameworks || true
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"
     fi

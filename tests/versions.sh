@@ -108,6 +108,12 @@ make_applications() {
             make_code_server "$versions_directory/code-server" "$venv/bin/python"
 }
 
+make_frameworks() {
+    local venv=$versions_directory/frameworks requirements=$tests/versions/frameworks.txt
+    once "$venv.complete" "$("$system_python" -VV && cat "$requirements")" \
+        make_base "$venv" "$system_python" "$requirements"
+}
+
 # npm compiles parts of it, with the headers of the Node that is to run it; the system's is too old.
 make_code_server() {
     local place=$1 python=$2 node

@@ -121,7 +121,7 @@ def assert_proof(shown: str) -> None:
         ("without", bob, jupyter, "403, not logged in"),
     ]
     assert re.search(
-        r": forwarding \S+ -> 8888 \((native|relay)\), (.*, )?outbound \w+, ready in ", shown
+        r": forwarding \S+ -> 8888 \((native|relay)\), (.*, )?outbound [\w ]+, ready in ", shown
     )
     rows = rows_of(shown)
     assert len(rows) == len(expected), shown
