@@ -104,17 +104,20 @@ def test_a_busy_host_port_is_named(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refusal", "pattern"),
+    ("refusal", "options", "pattern"),
     [
-        pytest.param(NO_NAMESPACES, "CLONE_NEWUSER.*No space left", id="no user namespaces"),
+        pytest.param(NO_NAMESPACES, [], "CLONE_NEWUSER.*No space left", id="no user namespaces"),
         pytest.param(
             NO_SLIRP4NETNS,
+            ["--outward", "helper"],
             "slirp4netns not found|neither slirp4netns nor pasta found",
             id="no slirp4netns",
         ),
     ],
 )
-def test_a_node_that_cannot_make_a_sandbox_is_told(hub: Hub, refusal: str, pattern: str) -> None:
-    cmd = hub.command("jupyterhub-singleuser")
+def test_a_node_that_cannot_make_a_sandbox_is_told(
+    hub: Hub, refusal: str, options: list[str], pattern: str
+) -> None:
+    cmd = hub.command(*options, "jupyterhub-singleuser")
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", refusal, "sh"]
     assert_fails(hub, prefix + cmd, "FAILED 125:0", pattern)
