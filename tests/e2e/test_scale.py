@@ -69,7 +69,7 @@ class Small:
 
     def own_start(self) -> int:
         """The milliseconds that the start itself has taken, by the start-up line."""
-        found = re.search(r"; (\d+) ms$", self.said(), re.MULTILINE)
+        found = re.search(r"ready in (\d+) ms ", self.said())
         assert found, self.said()
         return int(found[1])
 
