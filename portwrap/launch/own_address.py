@@ -30,6 +30,7 @@ from ..kernel.rtnetlink import (
     Netlink,
     Port,
 )
+from .drivers.routes import DEVICE
 from .hosts import addresses_of, read_hosts_file
 
 TYPE_CHECKING = False
@@ -163,7 +164,7 @@ def give(node: Node, with_rules: bool) -> list[str]:
             # First, so that no address hides a service if the kernel knows no such rules.
             _add_rules(netlink, node.services)
         for name in dict.fromkeys(each.interface for each in node.addresses):
-            if name != "lo":
+            if name not in ("lo", DEVICE):  # lo stands in for the driver's own
                 _make_device(name)
         indexes = {name: index for index, (name, _) in netlink.interfaces().items()}
         for index in set(indexes.values()):

@@ -11,7 +11,7 @@ from typing import Iterator
 
 import pytest
 from launches import as_owner_in, in_sandbox, run_in_sandbox
-from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host
+from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host, ip
 
 from helpers import NEIGHBOUR, as_user, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
@@ -153,3 +153,13 @@ def test_a_node_with_many_system_services(portwrap: Portwrap, host: Host) -> Non
         result = run_in_sandbox(portwrap, "true")
         assert (result.returncode, result.stderr) == (0, "")
         assert len(listeners) == 400 and os.geteuid() == 0
+
+
+def test_an_interface_with_the_name_of_the_drivers(
+    portwrap: Portwrap, changing_host: Host, way: Way
+) -> None:
+    """A bridge of virtual machines has such names. lo has its address."""
+    ip("link set h1 down", "link set h1 name tap0", "link set tap0 up")
+    with way.inside(portwrap) as session, changing_host.listen(SERVER) as far:
+        session.keep(session.listen(HOST_ON_SECOND, 0))
+        session.keep(session.connect(*far.getsockname()))
