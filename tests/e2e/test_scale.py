@@ -13,7 +13,7 @@ from typing import Iterator, Sequence
 import pytest
 from e2e.slurm import Cluster, Host, Job
 
-from helpers import NEIGHBOUR, OWNER, wait_until
+from helpers import NEIGHBOUR, OWNER, children_of, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -83,6 +83,9 @@ class Small:
                     found[name_of(pid)] = pid
             except OSError:
                 continue  # it has ended
+        # The driver has nothing of the job's environment.
+        for pid in children_of(found.get("portwrap-keeper", 0)):
+            found[name_of(pid)] = pid
         return found
 
     def said(self) -> str:
