@@ -80,7 +80,7 @@ run_pytest() {
     local interpreter=$1 status=0
     shift
     "$interpreter" -m pytest -o "cache_dir=$work/cache" \
-        --numprocesses="$workers" --dist=loadgroup --max-worker-restart=0 \
+        --numprocesses="$workers" --dist=loadfile --max-worker-restart=0 \
         "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null 2>&1 | tee "$log" ||
         status=${PIPESTATUS[0]}
     return "$status"
