@@ -13,7 +13,7 @@ import sys
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import MAPPED
+from ..kernel.sockets import MAPPED, pack, serves
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Destinations:
         services = list(addresses_of(go.descriptors.services))
         self.services = {(address, port) for kind, address, port in services if kind == STREAM}
         self.served = {address for _, address, _ in services}
-        self.own = frozenset(map(packed, go.own_addresses))
+        self.own = frozenset(map(pack, go.own_addresses))
         self.command = go.command
 
     def is_outside(self, destination: Destination) -> bool:
@@ -100,20 +100,10 @@ class Destinations:
         )
 
 
-def serves(bound: bytes, address: bytes) -> bool:
-    """Whether a socket that is bound to the first address has clients at the second: [::] serves
-    both families, unless it was told otherwise."""
-    return bound == address or (not any(bound) and len(bound) >= len(address))
-
-
-def packed(address: str) -> bytes:
-    return _socket.inet_pton(AF_INET6 if ":" in address else AF_INET, address)
-
-
 def addresses_of(listeners: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:
     """Kind, address and port of each host service, from its socket in the sandbox."""
     for number in listeners:
         socket = _socket.socket(fileno=os.dup(number))
         address, port = socket.getsockname()[:2]
-        yield socket.type, packed(address), port
+        yield socket.type, pack(address), port
         socket.close()

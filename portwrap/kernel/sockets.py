@@ -38,6 +38,17 @@ AF_UNSPEC = bytes(16)
 """A struct sockaddr of no address family."""
 
 
+def pack(address: str) -> bytes:
+    """The bytes of an address of either family. Raises OSError."""
+    return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
+
+
+def serves(bound: bytes, address: bytes) -> bool:
+    """Whether a socket that is bound to the first address may have clients at the second: [::]
+    serves both families, unless it was told otherwise."""
+    return bound == address or (not any(bound) and len(bound) >= len(address))
+
+
 def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:
     """accept(2), as `socket.accept` does it. Raises OSError."""
     descriptor, address = listener._accept()  # type: ignore[attr-defined]

@@ -29,7 +29,9 @@ from ..kernel.rtnetlink import (
     TABLE_MAIN,
     Netlink,
     Port,
+    family_of,
 )
+from ..kernel.sockets import pack, serves
 from .drivers.routes import DEVICE
 from .hosts import addresses_of, read_hosts_file
 
@@ -58,7 +60,7 @@ class OwnAddress:
         self.packed = packed
 
     def __str__(self) -> str:
-        return socket.inet_ntop(_family(self.packed), self.packed)
+        return socket.inet_ntop(family_of(self.packed), self.packed)
 
 
 class Node:
@@ -99,10 +101,6 @@ def own_addresses() -> list[OwnAddress]:
     return own[:MAX_ADDRESSES]
 
 
-def _family(packed: bytes) -> int:
-    return socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-
-
 def _at(own: set[bytes], reachable: Iterable[tuple[str, int]]) -> list[Port]:
     """Those of these hosts and TCP ports that are at the node's own addresses.
 
@@ -117,7 +115,7 @@ def _at(own: set[bytes], reachable: Iterable[tuple[str, int]]) -> list[Port]:
 def _packed(address: str) -> bytes:
     """b"" where it is none: a line of the hosts file may hold anything."""
     try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+        return pack(address)
     except (OSError, ValueError):
         return b""
 
@@ -138,15 +136,9 @@ def _services(own: set[bytes], highest: int) -> list[Port]:
         for name in (table, f"{table}6"):
             for waiting in sock_diag.waiting_sockets(name):
                 if waiting.uid <= highest:
-                    served = [each for each in own if _serves(waiting.address, each)]
+                    served = [each for each in own if serves(waiting.address, each)]
                     ports += [Port(each, protocol, waiting.port) for each in served]
     return ports
-
-
-def _serves(bound: bytes, address: bytes) -> bool:
-    """Whether a socket that is bound to the first address may have clients at the second: [::]
-    serves both families, unless it was told otherwise."""
-    return bound == address or (not any(bound) and len(bound) >= len(address))
 
 
 # ---- in the sandbox ----------------------------------------------------------------------------
@@ -181,11 +173,11 @@ def give(node: Node, with_rules: bool) -> list[str]:
 
 def _add_rules(netlink: Netlink, services: Sequence[Port]) -> None:
     """Have these ports looked up in the main table, before the local one."""
-    for family in {_family(port.packed) for port in services}:
+    for family in {family_of(port.packed) for port in services}:
         netlink.add_rule(family, LOCAL_AFTER, TABLE_LOCAL)
     for port in services:
-        netlink.add_rule(_family(port.packed), SERVICES_FIRST, TABLE_MAIN, port)
-    for family in {_family(port.packed) for port in services}:
+        netlink.add_rule(family_of(port.packed), SERVICES_FIRST, TABLE_MAIN, port)
+    for family in {family_of(port.packed) for port in services}:
         netlink.delete_rule(family, 0, TABLE_LOCAL)
 
 
@@ -200,7 +192,7 @@ def route_services(node: Node, device: str, gateway: str, source: str) -> None:
     try:
         indexes = {name: index for index, (name, _) in netlink.interfaces().items()}
         for packed in targets:
-            places = [socket.inet_pton(socket.AF_INET6, each) for each in (gateway, source)]
+            places = [pack(each) for each in (gateway, source)]
             netlink.add_route(indexes[device], packed, *places)
     finally:
         netlink.close()

@@ -14,6 +14,7 @@ import socket
 
 from ...diagnostics.errors import Failure, PortwrapError
 from ...kernel.rtnetlink import TABLE_LOCAL, Netlink, family_of
+from ...kernel.sockets import pack
 from ..services import is_loopback
 from .driver import NetworkDriver
 from .routes import ADDRESS6
@@ -78,8 +79,8 @@ class Direct(NetworkDriver):
             loopback = next(
                 index for index, (name, _) in netlink.interfaces().items() if name == "lo"
             )
-            far = [packed(each) for each in resolvers if not is_loopback(each)]
-            for address in map(packed, own):
+            far = [pack(each) for each in resolvers if not is_loopback(each)]
+            for address in map(pack, own):
                 try:
                     configure_family(netlink, loopback, address, far)
                 except OSError:
@@ -99,10 +100,6 @@ def source_towards(address: str) -> str:
             return str(probe.getsockname()[0])
     except OSError:
         return ""
-
-
-def packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def configure_family(
