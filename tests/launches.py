@@ -10,7 +10,17 @@ from typing import Any, Sequence
 
 import pytest
 
-from helpers import OWNER, PROJECT, descendants, environment, lives, needs, run_as, wait_until
+from helpers import (
+    OWNER,
+    PROJECT,
+    descendants,
+    environment,
+    find_tool,
+    lives,
+    needs,
+    run_as,
+    wait_until,
+)
 from sessions import KEEPER, Portwrap, holders_of, name_of, serves, unused_port
 
 one_forward = pytest.mark.parametrize("each_forward", ["auto"], indirect=True)
@@ -70,6 +80,19 @@ def make_library(folder: Path, text: str, name: str = "made.so") -> Path:
 def thread_library(folder: Path) -> Path:
     """A library that starts a thread wherever it is loaded, as those of profilers and of BLAS."""
     return make_library(folder, STARTS_A_THREAD, "thread.so")
+
+
+def interpreter_with(library: Path, python: str, folder: Path) -> Path:
+    """A copy of this interpreter that loads the library at its start. It finds its own shared
+    library and its modules in ../lib, wherever it was built for."""
+    needs("patchelf")
+    copy = folder / "bin" / "python3"
+    copy.parent.mkdir()
+    real = Path(os.path.realpath(python))
+    (folder / "lib").symlink_to(real.parent.parent / "lib")
+    shutil.copy(real, copy)
+    subprocess.run([str(find_tool("patchelf")), "--add-needed", library, copy], check=True)
+    return copy
 
 
 def as_owner_in(*preparation: str) -> list[str]:

@@ -23,7 +23,7 @@ from networks import HOST6 as NODE6
 
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, wait_until
-from sessions import Portwrap, Session, injected, unused_port
+from sessions import Portwrap, Session, injected, port_without_a_past
 
 pytestmark = pytest.mark.namespaces
 
@@ -141,7 +141,7 @@ def taken(portwrap: Portwrap, port: int) -> set[str]:
 
 @every_host
 def test_nowhere_after_us(portwrap: Portwrap, owner: Player, place: str) -> None:
-    port = unused_port()
+    port = port_without_a_past()
     assert owner.do("ours", place, port) is None
     assert taken(portwrap, port) == set()
     assert owner.do("shut") is None
@@ -155,7 +155,7 @@ def test_nowhere_after_us(portwrap: Portwrap, owner: Player, place: str) -> None
 @pytest.mark.parametrize("place", FREE_BARE)
 def test_bare_there_is_room(portwrap: Portwrap, owner: Player, place: str) -> None:
     """The control; a server that has ended its listening by shutdown(2) leaves all of it."""
-    port = unused_port()
+    port = port_without_a_past()
     assert owner.do("bare", place, port) is None
     assert taken(portwrap, port) == FREE_BARE[place]
     assert owner.do("shut") is None
@@ -165,7 +165,7 @@ def test_bare_there_is_room(portwrap: Portwrap, owner: Player, place: str) -> No
 @every_host
 def test_who_is_served(owner: Player, place: str) -> None:
     """Who tries another address first is refused at once, and goes on to the next."""
-    port = unused_port()
+    port = port_without_a_past()
     assert owner.do("ours", place, port) is None
     served = set()
     for address in (V4, V6, NODE, NODE6):
@@ -179,8 +179,8 @@ def test_who_is_served(owner: Player, place: str) -> None:
 
 def test_a_name_with_an_address_of_another_node(owner: Player) -> None:
     """It is left out; a name that has no other is refused."""
-    assert owner.do("ours", "some.test", unused_port()) is None
-    assert "Cannot assign requested address" in owner.do("ours", "far.test", unused_port())
+    assert owner.do("ours", "some.test", port_without_a_past()) is None
+    assert "Cannot assign requested address" in owner.do("ours", "far.test", port_without_a_past())
 
 
 # ---- a neighbour who was there before -------------------------------------------------------
@@ -199,7 +199,7 @@ def test_nowhere_before_us(owner: Player, rival: Player, place: str) -> None:
     bind, but he cannot listen any more."""
     for address, reuse_address, reuse_port, only_ipv6 in rivals():
         for listens in (False, True):
-            port = unused_port()
+            port = port_without_a_past()
             tried = (address, reuse_address, reuse_port, only_ipv6, listens)
             assert rival.do("bind", address, port, reuse_address, reuse_port, only_ipv6) is None
             if listens:
@@ -221,7 +221,7 @@ def test_bare_he_stays(owner: Player, rival: Player, place: str) -> None:
     """The control: he listens, and the owner's server starts beside him, or after him."""
     beside = set()
     for address, reuse_address, reuse_port, only_ipv6 in rivals():
-        port = unused_port()
+        port = port_without_a_past()
         assert rival.do("bind", address, port, reuse_address, reuse_port, only_ipv6) is None
         assert rival.do("listen") is None
         if owner.do("bare", place, port) is None:
@@ -236,7 +236,7 @@ def test_nobody_slips_in_while_the_port_is_reserved(
 ) -> None:
     """Between the bind of what reserves the port and its being alone there is room for who has
     SO_REUSEADDR: we look again."""
-    port = unused_port()
+    port = port_without_a_past()
     with injected(owner.pid, "bind:delay_exit=5000000:when=2"):
         owner.give("ours", V4, port)
         wait_until(lambda: accepts(V4, port), what="a listener")
@@ -395,7 +395,7 @@ def test_a_server_that_keeps_what_it_has_shut(portwrap: Portwrap) -> None:
 @pytest.mark.parametrize("way", ENDS)
 def test_bare_he_gets_the_port(portwrap: Portwrap, host: Host, rival: Player, way: str) -> None:
     """The control."""
-    port = unused_port()
+    port = port_without_a_past()
     server = as_user(OWNER, server_that_ends(portwrap, way, V4, port), stdout=None)
     try:
         wait_until(lambda: accepts(V4, port), what="the server")

@@ -14,6 +14,7 @@ import pytest
 from launches import (
     batchspawner_portwrap,
     in_sandbox,
+    interpreter_with,
     make_library,
     one_forward,
     refusal_of,
@@ -135,13 +136,10 @@ def start_and_check(python: Path | str, program: Path, job: dict[str, str]) -> t
 
 def test_the_check_agrees_with_a_start(portwrap: Portwrap, world_dir: Path) -> None:
     """Where threads are in the way, and where they are not."""
-    needs("patchelf")
     program = batchspawner_portwrap(portwrap)
     library = thread_library(world_dir)
     started = start_and_check(portwrap.python, program, {"LD_PRELOAD": str(library)})
     assert started[:2] == (0, 0) and started[2].startswith("started in "), started
-    python = world_dir / "python3"
-    shutil.copy(os.path.realpath(portwrap.python), python)
-    subprocess.run([str(find_tool("patchelf")), "--add-needed", library, python], check=True)
+    python = interpreter_with(library, portwrap.python, world_dir)
     refused = start_and_check(python, program, {})
     assert refused[:2] == (125, 125) and "with 2 threads" in refused[2], refused

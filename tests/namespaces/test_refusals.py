@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from launches import (
     at_url,
     batchspawner_portwrap,
     in_sandbox,
+    interpreter_with,
     ours_alive,
     refusal_of,
     run_in_sandbox,
@@ -24,7 +23,7 @@ from launches import (
     wait_until_nothing_is_left,
 )
 
-from helpers import OWNER, as_user, end, environment, find_tool, needs, run_as, wait_until
+from helpers import OWNER, as_user, end, environment, needs, run_as, wait_until
 from sessions import ENTRY, Portwrap, holders_of, unused_port, unused_ports
 
 pytestmark = pytest.mark.namespaces
@@ -114,11 +113,7 @@ def test_an_interpreter_that_starts_a_thread(
     portwrap: Portwrap, port: int, world_dir: Path
 ) -> None:
     """No process with threads can enter a user namespace (unshare(2))."""
-    needs("patchelf")
-    library = thread_library(world_dir)
-    python = world_dir / "python3"
-    shutil.copy(os.path.realpath(portwrap.python), python)
-    subprocess.run([str(find_tool("patchelf")), "--add-needed", library, python], check=True)
+    python = interpreter_with(thread_library(world_dir), portwrap.python, world_dir)
     _, *words = in_sandbox(portwrap, "true", port=port)
     result = run_as(OWNER, [python, *words])
     refusal_of(result, 125, "Invalid argument, with 2 threads", "ld.so.preload")

@@ -644,9 +644,11 @@ def sent_to_itself() -> Any:
     """The other holder is a message."""
     made = new()
     ours, theirs = socket.socketpair()
-    socket.send_fds(ours, [b"x"], [made.fileno()])
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", made.fileno()))
+    ours.sendmsg([b"x"], [rights])
     said = connect(made)
-    _, [number], _, _ = socket.recv_fds(theirs, 1, 1)
+    _, [(_, _, received)], _, _ = theirs.recvmsg(1, socket.CMSG_SPACE(4))
+    [number] = struct.unpack("i", received)
     other = socket.socket(fileno=number)
     return [said, attempt(other.getpeername), talk(other)]
 
