@@ -28,6 +28,7 @@ class Node:
     def __init__(self, portwrap: Portwrap, folder: Path, preparation: Sequence[str]) -> None:
         self.portwrap = portwrap
         self.network = Host()
+        self.names: dict[bytes, str] = {}  # IPv4 addresses, by names as DNS writes them
         with self.network.entered(self.network.server):
             self.resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.resolver.bind((SERVER, 53))
@@ -53,12 +54,23 @@ class Node:
         return as_user("root", words, stdin=subprocess.PIPE, stderr=None)
 
     def resolve(self) -> None:
-        """Answer every question with "no such name"; end at an empty one."""
+        """Answer every question, with "no such name" but for those that are known; end at an empty
+        one."""
         while True:
             question, where = self.resolver.recvfrom(512)
             if not question:
                 return
-            self.resolver.sendto(question[:2] + b"\x81\x83" + question[4:], where)
+            name, _, kind = question[12:].partition(b"\0")
+            known = self.names.get(name)
+            if known is None:
+                answer = question[:2] + b"\x81\x83" + question[4:]
+            else:  # RFC 1035, 4.1: an answer is the name, as a pointer, type, class, age, address
+                record = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(known)
+                found = record if kind.startswith(b"\0\1") else b""
+                counts = bytes([0, 1, 0, bool(found), 0, 0, 0, 0])
+                end = 12 + len(name) + 5
+                answer = question[:2] + b"\x81\x80" + counts + question[12:end] + found
+            self.resolver.sendto(answer, where)
 
     def close(self) -> None:
         self.hub.shutdown()

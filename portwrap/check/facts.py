@@ -110,17 +110,20 @@ def check_tun(found: Mapping[str, Sequence[str]], may_be_missing: bool) -> Resul
     return Result("tun device", OK, "created a tap interface in the sandbox")
 
 
-def check_driver(network: str, may_be_direct: bool) -> list[Result]:
+def check_driver(settings: Mapping[str, Any]) -> list[Result]:
     """That there is a network driver, or that a session can do without; how it works is seen with a
     session."""
+    hosts = [host for host, _ in settings["node_services"]]
     try:
-        driver = drivers.choose(network, os.environ, may_be_direct=may_be_direct)
+        driver = drivers.choose_for(settings["network"], settings["outward"], hosts, os.environ)
     except PortwrapError as error:
         return [refused("network driver", FAILED, error)]
     if isinstance(driver, Direct) and driver.instead_of is not None:
         why = driver.instead_of
         row = why.failure, why.message, why.subject
         return [Result("network driver", WARNING, driver.warning, *row)]
+    if driver is not None and driver.warning:
+        return [Result("network driver", WARNING, driver.warning, Failure.SUBNETS)]
     return []
 
 

@@ -73,7 +73,7 @@ def run(settings: Mapping[str, Any], api: Api | None) -> list[Result]:
     if network not in (drivers.NONE, drivers.DIRECT) and results[-1].status == OK:
         results.append(node.check_tun(found, network == drivers.AUTO and may_be_direct))
     if results[-1].status != FAILED:
-        results += node.check_driver(network, may_be_direct)
+        results += node.check_driver(settings)
     if results[-1].status != FAILED:
         results += node.check_services(settings)
     sessions: list[tuple[str, Session]] = []

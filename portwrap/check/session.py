@@ -12,9 +12,11 @@ import sys
 import time
 
 from ..diagnostics.errors import EXIT_SANDBOX, Failure, PortwrapError, failure_of, reason_of
+from ..keeper.acceptor import is_among
 from ..kernel.threads import is_threaded
 from ..launch import drivers, keeper_process, services
 from ..launch.command import reexec
+from ..launch.ports import parse_networks
 from ..launch.sandbox import Sandbox
 from ..launch.services import Service
 from ..launch.story import launch
@@ -287,11 +289,22 @@ def check_api(session: Session, api: Api, until: float) -> Result:
         reason = (
             f"the {api.name} {api.url} answers this node, but not the sandbox: {found['error']}"
         )
-        return Result(api.name, FAILED, reason, Failure.API_SANDBOX)
+        hidden = hidden_address(api.host, session.reported["made"]["hidden"])
+        if not hidden:
+            return Result(api.name, FAILED, reason, Failure.API_SANDBOX)
+        fact = f"{reason} ({hidden} is in the sandbox's own network)"
+        return Result(api.name, FAILED, fact, Failure.HIDDEN, subject=f"{hidden} {api.host}")
     failure = Failure.API_LOOPBACK if services.is_loopback(api.host) else Failure.API
     return Result(
         api.name, FAILED, f"the {api.name} {api.url} does not answer: {here['error']}", failure
     )
+
+
+def hidden_address(host: str, hidden: str) -> str:
+    """The first address of this host if it is in one of these networks; else ""."""
+    address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4]
+    networks = parse_networks(hidden)
+    return str(address[0]) if is_among(probe.family(str(address[0])), address, networks) else ""
 
 
 def check_other_driver(name: str, session: Session) -> Result:

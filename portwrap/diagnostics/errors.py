@@ -80,6 +80,8 @@ class Failure:
     API = "api"
     API_LOOPBACK = "api-loopback"
     API_SANDBOX = "api-sandbox"
+    SUBNETS = "subnets"
+    HIDDEN = "hidden"
     APPARMOR_PROGRAM = "apparmor-program"
 
     SPAWNER_CMD = "spawner-cmd"

@@ -342,9 +342,24 @@ CHECKS = (
     Diagnostic(
         Failure.API_SANDBOX,
         "the hub … answers this node, but not the sandbox: …",
-        "The network driver does not reach it: an address with IPv6 only, or one of the sandbox's"
-        " own subnet.",
+        "The network driver does not reach it, such as an address with IPv6 only.",
         "Try --network pasta.",
+    ),
+    Diagnostic(
+        Failure.HIDDEN,
+        "the hub … answers this node, but not the sandbox: … (10.0.2.7 is in the sandbox's own"
+        " network)",
+        "The network driver uses that network in the sandbox. A session takes another one where it"
+        " knows the address, but at its start it asks no nameserver.",
+        "Let the hosts file of each node list it, or use --network pasta.",
+        "echo {subject} >>/etc/hosts",
+    ),
+    Diagnostic(
+        Failure.SUBNETS,
+        "slirp4netns hides 192.168.202.0/24 from the session, and this node's …",
+        "This node has routes to all the networks that a session could use for itself, or needs"
+        " hosts there.",
+        "Use --network pasta, which hides none.",
     ),
     Diagnostic(
         Failure.API,

@@ -41,6 +41,7 @@ def what_was_made(
         "outbound": describe_outbound(made, driver),
         "why not native": made.why_no_outbound if driver else "",
         "driver": driver.name if driver else NONE,
+        "hidden": ",".join(driver.hidden) if driver else "",
     }
 
 
@@ -65,7 +66,7 @@ def log_what_was_made(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
     log(f"{sandbox.program}: {', '.join(parts)} (version {__version__})\n")
 
 
-NOT_BY_THEMSELVES = ("forward", "why relayed", "why not native", "driver")
+NOT_BY_THEMSELVES = ("forward", "why relayed", "why not native", "driver", "hidden")
 
 
 def log_step(sandbox: Sandbox, text: str) -> None:

@@ -66,7 +66,8 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     # Imported here, and further below: while the keeper's interpreter and the driver start.
     from . import dns, drivers, namespaces, native, own_address, ssh_config
 
-    driver = _choose_driver(sandbox, environ)
+    hosts = [host for host, _ in sandbox.node_services]
+    driver = drivers.choose_for(sandbox.network, sandbox.outward, hosts, environ)
     resolvers = dns.needed(every=driver is not None and driver.name == drivers.DIRECT)
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
@@ -94,20 +95,6 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     exec_command(path, command, environ)
-
-
-def _choose_driver(sandbox: Sandbox, environ: Mapping[str, str]) -> NetworkDriver | None:
-    """The network driver to use. Raises PortwrapError."""
-    from . import drivers, hosts
-
-    names = [host for host, _ in sandbox.node_services]
-    return drivers.choose(
-        sandbox.network,
-        environ,
-        hosts.needed_addresses(names, environ),
-        may_be_direct=sandbox.outward != "helper",
-        needs_ipv6=hosts.need_ipv6(names),
-    )
 
 
 def _send_go(

@@ -14,15 +14,16 @@ import threading
 from http.server import HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import pytest
 from checked_node import HIDE, OWN_DEVICES, LimitedNode, Node
 from launches import batchspawner_portwrap, ours_alive, thread_library
-from networks import FAR, SERVER, SERVER6, HubApi, Server6
+from networks import FAR, SERVER, SERVER6, HubApi, Server6, ip
 
 from portwrap.check import session
 from portwrap.launch import ssh_config
+from portwrap.launch.drivers.routes import SUBNETS
 
 from conftest import TEST_ROOT
 from helpers import OWNER, PROJECT, as_user, cannot, end, environment, needs, run_as, wait_until
@@ -343,6 +344,73 @@ def test_a_hub_that_only_the_node_reaches(node: Node) -> None:
         hub.shutdown()
         thread.join()
         hub.server_close()
+
+
+@pytest.fixture
+def hidden_hub(node: Node) -> Iterator[str]:
+    """The URL of a hub behind the node's default route, with an address of the network that a
+    session uses for itself by default; only DNS knows it."""
+    address = f"{SUBNETS[0]}.103"
+    with node.network.entered(node.network.server):
+        ip(f"addr add {address}/32 dev lo")
+        hub = HTTPServer((address, 0), HubApi)
+    node.names[b"\3hub\4test"] = address
+    thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://hub.test:{hub.server_address[1]}/hub/api"
+    hub.shutdown()
+    thread.join()
+    hub.server_close()
+
+
+def test_a_hub_in_the_sandboxs_own_network(node: Node, hidden_hub: str, world_dir: Path) -> None:
+    """A clash, and no firewall: the remedy is another one."""
+    by_driver = "--network", "slirp4netns", *BY_DRIVER
+    node.mend(f"cp /etc/hosts {world_dir} && mount --bind {world_dir}/hosts /etc/hosts")
+    status, answer = node.check(*by_driver, "--hub", hidden_hub)
+    found = named(answer)["hub"]
+    assert (status, answer["failed"]) == (125, ["hub"]), answer
+    assert f"the hub {hidden_hub} answers this node, but not the sandbox: " in found["fact"]
+    assert f"({SUBNETS[0]}.103 is in the sandbox's own network)" in found["fact"]
+    assert "firewall" not in found["remedy"]
+    # each of the remedies
+    status, answer = node.check_when_it_is_good(
+        "--network", "pasta", *BY_DRIVER, "--hub", hidden_hub
+    )
+    assert status == 0, answer
+    node.mend(found["command"])
+    status, answer = node.check_when_it_is_good(*by_driver, "--hub", hidden_hub)
+    assert status == 0, answer
+
+
+def test_a_hub_in_the_sandboxs_own_network_natively(node: Node, hidden_hub: str) -> None:
+    """Most addresses of that network are nobody's in the sandbox."""
+    status, answer = node.check_when_it_is_good("--hub", hidden_hub)
+    assert status == 0, answer
+    assert "slirp4netns" in named(answer)["session"]["fact"]
+
+
+ALL_TAKEN = [f"route add {subnet}.0/24 via {SERVER}" for subnet in SUBNETS]
+
+
+def test_a_node_that_uses_every_network_of_a_sandbox(node: Node) -> None:
+    """The start says so as well, and takes the driver that hides none where it may choose."""
+    with node.network.entered(node.network.host):
+        ip(*ALL_TAKEN)
+    start = node.as_owner(*node.program("-q", "--port", str(unused_port()), "--network"))
+    for way in ("slirp4netns", "pasta", "auto"):
+        status, answer = node.check("--network", way)
+        started = node.run([*start, way, "true"])
+        assert (status, started.returncode) == (0, 0), (answer, started)
+        found = named(answer).get("network driver")
+        if way == "slirp4netns":
+            assert found and found["status"] == "warning", answer
+            assert f"slirp4netns hides {SUBNETS[0]}.0/24" in found["fact"]
+            assert "--network pasta" in found["remedy"]
+            assert started.stderr == f"batchspawner-portwrap: {found['fact']}\n"
+        else:
+            assert found is None and started.stderr == "", (answer, started)
+            assert "pasta" in named(answer)["outbound"]["fact"]
 
 
 def test_no_nameserver(make_node: Any) -> None:

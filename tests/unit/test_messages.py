@@ -276,6 +276,8 @@ REAL = {
     "ssh cannot read": (CHECK, "test_a_configuration_that_ssh_does_not_read"),
     "Nothing listens there": (CHECK, "test_a_hub_on_loopback_that_does_not_answer"),
     "The network driver does not reach": (CHECK, "test_a_hub_that_only_the_node_reaches"),
+    "The network driver uses that": (CHECK, "test_a_hub_in_the_sandboxs_own_network"),
+    "This node has routes to all": (CHECK, "test_a_node_that_uses_every_network_of_a_sandbox"),
     "The server must reach": (CHECK, "test_a_hub_that_does_not_answer"),
     "A session of batchspawner": (
         CHECK,

@@ -7,6 +7,7 @@ A new one is a class in a file of its own and a row in NETWORK_DRIVERS: the choi
 from __future__ import annotations
 
 from ...diagnostics.errors import Failure, PortwrapError
+from ..hosts import need_ipv6, needed_addresses
 from .direct import WITHOUT, Direct, why_no_tun
 from .driver import NetworkDriver
 from .pasta import Pasta
@@ -56,17 +57,38 @@ def choose(
     wants_ipv6 = needs_ipv6 or (not routes and leads_on_by_ipv6())
     # Sorting keeps the order of those that are equal.
     in_order = sorted(NETWORK_DRIVERS, key=lambda driver: wants_ipv6 and not driver.has_ipv6)
+    found: list[NetworkDriver] = []
     refused = []
-    for driver in in_order:
-        if network in (AUTO, driver.name):
+    for kind in in_order:
+        if network in (AUTO, kind.name):
             try:
-                return driver.find(environ, routes, needed)
+                driver = kind.find(environ, routes, needed)
             except PortwrapError as error:
                 refused.append(error)
+                continue
+            if not driver.warning:
+                return driver
+            found.append(driver)
+    if found:
+        return found[0]
     refusal = _refusal(refused)
     if network == AUTO and may_be_direct:
         return Direct(routes, needed, refusal)
     raise refusal
+
+
+def choose_for(
+    network: str, outward: str, hosts: Sequence[str], environ: Mapping[str, str]
+) -> NetworkDriver | None:
+    """The same for a session that has to reach these hosts and has this setting of --outward.
+    Raises PortwrapError."""
+    return choose(
+        network,
+        environ,
+        needed_addresses(hosts, environ),
+        may_be_direct=outward != "helper",
+        needs_ipv6=need_ipv6(hosts),
+    )
 
 
 def _refusal(refused: Sequence[PortwrapError]) -> PortwrapError:

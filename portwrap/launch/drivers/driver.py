@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ...diagnostics.errors import Failure, PortwrapError
-from .routes import SUBNET6, free_subnet, routes_to
+from .routes import SUBNET6, free_subnet, overlapping, routes_to, used_addresses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ class NetworkDriver:
 
     def __init__(self, path: str, routes: Sequence[Route] = (), needed: Iterable[str] = ()) -> None:
         self.path = path
-        self.subnet = free_subnet([*routes, *routes_to(needed)])
-        self.networks = [f"{self.subnet}.0/24", f"{SUBNET6}/64"]  # its addresses in the sandbox
+        used = [*routes, *routes_to(needed)]
+        self.subnet = free_subnet(used)
+        self.clashes = overlapping(used, self.subnet)  # with hosts of the real network
+        # its addresses in the sandbox
+        self.networks = [*used_addresses(self.subnet), f"{SUBNET6}/64"]
 
     @classmethod
     def find(
@@ -51,6 +54,11 @@ class NetworkDriver:
         if path is None:
             raise PortwrapError(f"{cls.name} not found", Failure.DRIVER_NOT_FOUND, subject=cls.name)
         return cls(path, routes, needed)
+
+    @property
+    def hidden(self) -> list[str]:
+        """The networks of which it reaches no real host."""
+        return used_addresses(self.subnet)
 
     @property
     def warning(self) -> str:

@@ -17,6 +17,8 @@ SUBNET6 = "fd5c:9a1e:72b4:2::"
 """A /64 for the sandbox, drawn by lot as RFC 4193 wants it. Programs prefer IPv4 to such an address
 where a server has both (RFC 6724)."""
 ROUTER6, ADDRESS6 = "fe80::2", f"{SUBNET6}100"
+WIDEST = 0xFF000000
+"""The mask of the widest network that somebody has."""
 DEVICE = "tap0"
 """The driver's interface in the sandbox."""
 
@@ -30,9 +32,15 @@ class Route:
         self.mask = mask
 
     def overlaps(self, subnet: str) -> bool:
-        """Whether it leads to an address of this /24. A default route leads to no special one."""
+        """Whether it leads to an address of this /24. A default route leads to no special one, nor
+        do the halves of it that VPNs set: nobody has a network wider than a /8."""
         first = int.from_bytes(bytes(map(int, f"{subnet}.0".split("."))), "big")
-        return self.mask != 0 and not (first ^ self.destination) & self.mask & 0xFFFFFF00
+        is_special = self.mask >= WIDEST
+        return is_special and not (first ^ self.destination) & self.mask & 0xFFFFFF00
+
+    def __str__(self) -> str:
+        """The network that it leads to."""
+        return f"{ipv4(self.destination)}/{bin(self.mask).count('1')}"
 
 
 def read_routes(table: str = "/proc/net/route") -> list[Route]:
@@ -64,6 +72,10 @@ def _address(digits: str) -> int:
     return int.from_bytes(int(digits, 16).to_bytes(4, sys.byteorder), "big")
 
 
+def ipv4(number: int) -> str:
+    return socket.inet_ntoa(number.to_bytes(4, "big"))
+
+
 def routes_to(addresses: Iterable[str]) -> list[Route]:
     """Routes to these IPv4 addresses alone; whatever else is among them is passed over."""
     found = []
@@ -77,6 +89,21 @@ def routes_to(addresses: Iterable[str]) -> list[Route]:
 
 
 def free_subnet(routes: Sequence[Route]) -> str:
-    """The first of SUBNETS that none of these routes leads to, or the last."""
-    free = (each for each in SUBNETS if not any(route.overlaps(each) for route in routes))
-    return next(free, SUBNETS[-1])
+    """The first of SUBNETS that none of these routes leads to; else the first of those that only
+    the widest ones lead to, as these are the least likely to have a host just there."""
+
+    def narrowest(subnet: str) -> int:
+        return max((route.mask for route in overlapping(routes, subnet)), default=0)
+
+    return min(SUBNETS, key=narrowest)  # the first of those that are equal
+
+
+def overlapping(routes: Iterable[Route], subnet: str) -> list[Route]:
+    """Those of these routes that lead to an address of this /24."""
+    return [route for route in routes if route.overlaps(subnet)]
+
+
+def used_addresses(subnet: str) -> list[str]:
+    """What a network driver has of a subnet, in CIDR notation: its router and its resolver, the
+    sandbox's address, and the one for all. Others of the subnet are nobody's in the sandbox."""
+    return [f"{subnet}.0/30", f"{subnet}.100/32", f"{subnet}.255/32"]

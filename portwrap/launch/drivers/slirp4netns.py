@@ -38,6 +38,21 @@ class Slirp4netns(NetworkDriver):
             DEVICE,
         ]
 
+    @property
+    def hidden(self) -> list[str]:
+        """It takes all of its own subnet for the host's loopback."""
+        return [f"{self.subnet}.0/24"]
+
+    @property
+    def warning(self) -> str:
+        if not self.clashes:
+            return ""
+        found = ", ".join(dict.fromkeys(map(str, self.clashes)))
+        return (
+            f"slirp4netns hides {self.hidden[0]} from the session, and this node's {found}:"
+            " only native TCP connections reach hosts there"
+        )
+
     @classmethod
     def own_diagnostics(cls) -> Sequence[Diagnostic]:
         from ...diagnostics.diagnostic import Diagnostic  # nothing of it is needed to start
