@@ -62,6 +62,7 @@ ping iputils-ping iputils
 screen screen screen
 shellcheck shellcheck ShellCheck
 slirp4netns slirp4netns slirp4netns
+rsync rsync rsync
 ssh openssh-client openssh-clients
 strace strace strace
 sudo sudo sudo

@@ -94,7 +94,8 @@ def targets(api: Api | None) -> dict[str, Any]:
     """What the probe is to try from the sandbox. Without a nameserver, the C library asks this
     host."""
     servers = dns.name_servers(dns.RESOLV_CONF) or [services.LOOPBACK_IPV4]
-    return {"servers": servers, "ssh": True, "url": api.target if api else None}
+    groups = sorted({os.getegid(), *os.getgroups()})
+    return {"servers": servers, "ssh": True, "groups": groups, "url": api.target if api else None}
 
 
 def start_sessions(
@@ -105,7 +106,7 @@ def start_sessions(
     # Ports that are published may be in use, by a session that runs.
     plans = [("", {**settings, "published": []}, targets(api))]
     if settings["network"] == drivers.AUTO:
-        nothing: dict[str, Any] = {"servers": [], "ssh": False, "url": None}
+        nothing: dict[str, Any] = {"servers": [], "ssh": False, "groups": [], "url": None}
         for driver in drivers.usable(os.environ)[1:]:
             plans.append((driver.name, {**plans[0][1], "network": driver.name}, nothing))
     for name, plan, tried in plans:

@@ -35,6 +35,8 @@ START_TIMEOUT = 5.0
 """Seconds that a session may take to start."""
 PROBE_TIMEOUT = 1.0
 """Seconds for each look from the sandbox, and for each connection."""
+MAX_GROUPS = 5
+"""Groups that the report lists."""
 END_TIMEOUT = 2.0
 """Seconds until everything of a session has ended."""
 
@@ -192,7 +194,7 @@ def check_session(session: Session, api: Api | None) -> list[Result]:
     until = time.monotonic() + 1.2 * PROBE_TIMEOUT
     if made["driver"] != drivers.NONE:
         results.append(check_names(session, until))
-    results.append(check_ssh(session, until))
+    results += [check_ssh(session, until), check_groups(session, until)]
     return [*results, check_api(session, api, until)] if api else results
 
 
@@ -275,6 +277,20 @@ def check_ssh(session: Session, until: float) -> Result:
         return Result("ssh", WARNING, f"ssh: {found['error']}", failure)
     fact = "no client installed" if "missing" in found else "reads its configuration in the sandbox"
     return Result("ssh", OK, fact)
+
+
+def check_groups(session: Session, until: float) -> Result:
+    """Which groups a session can give files to. A user namespace without privileges has one group,
+    the one that the job runs with."""
+    found = session.wait_for("groups", until) or {"error": "timed out"}
+    if "error" in found:
+        return Result("groups", OK, f"not tried: {found['error']}")
+    refused = found["refused"]
+    if not refused:
+        return Result("groups", OK, f"files can be given to group {os.getegid()}")
+    numbers = ", ".join(map(str, refused[:MAX_GROUPS])) + ("…" if refused[MAX_GROUPS:] else "")
+    fact = f"files of the groups {numbers} can be used; chgrp, rsync -a and cp -a give files to"
+    return Result("groups", OK, f"{fact} group {os.getegid()} only")
 
 
 def check_api(session: Session, api: Api, until: float) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import pwd
 import re
 import shutil
 import signal
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.namespaces
 
 CHECKS = ["kernel", "account", "user namespaces", "tun device", "byte code", "descriptors"]
 CHECKS += ["kernel limits", "security modules", "program"]
-CHECKS += ["session", "forward", "outbound", "isolation", "names", "ssh"]
+CHECKS += ["session", "forward", "outbound", "isolation", "names", "ssh", "groups"]
 DEBIAN_13 = TEST_ROOT / "newer-helpers"
 BY_DRIVER = ("--outward", "helper")
 """Where a session cannot do without a network driver."""
@@ -502,6 +503,21 @@ def test_a_remedy_of_several_checks_is_printed_once(node: Node) -> None:
     assert result.returncode == 125, result
     assert result.stdout.count("Too many open files") >= 2
     assert result.stdout.count("The limit of open files is too low") == 1
+
+
+def test_groups_that_files_cannot_be_given_to(node: Node) -> None:
+    """The control: a user in one group only."""
+    own = pwd.getpwnam(OWNER).pw_gid
+    for more, said in ((["4711"], "groups 4711 can be used"), ([], f"given to group {own}")):
+        ids = [
+            "setpriv",
+            f"--reuid={OWNER}",
+            f"--regid={own}",
+            f"--groups={','.join(more or [str(own)])}",
+        ]
+        result = node.run(node.enter(*ids, "--", *node.program("--check", "--json")))
+        found = named(json.loads(result.stdout))["groups"]
+        assert found["status"] == "ok" and said in found["fact"], found
 
 
 def test_a_kernel_without_native_forwarding(node: Node) -> None:

@@ -168,6 +168,99 @@ def test_new_files_in_a_projects_directory_belong_to_the_project(day: Day) -> No
     assert (day.project / "folder").stat().st_mode & 0o2000
 
 
+# What gives a file to the project: the program, how it does outside, and what can be done instead.
+KEEPING_GROUPS = {
+    "rsync -a": ("rsync", "rsync -a ../project/ copy", "rsync -a --no-group ../project/ copy"),
+    "install -g": (
+        "install",
+        f"mkdir copy && install -g {PROJECT_GID} ../project/data copy",
+        "mkdir -p copy && install ../project/data copy",
+    ),
+    "chgrp": (
+        "chgrp",
+        f"cp -r ../project copy && chgrp {PROJECT_GID} copy/data",
+        "cp ../project/data ../project/new && mv -f ../project/new copy/data",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", KEEPING_GROUPS)
+def test_a_group_that_cannot_be_given(day: Day, what: str) -> None:
+    tool, script, instead = KEEPING_GROUPS[what]
+    needs(tool)
+    assert day.outside(script).returncode == 0
+    assert (day.home / "copy" / "data").stat().st_gid == PROJECT_GID
+    shutil.rmtree(day.home / "copy")
+    refused = day.inside(script)
+    assert refused.returncode not in (0, 125) and "Invalid argument" in refused.stderr, refused
+    result = day.inside(instead)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (day.home / "copy" / "data").read_text() == "data\n"
+    if tool == "chgrp":  # what was made in the project's directory keeps its group
+        assert (day.home / "copy" / "data").stat().st_gid == PROJECT_GID
+
+
+def test_cp_loses_the_group_silently(day: Day) -> None:
+    """Into a directory of the project it does not: what is made there has its group."""
+    for run, group in ((day.outside, PROJECT_GID), (day.inside, pwd.getpwnam(OWNER).pw_gid)):
+        result = run("rm -rf copy && cp -a ../project copy")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert (day.home / "copy" / "data").stat().st_gid == group
+    assert day.inside("cp -a ../project/data ../project/copy").returncode == 0
+    assert (day.project / "copy").stat().st_gid == PROJECT_GID
+
+
+def test_the_group_of_the_job_is_the_one_that_files_can_be_given_to(day: Day) -> None:
+    """As sg(1) or `srun --gid` choose it before the session begins."""
+    owner = pwd.getpwnam(OWNER)
+    ids = f"--reuid={owner.pw_uid} --regid={PROJECT_GID} --groups={owner.pw_gid}"
+    mounts = f"mount --make-rprivate / && mount --bind {day.folder}/group /etc/group"
+    day.before[-2] = f'{mounts} && exec setpriv {ids} "$@"'
+    result = day.inside("rsync -a ../project/ copy && chgrp -R pw-project copy")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (day.home / "copy" / "data").stat().st_gid == PROJECT_GID
+    assert "Invalid argument" in day.inside(f"chgrp {owner.pw_gid} copy").stderr
+
+
+MAP_GROUPS = """\
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+deny, text, then = sys.argv[1:]
+assert libc.unshare(0x10000000) == 0
+def write(name, text):
+    try:
+        with open("/proc/self/" + name, "w") as file:
+            file.write(text)
+    except OSError as error:
+        sys.exit(error.strerror)
+if deny:
+    write("setgroups", "deny")
+write("gid_map", text)
+if then:
+    try:
+        os.setgroups([int(then)])
+    except OSError as error:
+        sys.exit("setgroups: " + error.strerror)
+"""
+
+
+def test_no_user_namespace_has_a_second_group(day: Day) -> None:
+    """What the kernel allows without privileges (user_namespaces(7)): one line of gid_map, of the
+    effective group, after supplementary groups have been given up."""
+    own, other = pwd.getpwnam(OWNER).pw_gid, PROJECT_GID
+    refused = "Operation not permitted"
+    for deny, text, then, said in (
+        ("deny", f"{own} {own} 1", "", ""),  # the control
+        ("", f"{own} {own} 1", "", refused),
+        ("deny", f"{other} {other} 1", "", refused),
+        ("deny", f"{own} {own} 1\n{other} {other} 1", "", refused),
+        ("deny", f"{own} {own} 1", str(own), f"setgroups: {refused}"),
+    ):
+        words = [*day.before, "/usr/bin/python3", "-c", MAP_GROUPS, deny, text, then]
+        result = run_as("root", words, env=day.variables, cwd=day.home)
+        assert result.stderr.strip() == said, (deny, text, then)
+
+
 # ---- cannot work --------------------------------------------------------------------------------
 
 
