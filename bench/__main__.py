@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
         help="one more way: the words before the command, with {host-port} and {guest-port}",
     )
     made.add_argument(
-        "--output", type=Path, help="folder of results.md; by default bench/, and README.md's table"
+        "--output",
+        type=Path,
+        help="folder of results.md; by default bench/, and the tables of docs/",
     )
     made.add_argument("--archive", type=Path, required=True, help=argparse.SUPPRESS)
     made.add_argument("--root", type=Path, required=True, help=argparse.SUPPRESS)
@@ -195,7 +198,8 @@ def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> No
     text = report.markdown(results, bool(drawn))
     (folder / "results.md").write_text(text)
     if not options.output:
-        report.update_readme(HERE.parent / "README.md", results, "summary.svg" in drawn)
+        generate = HERE.parent / "docs" / "generate.py"
+        subprocess.run([sys.executable, str(generate)], check=True, stdout=sys.stderr)
     print(text)
 
 

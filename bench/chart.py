@@ -74,7 +74,7 @@ CURVES = (
 
 
 def draw(results: Results, folder: Path) -> list[str]:
-    """Draw results.svg, and summary.svg for README.md; returns which of them there are. None:
+    """Draw results.svg, and summary.svg for docs/; returns which of them there are. None:
     there is no figure for it, or no plotting library."""
     try:
         import matplotlib  # type: ignore[import-not-found,unused-ignore]

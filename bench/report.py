@@ -1,4 +1,4 @@
-"""The results in Markdown: the whole of them, and a short table for README.md."""
+"""The results in Markdown; docs/generate.py makes the tables of README.md and docs/ from them."""
 
 from __future__ import annotations
 
@@ -150,11 +150,9 @@ def failed_lines(figures: Sequence[Figure]) -> list[str]:
     return [f"* {name}, {titles[0]}: {reason}" for (name, _, reason), titles in found.items()]
 
 
-# -- README.md -------------------------------------------------------------------------------------
+# -- in short --------------------------------------------------------------------------------------
 
-BEGIN, END = "<!-- speed: made by bench/run.sh -->\n", "<!-- end of speed -->\n"
-PICTURE = ("![Start, requests, download and memory beside other ways](bench/summary.svg)", "")
-# Group, title (its beginning) and how README.md calls it.
+# Group, title (its beginning) and how the short table calls it.
 SHORT = (
     ("Start", "first answer of a small server", "start, to the first answer"),
     ("Start under", "first answer", "the same under batchspawner-singleuser, from its hand-over"),
@@ -174,7 +172,7 @@ SHORT = (
 
 
 def short_table(results: Results) -> list[str]:
-    """What README.md shows: bare in absolute figures, everything else compared with it."""
+    """Bare in absolute figures, everything else compared with it."""
     names = [way.name for way in results.ways if way.name != CONTROL]
     rows = []
     for group, title, label in SHORT:
@@ -199,17 +197,6 @@ def short_cell(figure: Figure, name: str) -> str:
         return comparison
     unit = f" {figure.unit}".replace(" /s", "/s") if figure.unit else ""
     return (comparison or number(median)) + unit
-
-
-def update_readme(path: Path, results: Results, drawn: bool) -> None:
-    """Put the picture and the short table between its two comments."""
-    text = path.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if end:
-        below = f"`{results.command}` on {results.versions}"
-        lines = [*(PICTURE if drawn else ()), *short_table(results), "", below]
-        path.write_text("".join([before, BEGIN, "\n".join(lines), "\n", END, after]))
 
 
 # -- the machine -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 #
 # Installs what it needs first: as root with apt-get or dnf, else it names what is missing. The
 # measured programs run as the account pw-owner then, else as the caller. Writes bench/results.md, two
-# charts and the table of README.md. --help tells of more options; BENCH_SET_UP=no skips the installing.
+# charts and the tables of README.md and docs/performance.md. --help tells of more options; BENCH_SET_UP=no skips the installing.
 set -euo pipefail
 
 bench=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

@@ -1,10 +1,11 @@
-"""Make what is written down twice: parts of README.md, the manual page, and bash's completions.
+"""Generate what is written down twice: parts of README.md and docs/, the manual page, and bash's
+completions.
 
 Usage: python3 docs/generate.py [--check]
 
 The options come from the programs' own tables, the troubleshooting from
-portwrap/diagnostics/remedies.py.
-With --check nothing is written; the status is 1 if a file is not what it should be.
+portwrap/diagnostics/remedies.py, the figures from bench/results.md.
+With --check nothing is written; the exit status is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from portwrap.cli import help  # noqa: E402
 from portwrap.diagnostics import errors  # noqa: E402
 from portwrap.diagnostics.diagnostic import SYSTEMS, Diagnostic  # noqa: E402
 from portwrap.diagnostics.remedies import table  # noqa: E402
+
+import figures  # noqa: E402
 
 MANUAL = "batchspawner-portwrap.1"
 COMPLETIONS = "docs/completions.bash"
@@ -42,7 +45,7 @@ NAMES = {
 }
 
 
-# ---- README.md -------------------------------------------------------------------------------
+# ---- README.md and docs/ ---------------------------------------------------------------------
 
 
 def cell(text: str) -> str:
@@ -89,15 +92,22 @@ def statuses() -> str:
     return "| status | meaning |\n|---|---|\n" + "".join(rows)
 
 
-BLOCKS = {"options": options, "statuses": statuses, "troubleshooting": troubleshooting}
+BLOCKS = {
+    "README.md": {"performance": figures.short},
+    "docs/configuration.md": {"options": options, "statuses": statuses},
+    "docs/performance.md": {"speed": figures.speed},
+    "docs/troubleshooting.md": {"troubleshooting": troubleshooting},
+}
+"""The generated parts of each page."""
 
 
-def readme(text: str) -> str:
-    """README.md with its generated parts made anew, each between two comments."""
-    for name, make in BLOCKS.items():
-        begin, end = f"<!-- {name}: made by docs/generate.py -->\n", f"<!-- end of {name} -->\n"
+def page(name: str) -> str:
+    """The page with its generated parts made anew, each between two comments."""
+    text = (PROJECT / name).read_text()
+    for block, make in BLOCKS[name].items():
+        begin, end = f"<!-- {block}: made by docs/generate.py -->\n", f"<!-- end of {block} -->\n"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"README.md: not one pair of comments for {name}")
+            raise SystemExit(f"{name}: not one pair of comments for {block}")
         before, _, rest = text.partition(begin)
         text = before + begin + make() + end + rest.partition(end)[2]
     return text
@@ -164,12 +174,12 @@ def completions() -> str:
 
 
 def main() -> int:
-    path = PROJECT / "README.md"
-    wanted = {path: readme(path.read_text()), PROJECT / MANUAL: manual()}
+    wanted = {PROJECT / name: page(name) for name in BLOCKS}
+    wanted[PROJECT / MANUAL] = manual()
     wanted[PROJECT / COMPLETIONS] = completions()
     stale = [file for file, text in wanted.items() if not file.exists() or file.read_text() != text]
     for file in stale:
-        print(f"{file.name}: {'not what docs/generate.py makes' if checking() else 'made anew'}")
+        print(f"{file.name}: {'out of date' if checking() else 'generated'}")
         if not checking():
             file.write_text(wanted[file])
     return 1 if stale and checking() else 0

@@ -208,6 +208,7 @@ name_what_is_missing() {
 make_venv() {
     local venv=$1 python=$2 requirements=$3 recipe
     recipe=$("$python" -VV && cat "$tests"/requirements*.txt)
+    [[ $requirements == "$tests"/* ]] || recipe+=$(<"$requirements")
     [[ -f $venv/.complete && $(<"$venv/.complete") == "$recipe" ]] && return
     say "installing $(basename -- "$requirements") for Python $(minor_version "$python") in $venv"
     rm -rf -- "$venv"
@@ -402,6 +403,7 @@ if [[ $EUID == 0 ]]; then
     fetch_wheels
     fetch_newer_helpers
     fetch_ssh_server
+    make_venv "$PORTWRAP_TEST_ROOT/docs-venv" "$system_python" "$project/docs/requirements.txt"
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" lab "$PORTWRAP_TEST_ROOT" {lock}>&-
     patiently "$project/bench/install.sh" {lock}>&-

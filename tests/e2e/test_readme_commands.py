@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import threading
 from http.server import HTTPServer
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
+from e2e.checkout import fresh_copy
 from networks import SERVER, Host, HubApi
 
 from conftest import why_namespaces_fail
@@ -85,20 +85,6 @@ class Machine:
         end(self.holder)
 
 
-def fresh_copy(place: Path) -> None:
-    """What a clone would bring, with what is not committed yet."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (PROJECT / name).is_file():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, place / name, follow_symlinks=False)
-
-
 @pytest.fixture
 def machine(world_dir: Path) -> Iterator[Machine]:
     reason = why_namespaces_fail()
@@ -149,7 +135,8 @@ def test_every_line_has_a_prompt_and_is_run_here_or_elsewhere() -> None:
 
 def requirements() -> list[str]:
     """How the README has one see what a node needs."""
-    rows = re.findall(r"^\|.*\| `(.+)` \|$", section("What a node needs"), re.MULTILINE)
+    table = section("Requirements").partition("| distribution |")[0]
+    rows = re.findall(r"^\|.*\| `(.+)` \|$", table, re.MULTILINE)
     assert len(rows) >= 4
     return list(rows)
 
@@ -169,7 +156,7 @@ def test_from_the_top(machine: Machine, network: Host) -> None:
         if "--check" in line:
             assert "A session would start here" in result.stdout
             assert "\nfailed" not in result.stdout and "JupyterHub 5.2.1" in result.stdout
-    assert [line.split()[0] for line in ran] == ["./build.sh", "install", "srun"]
+    assert [line.split()[0] for line in ran] == ["./build.sh", "(cd", "install", "srun"]
 
 
 def paste_with_substitutes(

@@ -277,7 +277,7 @@ def test_the_hub_is_restarted_while_the_server_runs(pyz: Path) -> None:
 
 
 def test_a_look_at_every_node(cluster: Cluster, pyz: Path) -> None:
-    """As README.md has it. Lines of several hosts come mixed, and long ones in pieces."""
+    """As docs/install.md has it. Lines of several hosts come mixed, and long ones in pieces."""
     folder = cluster.home() / "checks"
     folder.mkdir()
     folder.chmod(0o777)

@@ -112,10 +112,10 @@ def test_the_hub_on_the_loopback_of_the_node(node: Node) -> None:
         hub.server_close()
 
 
-def test_the_keys_are_those_that_the_readme_names(make_node: Any) -> None:
+def test_the_keys_are_those_in_the_documentation(make_node: Any) -> None:
     node = make_node(OWN_DEVICES)
     _, answer = node.check(env=environment(OWNER, {"SLURM_JOB_ID": "4711"}))
-    _, _, table = (PROJECT / "README.md").read_text().partition("| key | meaning |")
+    _, _, table = (PROJECT / "docs" / "install.md").read_text().partition("| key | meaning |")
     table = table.partition("\n\n")[0]
     *of_host, of_checks = (line.split(" | ") for line in table.splitlines() if "`" in line)
     assert {*re.findall(r"`(\w+)`", " ".join(row[0] for row in of_host)), "checks"} == {*answer}

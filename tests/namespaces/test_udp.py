@@ -1,5 +1,5 @@
 """Who reaches a UDP socket of a session that has sent a datagram out, at the port that the network
-driver uses for it. The README has the same table."""
+driver uses for it. docs/security.md has the same."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -14,8 +13,6 @@ from bench.growth import STARTS
 from bench.results import Results
 from bench.rig import SIZES, Figure, Rig
 from bench.ways import ANY_FILTER, BARE, CONTROL, Port, Way, choose_calls, ours
-
-from helpers import PROJECT
 
 OURS = "portwrap relay"
 ABOUT: Mapping[str, Any] = {"left_out": {}, "notes": [], "command": "", "size": "", "versions": ""}
@@ -151,32 +148,8 @@ def test_words_of_a_way() -> None:
     assert way.variables(Port(5)) == {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:5/"}
 
 
-def block(text: str) -> list[str]:
-    begin, end = map(re.escape, (report.BEGIN, report.END))
-    found = re.findall(f"{begin}(.*?){end}", text, re.DOTALL)
-    assert len(found) == 1
-    return [line for line in found[0].splitlines() if line.startswith("|")]
-
-
-def test_the_table_of_the_readme_is_that_of_the_results() -> None:
-    shown = block((PROJECT / "README.md").read_text())
-    path = PROJECT / "bench" / "results.md"
-    text = path.read_text() if path.exists() else ""
-    _, _, short = text.partition("## In short\n")
-    wanted = [line for line in short.partition("\n## ")[0].splitlines() if line.startswith("|")]
-    assert shown == wanted
-
-
-def test_the_table_goes_between_its_comments(tmp_path: Path) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{report.BEGIN}| old |\n{report.END}after\n")
+def test_the_short_table_compares_with_bare() -> None:
     found = Figure("Requests", "requests/s, 1 connection", "/s", more_is_better=True)
     found.samples = {BARE: [1000.0], OURS: [900.0]}
-    for _ in range(2):
-        report.update_readme(path, results(found), drawn=False)
-    text = path.read_text()
-    assert text.startswith("before\n") and text.endswith(f"{report.END}after\n")
-    assert block(text)[-1] == "| requests/s, 1 connection ↑ | 1,000/s | × 0.90 |"
-    assert "svg" not in text
-    report.update_readme(path, results(found), drawn=True)
-    assert path.read_text().count("](bench/summary.svg)\n\n|") == 1
+    lines = report.short_table(results(found))
+    assert lines[-1] == "| requests/s, 1 connection ↑ | 1,000/s | × 0.90 |"

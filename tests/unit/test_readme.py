@@ -1,4 +1,4 @@
-"""README.md tells of every option and of every exit status."""
+"""The pages list every option and every exit status; what is generated is up to date."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from portwrap.diagnostics import errors
 
 from helpers import PROJECT
 
+PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
+README_LINES, README_WORDS = 150, 1200
 
-def readme() -> str:
-    return (PROJECT / "README.md").read_text()
+
+def configuration() -> str:
+    return (PROJECT / "docs" / "configuration.md").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    text = (PROJECT / "README.md").read_text()
+    assert len(text.splitlines()) <= README_LINES
+    assert len(text.split()) <= README_WORDS
 
 
 OPTIONS = sorted(
@@ -34,7 +43,9 @@ OPTIONS = sorted(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_option(name: str) -> None:
-    assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", readme()), f"{name} is missing"
+    assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", configuration()), (
+        f"{name} is missing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,11 +53,13 @@ def test_option(name: str) -> None:
     [errors.EXIT_USAGE, errors.EXIT_SANDBOX, errors.EXIT_NOT_EXECUTABLE, errors.EXIT_NOT_FOUND],
 )
 def test_exit_status_has_its_row(status: int) -> None:
-    assert re.search(rf"^\|\s*`?{status}`?\s*\|", readme(), re.MULTILINE), f"no row for {status}"
+    assert re.search(rf"^\|\s*`?{status}`?\s*\|", configuration(), re.MULTILINE), (
+        f"no row for {status}"
+    )
 
 
 def test_the_written_parts_are_those_of_the_tables() -> None:
-    """README.md's options, statuses and troubleshooting, the manual page, and the completions."""
+    """Options, exit statuses, troubleshooting and figures, the manual page, and the completions."""
     command = [sys.executable, str(PROJECT / "docs" / "generate.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{result.stdout}{result.stderr}run docs/generate.py"
@@ -56,7 +69,7 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
     """The control of the test above."""
     for name in ("README.md", "batchspawner_portwrap.py", "batchspawner-portwrap.1"):
         shutil.copy(PROJECT / name, tmp_path)
-    for name in ("docs", "portwrap"):
+    for name in ("bench", "docs", "portwrap"):
         shutil.copytree(PROJECT / name, tmp_path / name)
     table = tmp_path / "portwrap" / "diagnostics" / "remedies.py"
     table.write_text(table.read_text().replace("The tun device is missing", "No tun device"))
@@ -64,8 +77,8 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result
     assert sorted(line.split(":")[0] for line in result.stdout.splitlines()) == [
-        "README.md",
         "batchspawner-portwrap.1",
+        "troubleshooting.md",
     ]
 
 
@@ -83,7 +96,7 @@ def test_bash_completes_an_option(program: str) -> None:
 
 def test_links_between_the_pages_lead_somewhere() -> None:
     found = []
-    for page in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]:
+    for page in PAGES:
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
         found += [page.parent / link for link in links]
     assert len(found) > 10
