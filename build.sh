@@ -102,6 +102,7 @@ quietly "$venv" -m hatchling build --target wheel --directory "$work/wheel"
 # A wheel of pure Python is installed by unpacking it. pip would add records of this build's
 # paths and times.
 quietly "$venv" -m zipfile -e "$work"/wheel/*.whl "$work/site-packages"
+rm -r -- "$work"/site-packages/*.data # manual pages and completions
 cd -- "$OLDPWD"
 mkdir "$work/byte-code"
 compiled=$(compile "$work/site-packages" "$work/byte-code")

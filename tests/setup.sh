@@ -52,6 +52,7 @@ dnsmasq dnsmasq-base dnsmasq
 dbus-daemon dbus-daemon dbus-daemon
 fusermount3 fuse3 fuse3
 git git git-core
+groff groff-base groff
 ip iproute2 iproute
 node nodejs nodejs
 npm npm nodejs-npm

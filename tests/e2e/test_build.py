@@ -19,7 +19,7 @@ from helpers import OWNER, PROJECT, as_user, cannot, end, environment, free_port
 pytestmark = pytest.mark.e2e
 
 MAX_SIZE = 1_000_000  # bytes
-SOURCES = ("archive", "build.sh", "pyproject.toml", "batchspawner_portwrap.py", "portwrap")
+SOURCES = ("archive", "build.sh", "pyproject.toml", "batchspawner_portwrap.py", "portwrap", "share")
 TEXTS = ("README.md", "LICENSE")
 SHIV = {
     "__main__.py",  # ours in its place
@@ -211,6 +211,13 @@ def our_files() -> set[str]:
     return ours | {f"{dist_info}/{name}" for name in DIST_INFO}
 
 
+def shared_files() -> set[str]:
+    """What pip installs beside the commands: manual pages and completions."""
+    names = ("batchspawner-portwrap", "portwrap")
+    pages = {f"share/man/man1/{name}.1" for name in names}
+    return pages | {f"share/bash-completion/completions/{name}" for name in names}
+
+
 def expected_members() -> set[str]:
     return SHIV | {f"site-packages/{name}" for name in our_files()}
 
@@ -297,7 +304,9 @@ def test_the_wheel_holds_only_ours_and_needs_nothing(packages: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         dist_info = f"batchspawner_portwrap-{project_version()}.dist-info"
         metadata = archive.read(f"{dist_info}/METADATA").decode()
-        assert set(archive.namelist()) == our_files() | {f"{dist_info}/RECORD"}
+        data = f"batchspawner_portwrap-{project_version()}.data/data"
+        shared = {f"{data}/{name}" for name in shared_files()}
+        assert set(archive.namelist()) == our_files() | shared | {f"{dist_info}/RECORD"}
     headers = metadata.partition("\n\n")[0]
     assert "Requires-Dist" not in headers
     assert "\nRequires-Python: >=3.8\n" in headers
@@ -333,6 +342,8 @@ def test_pip_installs_both_commands(source: str, world_dir: Path, account: str) 
     listed = subprocess.check_output([python, "-m", "pip", "list", "--format=freeze"], text=True)
     names = {line.partition("==")[0] for line in listed.splitlines()}
     assert names - {"pip", "setuptools"} == {"batchspawner-portwrap"}
+    for name in shared_files():
+        assert (python.parent.parent / name).read_text() == (PROJECT / name).read_text()
     for name, option in (("batchspawner-portwrap", "--port"), ("portwrap", "-p")):
         program = python.parent / name
         version = run_as(account, [program, "--version"])

@@ -67,9 +67,9 @@ def test_the_written_parts_are_those_of_the_tables() -> None:
 
 def test_a_changed_table_is_seen(tmp_path: Path) -> None:
     """The control of the test above."""
-    for name in ("README.md", "batchspawner_portwrap.py", "batchspawner-portwrap.1"):
+    for name in ("README.md", "batchspawner_portwrap.py"):
         shutil.copy(PROJECT / name, tmp_path)
-    for name in ("bench", "docs", "portwrap"):
+    for name in ("bench", "docs", "portwrap", "share"):
         shutil.copytree(PROJECT / name, tmp_path / name)
     table = tmp_path / "portwrap" / "diagnostics" / "remedies.py"
     table.write_text(table.read_text().replace("The tun device is missing", "No tun device"))
@@ -80,18 +80,6 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
         "batchspawner-portwrap.1",
         "troubleshooting.md",
     ]
-
-
-@pytest.mark.parametrize("program", ["batchspawner-portwrap", "batchspawner-portwrap.pyz"])
-def test_bash_completes_an_option(program: str) -> None:
-    """As it does for a Tab: `complete -p` tells how, `compgen` makes the answers."""
-    script = f"""
-        . "$1" && rule=$(complete -p {program}) && rule=${{rule#complete }}
-        eval "compgen ${{rule% *}} -- --for"
-    """
-    words = ["bash", "-c", script, "bash", str(PROJECT / "docs" / "completions.bash")]
-    result = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert result.stdout == "--forward\n", result.stderr
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
