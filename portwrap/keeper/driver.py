@@ -8,7 +8,7 @@ import time
 import _signal as signal
 
 from ..kernel import libc
-from ..kernel.processes import close_all_but, pidfd_open
+from ..kernel.processes import close_all_but, pidfd_open, send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ class DriverProcess:
             time.sleep(REAP_PAUSE)
 
     def kill(self) -> None:
-        """End it."""
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+        """End it. One that we may not end does so by itself when we do, or when the sandbox is
+        gone: it is not waited for."""
+        if self.pid and send_signal(self.pid, signal.SIGKILL):
             os.waitpid(self.pid, 0)
 
 

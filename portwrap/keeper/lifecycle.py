@@ -10,6 +10,7 @@ import _signal as signal
 from .. import protocol
 from ..diagnostics.errors import Failure
 from ..kernel import procfs
+from ..kernel.processes import send_signal
 from ..kernel.waiting import Countdown
 from .log import Log
 
@@ -56,7 +57,7 @@ class Lifecycle:
         poll = select.poll()
         poll.register(self.lifeline.fileno(), select.POLLIN)
         if poll.poll(0):
-            os.kill(self.command, signal.SIGTERM)
+            send_signal(self.command, signal.SIGTERM)
         self.lifeline.close()  # now: the command may let its end go while we end the helper
 
     # -- the network driver ----------------------------------------------------------------
@@ -120,9 +121,9 @@ class Lifecycle:
 
     def kill_children(self) -> None:
         for worker in self.workers:
-            os.kill(worker.process, signal.SIGKILL)
+            send_signal(worker.process, signal.SIGKILL)
         if self.driver is not None and self.driver.pid:
-            os.kill(self.driver.pid, signal.SIGKILL)
+            send_signal(self.driver.pid, signal.SIGKILL)
 
     def leave(self) -> NoReturn:
         """End the other processes and this one; the kernel closes the rest."""

@@ -16,7 +16,7 @@ import select
 import _socket
 
 from ..diagnostics.errors import reason_of
-from ..kernel.processes import close_all_but, enter
+from ..kernel.processes import close_all_but, enter, send_signal
 from ..kernel.waiting import Countdown
 from .reactor import Reactor
 from .relay import Relay
@@ -79,7 +79,8 @@ class Worker:
 
     def end(self) -> int:
         """Make sure that it has ended; return its wait status."""
-        os.kill(self.process, 9)
+        if not send_signal(self.process, 9):
+            self.link.close()  # at the end of which it ends, too
         return os.waitpid(self.process, 0)[1]
 
 

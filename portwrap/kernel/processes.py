@@ -25,18 +25,29 @@ def pidfd_open(pid: int, flags: int = 0) -> int:
     return libc.system_call(SYS_PIDFD_OPEN, pid, flags)
 
 
-def open_process(pid: int) -> tuple[int, bool]:
+def open_process(pid: int, may_be_pidfd: bool = True) -> tuple[int, bool]:
     """Return (descriptor, True) for a pidfd, or (directory of /proc, False) before Linux 5.3.
 
     Either one goes on meaning this very process after its number has been given to another.
     """
     try:
-        return pidfd_open(pid), True
+        if may_be_pidfd:
+            return pidfd_open(pid), True
     except OSError as error:
         # EPERM: seccomp filters of older container engines answer it for calls they do not know
-        if error.errno not in (errno.ENOSYS, errno.EPERM):
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
             raise
     return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
+
+
+def send_signal(process: int, number: int) -> bool:
+    """kill(2). False: it is gone, or a security module forbids it (EACCES). AppArmor does where the
+    other one's profile takes signals of unconfined processes only, as pasta's."""
+    try:
+        os.kill(process, number)
+    except OSError:
+        return False
+    return True
 
 
 def take_descriptor(thread: int, descriptor: int) -> int:

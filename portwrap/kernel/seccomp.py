@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 
-from . import libc
+from . import libc, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Instruction = tuple[int, int, int, int]
     """struct sock_filter: code, jump if true, jump if false, constant"""
 
-SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_SET_MODE_FILTER, SECCOMP_GET_NOTIF_SIZES = 1, 3
 FILTER_FLAG_SPEC_ALLOW = 1 << 2
 FILTER_FLAG_NEW_LISTENER = 1 << 3
 FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5
@@ -133,6 +133,22 @@ def filter_program(machine: Machine, traps: Sequence[Trap]) -> list[Instruction]
     return [*program, ALLOW]
 
 
+_installed: list[int] = []
+"""The listeners of the filters that this process has from `install_filter`."""
+
+
+def has_outer_filter() -> bool:
+    """Whether this process has a filter that is not from `install_filter`."""
+    path = "/proc/self/status"  # proc_pid_status(5)
+    try:
+        if procfs.field(path, b"Seccomp:") != b"2":
+            return False
+        # Linux 5.9 counts them; before that none is ours.
+        return int(procfs.field(path, b"Seccomp_filters:") or 1) > len(_installed)
+    except OSError:
+        return False
+
+
 def install_filter(machine: Machine, traps: Sequence[Trap], killable: bool) -> int:
     """Have these system calls of this process, and of all that it starts, wait for a response.
     Returns the descriptor that the notifications arrive on.
@@ -150,9 +166,11 @@ def install_filter(machine: Machine, traps: Sequence[Trap], killable: bool) -> i
     flags = FILTER_FLAG_NEW_LISTENER | FILTER_FLAG_SPEC_ALLOW
     if killable:
         flags |= FILTER_FLAG_WAIT_KILLABLE_RECV
-    return libc.system_call(
+    listener = libc.system_call(
         machine.seccomp, SECCOMP_SET_MODE_FILTER, flags, address.buffer_info()[0]
     )
+    _installed.append(listener)
+    return listener
 
 
 def wake_up_in_place(listener: int) -> None:

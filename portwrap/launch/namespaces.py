@@ -13,6 +13,7 @@ import sys
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
 from ..kernel import libc, procfs
+from . import outer_filter
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -61,6 +62,9 @@ def enter_new(flags: int) -> None:
 
     Raises PortwrapError: namespaces are switched off, used up or forbidden here.
     """
+    why = outer_filter.why_not(outer_filter.NAMESPACE_CALLS)
+    if why:
+        raise PortwrapError(why, Failure.NAMESPACE_FORBIDDEN)
     uid, gid = os.geteuid(), os.getegid()
     # The map files of a process that is not dumpable belong to root (proc(5)).
     libc.prctl(libc.PR_SET_DUMPABLE, 1)

@@ -9,6 +9,7 @@ import socket
 from ..diagnostics.errors import Failure, PortwrapError
 from ..kernel import seccomp
 from ..protocol import NotNative, SeccompListener
+from . import outer_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,12 +59,17 @@ class Native:
             driver.refuse_without_native(self.no_outbound)
 
 
-def agree(lifeline: Lifeline, forward: str, outward: str) -> Native:
-    """Agree with the keeper on what is native. `forward` is one of FORWARDS, `outward` of OUTWARDS
-    (`sandbox.py`). Raises PortwrapError."""
-    wanted = Native(
-        NOT_WANTED if forward == "relay" else "", NOT_WANTED if outward == "helper" else ""
+def wanted_in(sandbox: Sandbox) -> Native:
+    """What is to be tried: what is wanted, unless to try it would be our end."""
+    why = outer_filter.why_not(outer_filter.NATIVE_CALLS)
+    return Native(
+        NOT_WANTED if sandbox.forward == "relay" else why,
+        NOT_WANTED if sandbox.outward == "helper" else why,
     )
+
+
+def agree(lifeline: Lifeline, wanted: Native, insist: bool) -> Native:
+    """Agree with the keeper on what is native; `insist` as for `install`. Raises PortwrapError."""
     if wanted.no_forward and wanted.no_outbound:
         return wanted
     answer = lifeline.receive_whether_native()
@@ -73,7 +79,7 @@ def agree(lifeline: Lifeline, forward: str, outward: str) -> Native:
         return Native(wanted.no_forward or reason, wanted.no_outbound or reason)
     wanted.no_outbound = wanted.no_outbound or answer.no_outbound
     spares = spare_sockets()
-    listener, made = install(machine, wanted, insist=outward == "native")
+    listener, made = install(machine, wanted, insist)
     descriptors = [listener, *(spare.fileno() for spare in spares)] if listener is not None else []
     lifeline.send(SeccompListener(not made.no_forward, not made.no_outbound), descriptors)
     if listener is not None:

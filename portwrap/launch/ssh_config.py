@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from . import namespaces
+from . import namespaces, outer_filter
 from .drivers.driver import find_executable
 
 TYPE_CHECKING = False
@@ -288,8 +288,9 @@ def apply(covered: Mapping[str, set[str]]) -> str:
 
     To be called with the rights over the user namespace, that is before exec.
     """
-    if not covered:
-        return ""
+    why = outer_filter.why_not(["mount"]) if covered else ""
+    if why or not covered:
+        return why
     try:
         if _has_lonely_automounts():
             return "autofs mounts of this node are private: they would not appear in the session"

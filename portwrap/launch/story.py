@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .drivers.driver import NetworkDriver
     from .lifeline import Lifeline
+    from .native import Native
     from .own_address import Node
     from .ports import HostPort
     from .sandbox import Sandbox
@@ -68,6 +69,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
 
     hosts = [host for host, _ in sandbox.node_services]
     driver = drivers.choose_for(sandbox.network, sandbox.outward, hosts, environ)
+    wanted = native.wanted_in(sandbox)
     resolvers = dns.needed(every=driver is not None and driver.name == drivers.DIRECT)
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
@@ -78,10 +80,10 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     if driver is not None:
         driver.configure({resolver.address for resolver in resolvers}, own)
     listeners = services.listen(offered)
-    _send_go(lifeline, sandbox, port, published, own, driver, listeners)
+    _send_go(lifeline, sandbox, wanted, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "entered new user and network namespaces")
-    made = native.agree(lifeline, sandbox.forward, sandbox.outward)
+    made = native.agree(lifeline, wanted, insist=sandbox.outward == "native")
     made.check(sandbox, driver)
     if made.why_relayed:
         log_step(sandbox, f"forward: relay, because {made.why_relayed}")
@@ -100,6 +102,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
 def _send_go(
     lifeline: Lifeline,
     sandbox: Sandbox,
+    wanted: Native,
     port: HostPort,
     published: Sequence[tuple[HostPort, int]],
     own_addresses: Sequence[str],
@@ -111,8 +114,10 @@ def _send_go(
     `published` are more ports of the host, each with its guest port; `host_services` listen in the
     sandbox.
     """
+    from . import outer_filter
+
     command = os.getpid()
-    process, has_pidfd = open_process(command)
+    process, has_pidfd = open_process(command, not outer_filter.why_not(["pidfd_open"]))
     descriptors = _descriptors(process, port, [other for other, _ in published], host_services)
     go = Go(
         program=sandbox.program,
@@ -121,8 +126,8 @@ def _send_go(
         has_pidfd=has_pidfd,
         lifeline=lifeline.socket.fileno(),
         guest_port=sandbox.guest_port,
-        native_forward=sandbox.forward != "relay",
-        native_outbound=sandbox.outward != "helper",
+        native_forward=not wanted.no_forward,
+        native_outbound=not wanted.no_outbound,
         driver_networks=ports.parse_networks(",".join(driver.networks)) if driver else [],
         address=id(command),  # which in CPython is one
         allowed=sandbox.allowed,

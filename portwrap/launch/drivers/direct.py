@@ -9,6 +9,7 @@ minutes. To bind to such an address fails (`keeper/outbound.py`).
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -32,6 +33,11 @@ WITHOUT = ": the session would have no outbound network"
 FAR = ("192.0.2.1", "2001:db8::1")
 """Addresses of nobody (RFC 5737, RFC 3849), to which a default route leads."""
 TUN = "/dev/net/tun"
+TUN_FAILURES = {
+    errno.ENOENT: Failure.TUN_MISSING,
+    errno.EACCES: Failure.TUN_MODE,
+    errno.EPERM: Failure.TUN_FORBIDDEN,  # of a device cgroup; a mode is refused with EACCES
+}
 
 
 class Direct(NetworkDriver):
@@ -133,8 +139,7 @@ def why_no_tun() -> PortwrapError | None:
     """Why no network driver can work here, if the tun device is the reason."""
     try:
         os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError as error:
-        return PortwrapError(f"{TUN}: {error.strerror}", Failure.TUN_MISSING)
     except OSError as error:
-        return PortwrapError(f"{TUN}: {error.strerror}", Failure.TUN_MODE)
+        failure = TUN_FAILURES.get(error.errno or 0, Failure.TUN_BROKEN)
+        return PortwrapError(f"{TUN}: {error.strerror}", failure)
     return None
