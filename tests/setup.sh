@@ -54,6 +54,7 @@ fusermount3 fuse3 fuse3
 git git git-core
 groff groff-base groff
 ip iproute2 iproute
+newuidmap uidmap shadow-utils
 node nodejs nodejs
 npm npm nodejs-npm
 nsenter util-linux util-linux

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -14,9 +13,9 @@ from .. import archive
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.lookup import read_setting
 from ..keeper.driver import variables
-from ..kernel import procfs
+from ..kernel import seccomp
 from ..launch import dns, drivers, namespaces, services
-from ..launch.drivers.direct import Direct, why_no_tun
+from ..launch.drivers.direct import TUN, Direct, why_no_tun
 from ..launch.drivers.driver import find_executable
 from .report import FAILED, OK, WARNING, Result, refused
 
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 VERSION_TIMEOUT = 1.0
 """Seconds that a network driver may take to print its version."""
 IFF_TAP, IFF_NO_PI, TUNSETIFF = 0x2, 0x1000, 0x400454CA  # linux/if_tun.h
-TUN_FAILURES = {
-    errno.ENOENT: Failure.TUN_MISSING,
-    errno.EACCES: Failure.TUN_MODE,
-    errno.EPERM: Failure.TUN_FORBIDDEN,
-}
 FEW_DESCRIPTORS = 1024
 FEW_NAMESPACES = 1000
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "_CONDOR_SLOT")
@@ -64,16 +58,15 @@ def use_kernel() -> dict[str, list[str]]:
         namespaces.enter_new(0)
     except PortwrapError as error:
         return {"namespaces": [error.message, error.failure]}
-    try:
-        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        failure = TUN_FAILURES.get(error.errno or 0, Failure.TUN_BROKEN)
-        return {"tun": [f"/dev/net/tun: {error.strerror}", failure]}
+    no_tun = why_no_tun()
+    if no_tun is not None:
+        return {"tun": [no_tun.message, no_tun.failure]}
+    device = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     flags = (IFF_TAP | IFF_NO_PI).to_bytes(2, sys.byteorder)
     try:
         fcntl.ioctl(device, TUNSETIFF, (b"tap0".ljust(16, b"\0") + flags).ljust(40, b"\0"))
     except OSError as error:
-        return {"tun": [f"/dev/net/tun: TUNSETIFF: {error.strerror}", Failure.TUN_BROKEN]}
+        return {"tun": [f"{TUN}: TUNSETIFF: {error.strerror}", Failure.TUN_BROKEN]}
     return {}
 
 
@@ -97,8 +90,7 @@ def check_account() -> Result:
 def check_namespaces(found: Mapping[str, Sequence[str]]) -> Result:
     if "namespaces" in found:
         message, failure = found["namespaces"]
-        filtered = procfs.field("/proc/self/status", b"Seccomp:") == b"2"
-        note = "; a seccomp filter is in force" if filtered else ""
+        note = "; a seccomp filter is in force" if seccomp.has_outer_filter() else ""
         return Result("user namespaces", FAILED, message + note, failure, message)
     return Result("user namespaces", OK, "created, with a network namespace")
 
@@ -175,6 +167,17 @@ def check_security() -> Result:
     if found and label:
         found.append(f"this process is {label}")
     return Result("security modules", OK, "; ".join(found) or "neither SELinux nor AppArmor")
+
+
+def check_gpu() -> list[Result]:
+    """NVIDIA's devices, where there are any: what makes one that is missing is setuid."""
+    cards = [name for name in os.listdir("/dev") if name[:6] == "nvidia" and name[6:].isdigit()]
+    if not cards:
+        return []
+    first = f"/dev/{min(cards)}"
+    if os.path.exists("/dev/nvidia-uvm"):
+        return [Result("gpu", OK, f"{first} and /dev/nvidia-uvm")]
+    return [Result("gpu", WARNING, f"{first} without /dev/nvidia-uvm", Failure.GPU_MEMORY)]
 
 
 def read(path: str) -> str:

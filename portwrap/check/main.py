@@ -81,7 +81,8 @@ def run(settings: Mapping[str, Any], api: Api | None) -> list[Result]:
         if results[-1].status != FAILED:
             results += start_sessions(sessions, settings, api)
         results += [node.check_byte_code(), node.check_descriptors()]
-        results += [node.check_limits(), node.check_security(), check_program()]
+        results += [node.check_limits(), node.check_security(), *node.check_gpu()]
+        results.append(check_program())
         for name, session in sessions:
             results += [check_other_driver(name, session)] if name else check_session(session, api)
     finally:

@@ -22,8 +22,9 @@ class Diagnostic:
     """A cause of a failure and its remedy, both in sentences; `commands` are for root, by system.
 
     `example` is the message as people see it. `setting` is a file below /proc/sys and the content
-    that makes this row the cause. `words` is a regular expression for what a program that is not
-    ours has printed: a network driver that failed with such words has failed for this reason.
+    that makes this row the cause; `around` is one of `surroundings.py` that does. `words` is a
+    regular expression for what a program that is not ours has printed: a network driver that failed
+    with such words has failed for this reason. `answer` is one for what the message must have.
     A row with a `subject` is for failures of this one only.
     `recorded` rows were taken from reports: no test can make them happen for real.
 
@@ -41,6 +42,8 @@ class Diagnostic:
         setting: tuple[str, str] | None = None,
         words: str = "",
         subject: str = "",
+        around: str = "",
+        answer: str = "",
         recorded: bool = False,
     ) -> None:
         self.failure = failure
@@ -51,6 +54,8 @@ class Diagnostic:
         self.setting = setting
         self.words = words
         self.subject = subject
+        self.around = around
+        self.answer = answer
         self.recorded = recorded
 
     def sentences(self, subject: str = "") -> str:

@@ -71,6 +71,7 @@ class Failure:
     PROGRAM_WRITABLE = "program-writable"
     FEW_DESCRIPTORS = "few-descriptors"
     FEW_NAMESPACES = "few-namespaces"
+    GPU_MEMORY = "gpu-memory"
     NO_BYTE_CODE = "no-byte-code"
     RELAYED = "relayed"
     BY_DRIVER = "by-driver"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 
+from ..launch.drivers.direct import why_no_tun
 from .diagnostic import Diagnostic, fill_in, this_system
 from .errors import Failure, PortwrapError
 from .remedies import table
+from .surroundings import SURROUNDINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+NO_REASON = "Failed to open tun socket"
+"""What pasta prints in place of the kernel's answer."""
 
 
 def find(
@@ -18,19 +23,32 @@ def find(
     message: str = "",
     subject: str = "",
     setting: Callable[[str], str] | None = None,
+    is_around: Callable[[str], bool] | None = None,
 ) -> Diagnostic | None:
     """The row of this failure: the first that fits."""
-    read = setting or read_setting
+    if failure == Failure.DRIVER_START and NO_REASON in message:
+        no_tun = why_no_tun()
+        failure = no_tun.failure if no_tun else failure
     for row in table():
-        is_cause = row.setting is None or read(row.setting[0]) == row.setting[1]
-        if is_cause and _fits(row, failure, message, subject):
-            return row
+        if not _fits(row, failure, message, subject):
+            continue
+        if row.setting and (setting or read_setting)(row.setting[0]) != row.setting[1]:
+            continue
+        if row.around and not (is_around or _is_around)(row.around):
+            continue
+        return row
     return None
+
+
+def _is_around(name: str) -> bool:
+    return SURROUNDINGS[name]()
 
 
 def _fits(row: Diagnostic, failure: str, message: str, subject: str) -> bool:
     """Whether the row belongs to this failure: by its identifier, but where another program or the
     kernel has given the reason to the keeper, by the words of that."""
+    if not re.search(row.answer, message):
+        return False
     if row.words and failure in (Failure.DRIVER_START, Failure.KEEPER):
         return bool(re.search(row.words, message))
     return row.failure == failure and row.subject in ("", subject)

@@ -10,6 +10,8 @@ from ..launch.drivers import NETWORK_DRIVERS
 from ..launch.drivers.driver import INSTALL_EVERYWHERE
 from .diagnostic import Diagnostic
 from .errors import Failure
+from .filtered import FILTERED
+from .surroundings import FILTER, OWN_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,16 @@ NAMESPACES = (
         "Network namespaces are switched off (user.max_net_namespaces is 0).",
         commands=SYSCTL.format("user.max_net_namespaces=28633"),
         setting=("user/max_net_namespaces", "0"),
+    ),
+    Diagnostic(
+        Failure.NAMESPACE_LIMIT,
+        "unshare(…): No space left on device",
+        "A sandbox or container around the job has used up its user namespaces, or forbids them"
+        " (bwrap --disable-userns): no setting changes that from within.",
+        "'unshare -Urn true' must succeed in the same place. Start that sandbox without the option,"
+        " or as the command of the session.",
+        # what a new user namespace has (user_namespaces(7)): the limit is one further out
+        setting=("user/max_user_namespaces", "2147483647"),
     ),
     Diagnostic(
         Failure.NAMESPACE_LIMIT,
@@ -60,9 +72,16 @@ NAMESPACES = (
     ),
     Diagnostic(
         Failure.NAMESPACE_FORBIDDEN,
+        "a seccomp filter kills the callers of …, unshare(…): Operation not permitted",
+        "A seccomp filter around the job forbids user namespaces: SystemCallFilter= or"
+        " RestrictNamespaces= of a systemd unit, or the profile of a container engine.",
+        "'unshare -Urn true' must succeed in the same place, inside a job.",
+        around=FILTER,
+    ),
+    Diagnostic(
+        Failure.NAMESPACE_FORBIDDEN,
         "unshare(…): Operation not permitted",
-        "A container, chroot, seccomp filter or security module around the job forbids user"
-        " namespaces.",
+        "A container, chroot or security module around the job forbids user namespaces.",
         "'unshare -Urn true' must succeed in the same place, inside a job.",
     ),
     Diagnostic(
@@ -87,7 +106,19 @@ NAMESPACES = (
     ),
 )
 
+WITHOUT_TUN = "--network direct needs none, where native outbound is possible."
 TUN = (
+    Diagnostic(
+        Failure.TUN_MISSING,
+        "/dev/net/tun: No such file or directory",
+        "The job has a /dev of its own, without the node's tun device.",
+        "Let it have that: --device /dev/net/tun (podman, docker), --bind /dev/net/tun (Apptainer"
+        " with --contain), --dev-bind /dev/net/tun /dev/net/tun (bwrap), BindPaths=/dev/net/tun and"
+        " DeviceAllow=/dev/net/tun (systemd with PrivateDevices=, isolate_devices of"
+        f" systemdspawner). {WITHOUT_TUN}",
+        words=r"/dev/net/tun.{0,3}: No such file",
+        around=OWN_DEVICES,
+    ),
     Diagnostic(
         Failure.TUN_MISSING,
         "/dev/net/tun: No such file or directory",
@@ -107,9 +138,9 @@ TUN = (
         Failure.TUN_FORBIDDEN,
         "/dev/net/tun: Operation not permitted",
         "A device cgroup forbids the tun device.",
-        "Allow it where the job gets its devices: DeviceAllow=/dev/net/tun of a systemd unit.",
+        "Allow it where the job gets its devices: DeviceAllow=/dev/net/tun of a systemd unit,"
+        f" --device /dev/net/tun (podman, docker). {WITHOUT_TUN}",
         words=r"/dev/net/tun.{0,3}: Operation",
-        recorded=True,
     ),
     Diagnostic(
         Failure.TUN_BROKEN,
@@ -304,6 +335,14 @@ CHECKS = (
         "Let only root and its owner write there: --check prints the commands.",
     ),
     Diagnostic(
+        Failure.GPU_MEMORY,
+        "/dev/nvidia0 without /dev/nvidia-uvm",
+        "CUDA needs /dev/nvidia-uvm, and nvidia-modprobe, which makes it where it is missing, is"
+        " setuid: it cannot do so in a session.",
+        "Make it at boot (nvidia-persistenced) or in a prolog.",
+        "nvidia-modprobe -u -c 0",
+    ),
+    Diagnostic(
         Failure.RELAYED,
         "relay (…)",
         "Native forwarding is not possible here, for the reason given: the keeper relays.",
@@ -379,7 +418,17 @@ CHECKS = (
 def table() -> Sequence[Diagnostic]:
     """Every row; of those of one failure the first that fits counts."""
     drivers = [row for driver in NETWORK_DRIVERS for row in driver.diagnostics()]
-    return (*NAMESPACES, *TUN, *LIMITS, *drivers, *any_driver(), *PORTS, *COMMANDS, *CHECKS)
+    return (
+        *NAMESPACES,
+        *TUN,
+        *FILTERED,
+        *LIMITS,
+        *drivers,
+        *any_driver(),
+        *PORTS,
+        *COMMANDS,
+        *CHECKS,
+    )
 
 
 def any_driver() -> Sequence[Diagnostic]:

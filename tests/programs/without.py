@@ -1,13 +1,15 @@
 """Run a command on a kernel that lacks something, as far as it can tell.
 
     without.py pidfds|thread-pidfds|unshare|ipv6|splice|epoll|… COMMAND [ARG ...]
+    without.py mount,setns,…=kill|EPERM|… COMMAND [ARG ...]
 
 A seccomp filter refuses the system calls, for good and for all that the command starts: those of
 pidfds as a kernel as old as 4.18 does, pidfds of threads as one before 6.9 does, unshare as
 containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, splice and
 process_vm_readv as an outer sandbox may, new epoll sets as one does that has no descriptor left,
 kcmp as a kernel without CONFIG_KCMP, cookies of network namespaces as one before 5.14, and seccomp
-listeners whose callers only fatal signals interrupt (killable-wait) as one before 5.19.
+listeners whose callers only fatal signals interrupt (killable-wait) as one before 5.19. An answer
+of one's own takes the place of that: "kill" is the end of the caller, as by systemd.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 PR_SET_NO_NEW_PRIVS = 38
 PIDFDS = (424, 434, 438)  # pidfd_send_signal, _open, _getfd: the same on all but Alpha
 PIDFD_THREAD = os.O_EXCL
+PIDFD_SEND_SIGNAL, PIDFD_OPEN, PIDFD_GETFD = ([number] for number in PIDFDS)
 UNSHARE = {"x86_64": 272, "aarch64": 97}
+SETNS = {"x86_64": 308, "aarch64": 268}
+MOUNT = {"x86_64": 165, "aarch64": 40}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 SPLICE = {"x86_64": 275, "aarch64": 76}
 KCMP = {"x86_64": 312, "aarch64": 272}
@@ -36,7 +41,7 @@ EPOLL_CREATE1 = {"x86_64": 291, "aarch64": 20}
 LOAD_NUMBER = (0x20, 0, 0, 0)
 FIRST, SECOND, THIRD = ((0x20, 0, 0, 16 + 8 * place) for place in range(3))  # load an argument
 RET_ALLOW = (0x06, 0, 0, 0x7FFF0000)
-RET_ERRNO = 0x00050000
+RET_ERRNO, RET_KILL_PROCESS = 0x00050000, 0x80000000
 
 machine = os.uname().machine
 CALLS = {  # the numbers of the calls, the argument that matters and its value, and the answer
@@ -50,13 +55,23 @@ CALLS = {  # the numbers of the calls, the argument that matters and its value, 
     "process_vm_readv": ([PROCESS_VM_READV[machine]], None, 0, errno.ENOSYS),
     "cookies": ([GETSOCKOPT[machine]], THIRD, SO_NETNS_COOKIE, errno.ENOPROTOOPT),
     "killable-wait": ([SECCOMP[machine]], SECOND, KILLABLE_WAIT, errno.EINVAL),
+    "seccomp": ([SECCOMP[machine]], None, 0, errno.EPERM),
+    "setns": ([SETNS[machine]], None, 0, errno.EPERM),
+    "netlink": ([SOCKET[machine]], FIRST, socket.AF_NETLINK, errno.EAFNOSUPPORT),
+    "mount": ([MOUNT[machine]], None, 0, errno.EPERM),
+    "pidfd_open": (PIDFD_OPEN, None, 0, errno.EPERM),
+    "pidfd_getfd": (PIDFD_GETFD, None, 0, errno.EPERM),
+    "pidfd_send_signal": (PIDFD_SEND_SIGNAL, None, 0, errno.EPERM),
 }
-numbers, load_argument, value, answer = CALLS[sys.argv[1]]
-test = [] if load_argument is None else [load_argument, (0x15, 0, 1, value)]
+names, _, own = sys.argv[1].partition("=")
 words = []
-for number in numbers:
-    refusal = (0x06, 0, 0, RET_ERRNO | answer)
-    words += [LOAD_NUMBER, (0x15, 0, len(test) + 1, number), *test, refusal]
+for name in names.split(","):
+    numbers, load_argument, value, answer = CALLS[name]
+    refusal = RET_ERRNO | getattr(errno, own, answer)
+    refusal = RET_KILL_PROCESS if own == "kill" else refusal
+    test = [] if load_argument is None else [load_argument, (0x15, 0, 1, value)]
+    for number in numbers:
+        words += [LOAD_NUMBER, (0x15, 0, len(test) + 1, number), *test, (0x06, 0, 0, refusal)]
 words.append(RET_ALLOW)
 code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *word) for word in words))
 program = ctypes.create_string_buffer(struct.pack("@HP", len(words), ctypes.addressof(code)))

@@ -16,6 +16,7 @@ from portwrap.cli.run import as_lines
 from portwrap.diagnostics import diagnostic, errors, lookup, remedies
 from portwrap.diagnostics.diagnostic import Diagnostic
 from portwrap.diagnostics.errors import Failure, PortwrapError
+from portwrap.diagnostics.surroundings import FILTER, OWN_DEVICES
 from portwrap.launch import drivers, namespaces
 from portwrap.launch.command import find_command
 from portwrap.launch.drivers.driver import find_executable
@@ -151,6 +152,7 @@ SETTINGS = {
     "off": {"user/max_user_namespaces": "0"},
     "no networks": {"user/max_net_namespaces": "0"},
     "old Debian": {"kernel/unprivileged_userns_clone": "0"},
+    "within another": {"user/max_user_namespaces": "2147483647"},
     "AppArmor": {"kernel/apparmor_restrict_unprivileged_userns": "1"},
     "fine": {
         "user/max_user_namespaces": "28633",
@@ -171,6 +173,20 @@ SEEN = [
     (Failure.NAMESPACE_THREADS, "fine", "ld.so.preload"),
     (Failure.NAMESPACE_MISSING, "fine", "namespace.unpriv_enable=1"),
     (Failure.DESCRIPTORS, "fine", "hard limit"),
+    (Failure.NAMESPACE_LIMIT, "within another", "--disable-userns"),
+]
+# The identifier of a failure, its message, what is around the job, what the remedy must name.
+FORBIDDEN = "pidfd_getfd: Operation not permitted"
+AROUND = [
+    (Failure.NAMESPACE_FORBIDDEN, "unshare", FILTER, "RestrictNamespaces="),
+    (Failure.KEEPER, f"the keeper failed: {FORBIDDEN}", FILTER, "PORTWRAP_FORWARD=relay"),
+    (Failure.DRIVER_START, "pasta (ended by signal 31)", FILTER, "mount"),
+    (Failure.SYSTEM, "Address family not supported by protocol", FILTER, "RestrictAddress"),
+    (Failure.NATIVE, FORBIDDEN, FILTER, "PORTWRAP_FORWARD=relay"),
+    (Failure.NATIVE_OUTBOUND, FORBIDDEN, FILTER, "PORTWRAP_OUTWARD=helper"),
+    (Failure.RELAYED, FORBIDDEN, FILTER, "PORTWRAP_FORWARD=relay"),
+    (Failure.BY_DRIVER, FORBIDDEN, FILTER, "PORTWRAP_OUTWARD=helper"),
+    (Failure.TUN_MISSING, "/dev/net/tun: No such file", OWN_DEVICES, "BindPaths="),
 ]
 # What network drivers and the kernel have printed, in reports and in tests.
 PRINTED = [
@@ -196,8 +212,11 @@ def setting_on(machine: str, name: str) -> str:
     return SETTINGS[machine].get(name, "")
 
 
-def row_of(failure: str, message: str = "", machine: str = "fine", subject: str = "") -> Diagnostic:
-    row = lookup.find(failure, message, subject, functools.partial(setting_on, machine))
+def row_of(
+    failure: str, message: str = "", machine: str = "fine", subject: str = "", around: str = ""
+) -> Diagnostic:
+    setting = functools.partial(setting_on, machine)
+    row = lookup.find(failure, message, subject, setting, around.__eq__)
     assert row is not None
     return row
 
@@ -207,6 +226,21 @@ def test_the_identifier_and_the_machine_choose_the_remedy(
     failure: str, machine: str, named: str
 ) -> None:
     assert named in row_of(failure, machine=machine).line("debian")
+
+
+@pytest.mark.parametrize(("failure", "message", "around", "named"), AROUND)
+def test_what_is_around_the_job_chooses_the_remedy(
+    failure: str, message: str, around: str, named: str
+) -> None:
+    row, without = row_of(failure, message, around=around), row_of(failure, message)
+    assert named in row.line("debian")
+    assert row.around == around and without.around == ""
+
+
+@pytest.mark.parametrize("failure", [Failure.NATIVE, Failure.RELAYED, Failure.BY_DRIVER])
+def test_a_filter_is_not_the_reason_for_what_a_kernel_lacks(failure: str) -> None:
+    row = row_of(failure, "pidfd_getfd: Function not implemented", around=FILTER)
+    assert "Linux 5." in row.line("debian")
 
 
 @pytest.mark.parametrize(("printed", "named"), PRINTED, ids=lambda value: value[-40:])
@@ -227,6 +261,7 @@ def test_no_row_stands_behind_one_that_takes_its_place() -> None:
     setting."""
     found = [row_of(failure, machine=machine) for failure, machine, _ in SEEN]
     found += [row_of(Failure.DRIVER_START, printed) for printed, _ in PRINTED]
+    found += [row_of(failure, message, around=around) for failure, message, around, _ in AROUND]
     for row in remedies.table():
         if row.failure != Failure.DRIVER_START:
             found.append(row_of(row.failure, subject=row.subject))
@@ -236,13 +271,21 @@ def test_no_row_stands_behind_one_that_takes_its_place() -> None:
 
 # Where each row that is not recorded is made to happen: a file of tests/namespaces, and a test.
 CHECK, REFUSALS, MISTAKES = "test_check.py", "test_refusals.py", "test_mistakes.py"
-UNEXPECTED = "../unit/test_unexpected.py"
+UNEXPECTED, AROUND_IT = "../unit/test_unexpected.py", "test_surroundings.py"
 REAL = {
     "User namespaces are switched off": (CHECK, "test_namespaces"),
     "Network namespaces are switched off": (CHECK, "test_namespaces"),
     "The limit of namespaces is reached": (CHECK, "test_namespaces"),
     "AppArmor restricts": (CHECK, "test_the_remedy_for_apparmor_works_as_it_is_printed"),
-    "A container, chroot": (CHECK, "test_namespaces_that_a_container_forbids"),
+    "A container, chroot": (CHECK, "test_namespaces_that_something_forbids"),
+    "A seccomp filter around the job": (
+        AROUND_IT,
+        "test_a_filter_of_systemd_and_what_it_does_not_allow",
+    ),
+    "A sandbox or container": (AROUND_IT, "test_a_sandbox_that_allows_no_further_one"),
+    "The job has a /dev": (AROUND_IT, "test_a_job_with_a_dev_of_its_own"),
+    "A device cgroup": (AROUND_IT, "test_a_device_cgroup"),
+    "CUDA needs": (AROUND_IT, "test_the_check_looks_at_what_cuda_needs"),
     "This interpreter starts a thread": (REFUSALS, "test_an_interpreter_that_starts_a_thread"),
     "Whoever can change the program": ("test_writable.py", "test_the_check_warns"),
     "Native outbound is not possible": (CHECK, "test_a_kernel_without_native_forwarding"),
