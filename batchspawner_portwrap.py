@@ -80,12 +80,12 @@ PARSER = Parser(
         Option(
             ("--hub",),
             "URL",
-            "with --check: also test that this hub URL is reachable from inside",
+            "with --check: also test that this hub URL is reachable from the sandbox",
         ),
         Option(
             ("--apparmor",),
             "",
-            "with --check: only print AppArmor profiles, also for the programs that follow",
+            "with --check: only print AppArmor profiles for this program and those that follow",
         ),
     ],
 )

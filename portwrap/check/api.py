@@ -53,7 +53,7 @@ def parse_url(text: str, example: str) -> tuple[str, str, int, str]:
     place, _, path = rest.partition("/")
     host, port = _host_and_port(place, f"{scheme}://{{}}/{path}")
     if not host:
-        raise InvalidUrl(f"names no host: {text!r}")
+        raise InvalidUrl(f"has no host: {text!r}")
     number = parse_port(port) if port else DEFAULT_PORTS[scheme]
     if number is None:
         raise InvalidUrl(f"must have a port from 1 to 65535, not {port!r}")

@@ -133,7 +133,7 @@ def check_descriptors() -> Result:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used, _, most = (read_setting("fs/file-nr") or "0 0 0").split()
     few = hard < FEW_DESCRIPTORS or 0 < int(most) < int(used) + FEW_DESCRIPTORS
-    fact = f"limit {soft}, at most {hard}; all of the node has {used} of {most}"
+    fact = f"limit {soft}, at most {hard}; the node uses {used} of {most}"
     return Result("descriptors", WARNING if few else OK, fact, Failure.FEW_DESCRIPTORS)
 
 
@@ -146,9 +146,9 @@ def check_limits() -> Result:
 
 def check_byte_code() -> Result:
     if archive.runs_from_byte_code():
-        return Result("byte code", OK, "the modules are not compiled at each start")
+        return Result("byte code", OK, "used: no module is compiled at a start")
     if not archive.IS_ARCHIVE:
-        return Result("byte code", OK, "of an installed package Python keeps it, where it may")
+        return Result("byte code", OK, "cached by Python, as for any installed package")
     fact = f"none for Python {sys.version.split()[0]}: each start compiles the modules"
     python = archive.interpreter()
     return Result("byte code", WARNING, fact, Failure.NO_BYTE_CODE, subject=python)

@@ -327,4 +327,4 @@ def check_other_driver(name: str, session: Session) -> Result:
     """A network driver that is installed, and that sessions do not use as things are."""
     if not session.started():
         return refused(name, WARNING, session.refusal())
-    return Result(name, OK, f"a session starts with it, too: {version_of(name)}")
+    return Result(name, OK, f"a session also starts with {version_of(name)}")

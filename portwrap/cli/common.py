@@ -87,7 +87,8 @@ def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str,
     if driver == drivers.DIRECT and outward == "helper":
         network, outward = values.origin("network"), values.origin("outward")
         raise parser.error(
-            f"{network}: direct leaves connections to no helper", f"Leave out {outward}."
+            f"{outward} helper needs a network driver, but {network} is direct",
+            f"Leave out {outward}.",
         )
     return {
         "guest_port": parser.port(values, "guest-port"),
@@ -118,7 +119,7 @@ def _allow_from(parser: Parser, values: Values, forward: str) -> str:
         raise parser.error(f"{name}: {error}", _nearest_networks(text, name)) from None
     if forward == "native":
         raise parser.error(
-            f"{name} needs the relay, and {values.origin('forward')} is native",
+            f"{name} needs the relay, but {values.origin('forward')} is native",
             f"Leave out {assignment(values.origin('forward'), 'native')}.",
         )
     return text

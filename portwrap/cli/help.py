@@ -23,9 +23,9 @@ LINE = 100
 
 PRECEDENCE = """\
 Every option can also be set by an environment variable, except those of 'Node check', --help and
---version: --guest-port by PORTWRAP_GUEST_PORT, a switch by 1 or 0. The command line overrides the
-environment, and the environment the default. An empty variable counts as unset, except
-PORTWRAP_ALLOW_FROM, where it is an error.
+--version: --guest-port by PORTWRAP_GUEST_PORT, for example, and a switch by 1 or 0. The command
+line overrides the environment, and the environment the default. An empty variable counts as unset,
+except PORTWRAP_ALLOW_FROM, where it is an error.
 """
 
 

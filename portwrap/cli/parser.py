@@ -181,7 +181,7 @@ class Parser:
         if pairs is None:
             raise self.error(f"{name} must be PORT[:PORT] or a range of them, not {text!r}")
         if len({first for first, _ in pairs}) != len(pairs):
-            raise self.error(f"{name} names a port twice: {text!r}")
+            raise self.error(f"{name} lists a port twice: {text!r}")
         return pairs
 
     def ports(self, values: Values, key: str) -> list[int]:
@@ -199,7 +199,7 @@ class Parser:
                 f"The port in the sandbox is that of the host: {near}" if near else "",
             )
         if len(set(found)) != len(found):
-            raise self.error(f"{name} names a port twice: {text!r}")
+            raise self.error(f"{name} lists a port twice: {text!r}")
         return found
 
     def choice(self, values: Values, key: str, choices: Sequence[str]) -> str:
@@ -230,7 +230,7 @@ class Parser:
             names = ", ".join(map(repr, unknown)).replace("'", "")
             near = filter(None, (nearest(name, settings, PREFIX) for name in unknown))
             meant = " or ".join(dict.fromkeys(near))
-            known = f"did you mean {meant}?" if meant else f"known are {', '.join(settings)}"
+            known = f"did you mean {meant}?" if meant else f"known variables: {', '.join(settings)}"
             kind = "variables" if len(unknown) > 1 else "variable"
             log(f"{self.program}: unknown {kind} {names} ignored; {known}\n")
 

@@ -47,7 +47,7 @@ def _remedy(error: PortwrapError) -> str:
     try:
         from ..diagnostics import lookup  # read only once something has failed
     except ANYWHERE:  # the archive was replaced a moment ago, or there is no descriptor to read it
-        return "Nothing is left to read the remedy with: see 'ulimit -a', then start it again."
+        return "The remedy could not be read: see 'ulimit -a', then start it again."
     return lookup.remedy_of(error)
 
 

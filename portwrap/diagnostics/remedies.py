@@ -49,7 +49,7 @@ NAMESPACES = (
         Failure.NAMESPACE_LIMIT,
         "unshare(…): No space left on device",
         "The limit of namespaces is reached (user.max_user_namespaces, user.max_net_namespaces).",
-        "'lsns' lists them: raise the limit, or find the program that leaks them.",
+        "'lsns' lists them. Raise the limit, or find the program that leaks them.",
         SYSCTL.format("user.max_user_namespaces=65536"),
     ),
     Diagnostic(
@@ -89,7 +89,7 @@ NAMESPACES = (
         "unshare(…): Invalid argument, with … threads",
         "This interpreter starts a thread by itself, and a process with threads cannot enter a"
         " user namespace.",
-        "Look at /etc/ld.so.preload, and at the libraries of this Python ('ldd').",
+        "Check /etc/ld.so.preload, and the libraries of this Python ('ldd').",
     ),
     Diagnostic(
         Failure.NAMESPACE_MISSING,
@@ -188,7 +188,7 @@ LIMITS = (
         Failure.KEEPER,
         "the keeper process ended …, the keeper failed: …",
         "The node may be out of processor time, processes or memory.",
-        "Look at its load and at 'ulimit -a', then try again.",
+        "Check its load and 'ulimit -a', then try again.",
     ),
     Diagnostic(
         Failure.RESOURCES,
@@ -214,19 +214,19 @@ PORTS = (
     Diagnostic(
         Failure.PUBLISHED_PORT_BUSY,
         "published port …: Address already in use",
-        "Another program on this node has it, or another session that publishes it.",
-        "List the programs that listen: 'ss -ltnp'. Choose another port.",
+        "Another program on this node uses it, or another session publishes it.",
+        "'ss -ltnp' lists the programs that listen. Choose another port.",
     ),
     Diagnostic(
         Failure.HOST_PORT_BUSY,
         "host port …: Address already in use",
-        "Another program on this node has the port already, at this address or another.",
+        "Another program on this node already uses this port, on this address or another.",
         "Start the server again: it gets another port. 'ss -ltnp' lists the programs that listen.",
     ),
     Diagnostic(
         Failure.HOST_ADDRESS,
         "host port …: Cannot assign requested address",
-        "This node has no such address; it comes from JUPYTERHUB_SERVICE_URL or --host.",
+        "This node does not have this address; it comes from JUPYTERHUB_SERVICE_URL or --host.",
         "Set c.Spawner.ip = '0.0.0.0', or --host 0.0.0.0.",
     ),
     Diagnostic(
@@ -238,13 +238,13 @@ PORTS = (
     Diagnostic(
         Failure.HOST_PORT,
         "host port …",
-        "The system does not let this account listen there.",
+        "The system does not allow this account to listen there.",
         "'ip address' lists the addresses of this node, 'ss -ltnp' the ports in use.",
     ),
     Diagnostic(
         Failure.NO_HOST_PORT,
         "no host port from 1 to 65535",
-        "No port was given: not started by batchspawner-singleuser, or it chose none (see"
+        "No port was given: not started by batchspawner-singleuser, or it chose none (check"
         " batchspawner_singleuser_cmd of the spawner).",
         "By hand, use --port PORT.",
     ),
@@ -257,7 +257,7 @@ PORTS = (
     Diagnostic(
         Failure.HOST_SERVICES_MAX,
         "… sockets for host services are more than 200",
-        "Each takes a file descriptor, of which a job may have 1,024.",
+        "Each uses a file descriptor, and a job may have 1,024.",
         "Offer fewer ports with --host-service.",
     ),
     Diagnostic(
@@ -272,13 +272,13 @@ COMMANDS = (
     Diagnostic(
         Failure.COMMAND_NOT_FOUND,
         "…: not found on PATH",
-        "No directory of PATH has a program of this name.",
+        "No directory on PATH contains this program.",
         "Give its absolute path, or set PATH in c.Spawner.environment.",
     ),
     Diagnostic(
         Failure.COMMAND_MISSING,
         "…: no such file",
-        "There is no file of this name on this node.",
+        "This file does not exist on this node.",
         "Check the path: 'ls -l {subject}' on this node.",
     ),
     Diagnostic(
@@ -290,13 +290,13 @@ COMMANDS = (
         Failure.COMMAND_NOT_EXECUTABLE,
         "…: permission denied",
         "This account may not execute it.",
-        "Its owner changes that by 'chmod +x {subject}'; it must not be on a file system mounted"
+        "Its owner can fix that by 'chmod +x {subject}'; its file system must not be mounted"
         " noexec.",
     ),
     Diagnostic(
         Failure.COMMAND_INTERPRETER,
         "…: its interpreter … does not exist",
-        "The first line of the script names a program that this node does not have.",
+        "The first line of the script requires a program that this node does not have.",
         "Install it, or correct the line: 'head -1 {subject}'.",
     ),
     Diagnostic(
@@ -345,20 +345,20 @@ CHECKS = (
     Diagnostic(
         Failure.RELAYED,
         "relay (…)",
-        "Native forwarding is not possible here, for the reason given: the keeper relays.",
+        "Native forwarding is not possible, for the reason given: the keeper relays.",
         "Sessions work. Native forwarding needs Linux 5.9 or newer and no other seccomp listener.",
     ),
     Diagnostic(
         Failure.BY_DRIVER,
         "slirp4netns (…)",
-        "Native outbound is not possible here, for the reason given: the network driver is used.",
+        "Native outbound is not possible, for the reason given: the network driver is used.",
         "Sessions work. Native outbound needs Linux 5.19 or newer and no other seccomp listener.",
     ),
     Diagnostic(
         Failure.NAMES,
         "no nameserver answers in the sandbox",
         "Names cannot be resolved in the sandbox: pip, git and a hub given by name will fail.",
-        "See /etc/resolv.conf: one of its nameservers must be reachable from this node.",
+        "Check /etc/resolv.conf: one of its nameservers must be reachable from this node.",
     ),
     Diagnostic(
         Failure.SSH_OWNER,
@@ -375,41 +375,41 @@ CHECKS = (
     Diagnostic(
         Failure.API_LOOPBACK,
         "the hub http://127.0.0.1:8081/hub/api does not answer: Connection refused",
-        "Nothing listens there on this node.",
-        "Start the hub here, or give the URL by which nodes reach it.",
+        "No program on this node listens there.",
+        "Start the hub here, or give the URL at which nodes reach it.",
     ),
     Diagnostic(
         Failure.API_SANDBOX,
         "the hub … answers this node, but not the sandbox: …",
-        "The network driver does not reach it, such as an address with IPv6 only.",
+        "The network driver cannot reach it, for example because it has IPv6 only.",
         "Try --network pasta.",
     ),
     Diagnostic(
         Failure.HIDDEN,
         "the hub … answers this node, but not the sandbox: … (10.0.2.7 is in the sandbox's own"
         " network)",
-        "The network driver uses that network in the sandbox. A session takes another one where it"
-        " knows the address, but at its start it asks no nameserver.",
-        "Let the hosts file of each node list it, or use --network pasta.",
+        "The network driver uses that network in the sandbox. A session avoids the networks of"
+        " addresses that it knows at its start, but it does not query nameservers then.",
+        "List the hub in the hosts file of each node, or use --network pasta.",
         "echo {subject} >>/etc/hosts",
     ),
     Diagnostic(
         Failure.SUBNETS,
         "slirp4netns hides 192.168.202.0/24 from the session, and this node's …",
-        "This node has routes to all the networks that a session could use for itself, or needs"
+        "This node has routes to every network that a session could use for itself, or needs"
         " hosts there.",
         "Use --network pasta, which hides none.",
     ),
     Diagnostic(
         Failure.API,
         "the hub … does not answer: …",
-        "The server must reach the hub's API from the node, and the node does not.",
-        "See c.JupyterHub.hub_connect_ip, hub_ip, and firewalls between node and hub.",
+        "The server must reach the hub's API from the node, but the node cannot.",
+        "Check c.JupyterHub.hub_connect_ip, hub_ip, and firewalls between node and hub.",
     ),
     Diagnostic(
         Failure.APPARMOR_PROGRAM,
         "batchspawner-singleuser: not found on PATH",
-        "A session of batchspawner runs in this program: it needs a profile.",
+        "Sessions of batchspawner run in this program, so it needs a profile.",
         "Give its path: {check} --check --apparmor /path/of/batchspawner-singleuser",
     ),
 )

@@ -93,9 +93,9 @@ class Unserved:
             return ""
         listed = ", ".join(map(str, ports[:MAX_PORTS])) + ("…" if ports[MAX_PORTS:] else "")
         return (
-            f"nothing listens on the guest port {self.guest_port}, but something does on {listed}"
-            f"\n  The server has to listen on port {self.guest_port}: remove the port from its"
-            f" configuration, or choose that one as the guest port, such as with -P {ports[0]}."
+            f"nothing listens on the guest port {self.guest_port}, only on {listed}"
+            f"\n  The server must listen on port {self.guest_port}: remove the port from its"
+            f" configuration, or make it the guest port, for example with -P {ports[0]}."
         )
 
     def in_another_namespace(self) -> str:
@@ -111,9 +111,9 @@ class Unserved:
             networks.add(network)
             if any(each.port == self.guest_port for each in procfs.tcp_listeners(process)):
                 return (
-                    f"port {self.guest_port} is listened on in another network namespace, that of"
-                    f" process {process} ({procfs.name_of(process)})"
-                    "\n  The server has to run in the session's own: podman run --network=host,"
+                    f"process {process} ({procfs.name_of(process)}) listens on port"
+                    f" {self.guest_port} in another network namespace"
+                    "\n  The server must run in the session's own: podman run --network=host,"
                     " apptainer without --net, bwrap without --unshare-net."
                 )
         return ""

@@ -219,4 +219,4 @@ def test_it_needs_native_outbound(portwrap: Portwrap) -> None:
 
 def test_it_leaves_nothing_to_a_helper(portwrap: Portwrap) -> None:
     result = run_in_sandbox(portwrap, "--network", "direct", "--outward", "helper", "true")
-    refusal_of(result, 2, "--network: direct leaves connections to no helper")
+    refusal_of(result, 2, "--outward helper needs a network driver, but --network is direct")

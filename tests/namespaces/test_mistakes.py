@@ -130,7 +130,7 @@ OPTIONS = {
     ),
     "clients chosen natively": Mistake(
         "--port {port} --allow-from 127.0.0.1 --forward native true",
-        "--allow-from needs the relay, and --forward is native",
+        "--allow-from needs the relay, but --forward is native",
         "Leave out --forward native.",
         ("--forward native", ""),
     ),

@@ -20,13 +20,13 @@ pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.timeout(120)
 GUEST, OTHER = 8888, 8889
 FOUND = "portwrap: clients of the host port find no server: "
 ON_ANOTHER_PORT = (
-    f"{FOUND}nothing listens on the guest port 8888, but something does on 8889\n"
-    "  The server has to listen on port 8888: remove the port from its configuration, or choose"
-    " that one as the guest port, such as with -P 8889.\n"
+    f"{FOUND}nothing listens on the guest port 8888, only on 8889\n"
+    "  The server must listen on port 8888: remove the port from its configuration, or make it"
+    " the guest port, for example with -P 8889.\n"
 )
 IN_ANOTHER_NAMESPACE = (
-    f"{FOUND}port 8888 is listened on in another network namespace, that of process PID (python3)\n"
-    "  The server has to run in the session's own: podman run --network=host, apptainer without"
+    f"{FOUND}process PID (python3) listens on port 8888 in another network namespace\n"
+    "  The server must run in the session's own: podman run --network=host, apptainer without"
     " --net, bwrap without --unshare-net.\n"
 )
 OWN_NAMESPACE = ["unshare", "-Urn"]

@@ -306,31 +306,31 @@ REAL = {
     "pasta does not work": (CHECK, "test_the_other_network_driver_is_only_warned_about"),
     "This node lacks": (CHECK, "test_network_drivers"),
     "Outbound connections are lost": ("test_lifetime.py", "test_the_network_helper_dies"),
-    "Another program on this node has it": (
+    "Another program on this node uses it": (
         "test_routes.py",
         "test_a_published_port_that_is_taken",
     ),
-    "Another program on this node has the port": (REFUSALS, "test_host_port_busy"),
-    "This node has no such address": (REFUSALS, "test_host_name_that_nobody_knows"),
+    "Another program on this node already": (REFUSALS, "test_host_port_busy"),
+    "This node does not have this address": (REFUSALS, "test_host_name_that_nobody_knows"),
     "Ports below": (REFUSALS, "test_host_port_of_root"),
     "No port was given": (REFUSALS, "test_no_host_port"),
     "Names cannot be resolved": (CHECK, "test_no_nameserver"),
     "OpenSSH rejects": (CHECK, "test_more_files_of_root_than_are_covered"),
     "ssh cannot read": (CHECK, "test_a_configuration_that_ssh_does_not_read"),
-    "Nothing listens there": (CHECK, "test_a_hub_on_loopback_that_does_not_answer"),
-    "The network driver does not reach": (CHECK, "test_a_hub_that_only_the_node_reaches"),
+    "No program on this node listens there": (CHECK, "test_a_hub_on_loopback_that_does_not_answer"),
+    "The network driver cannot reach": (CHECK, "test_a_hub_that_only_the_node_reaches"),
     "The network driver uses that": (CHECK, "test_a_hub_in_the_sandboxs_own_network"),
-    "This node has routes to all": (CHECK, "test_a_node_that_uses_every_network_of_a_sandbox"),
+    "This node has routes to every": (CHECK, "test_a_node_that_uses_every_network_of_a_sandbox"),
     "The server must reach": (CHECK, "test_a_hub_that_does_not_answer"),
-    "A session of batchspawner": (
+    "Sessions of batchspawner": (
         CHECK,
         "test_profiles_where_the_one_that_sessions_need_is_missing",
     ),
     "Native forwarding is not": (CHECK, "test_a_kernel_without_native_forwarding"),
     "It needs Linux 5.9": (CHECK, "test_a_kernel_without_native_forwarding"),
     "The service would be open": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
-    "No directory of PATH": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
-    "There is no file": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "No directory on PATH": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
+    "This file does not exist": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
     "Give the path of a program": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
     "This account may not execute": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
     "The first line of the script": (MISTAKES, "test_the_remedy_works_as_it_is_printed"),
@@ -340,10 +340,10 @@ REAL = {
     ),
 }
 NEVER_SEEN = [
-    "The system does not let",
+    "The system does not allow",
     "The kernel refuses",
     "Each address and port can",
-    "Each takes a file descriptor",
+    "Each uses a file descriptor",
 ]
 """What is left of a kind of failure: nobody has told of any."""
 

@@ -78,7 +78,7 @@ def test_no_published_ports(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["1,1", "1:2,1:3", "5-9,7"])
 def test_a_port_is_published_once(text: str) -> None:
-    with pytest.raises(PortwrapError, match="names a port twice"):
+    with pytest.raises(PortwrapError, match="lists a port twice"):
         settings("--publish", text)
 
 
