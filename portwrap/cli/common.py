@@ -33,7 +33,7 @@ COMMON_OPTIONS = (
     Option(
         ("--allow-from",),
         "CIDR",
-        "accept connections to the host port only from this CIDR (implies --forward relay)",
+        "accept connections only from this CIDR, also to published ports (implies --forward relay)",
         repeatable=True,
         may_be_empty=False,
     ),

@@ -71,12 +71,13 @@ class Upstream:
 class PendingConnection:
     """A connection that its upstream has not taken yet."""
 
-    __slots__ = ("began", "endpoint", "target", "upstream")
+    __slots__ = ("began", "endpoint", "first", "target", "upstream")
 
     def __init__(self, endpoint: Endpoint, upstream: Upstream) -> None:
         self.endpoint = endpoint  # ours towards the upstream
         self.upstream = upstream
-        self.target = upstream.last  # entry of the upstream's targets
+        # Entries of the upstream's targets; which answered last may change meanwhile.
+        self.target = self.first = upstream.last
         self.began = time.monotonic()
 
     def is_connected(self) -> bool:
@@ -138,7 +139,7 @@ class Connector:
             self.streams.on_event(descriptor, event)
             return
         following = (pending.target + 1) % len(upstream.targets)
-        if following != upstream.last:
+        if following != pending.first:
             pending.target = following
             self.replace(pending)
         else:

@@ -31,7 +31,7 @@ class GuestPort:
 
     def keep(self, stand_in: _socket.socket, host: _socket.socket) -> None:
         """Listen with this socket, bound to the guest port, and forward its clients to the server
-        that has `host`; and with them those of the host port's other sockets."""
+        that has `host`; and with them those of the port's other sockets."""
         stand_in.listen(BACKLOG)
         self.stand_in = stand_in
         address, port = host.getsockname()[:2]
@@ -51,4 +51,5 @@ class GuestPort:
 
 def reachable(address: str) -> str:
     """Where a client on this host reaches a socket that is bound to this address."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    every = {"0.0.0.0": "127.0.0.1", "::": "::1", "::ffff:0.0.0.0": "::ffff:127.0.0.1"}
+    return every.get(address, address)

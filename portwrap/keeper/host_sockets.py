@@ -34,9 +34,9 @@ class HostSockets:
         node = os.fstat(socket.fileno()).st_ino
         return next((each for each in self.sockets if os.fstat(each.fileno()).st_ino == node), None)
 
-    def of_family(self, family: int) -> _socket.socket | None:
-        """One of this address family."""
-        return next((each for each in self.sockets if each.family == family), None)
+    def for_server(self, server: _socket.socket) -> _socket.socket | None:
+        """One that can be in the place of this socket: of the same address family."""
+        return next((each for each in self.sockets if each.family == server.family), None)
 
     def are_served(self) -> bool:
         """Whether a process has one that listens: a server may have ended that with shutdown(2)."""

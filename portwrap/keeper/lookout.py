@@ -81,3 +81,42 @@ class Lookout:
             self.on_server(self.reason)
         else:
             self.unserved.on_client()
+
+
+class BriefLookout:
+    """Looks for a server at whose call of listen there was something in the way, and for a short
+    time only: it is about to listen by itself, or never will."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        listens: Callable[[], bool],
+        on_server: Callable[[str], None],
+    ) -> None:
+        self.reactor = reactor
+        self.listens = listens
+        self.on_server = on_server
+        self.reason = ""
+        self.timer: Timer | None = None
+
+    def expect(self, reason: str, pause: float = FIRST_PAUSE) -> None:
+        """Should a server turn out to listen on its own socket, this is why."""
+        self.reason = reason
+        self.look_in(pause)
+
+    def begin(self) -> None:
+        """Nobody waits."""
+
+    def end(self) -> None:
+        self.reactor.cancel(self.timer)
+
+    def look_in(self, seconds: float) -> None:
+        self.pause = seconds
+        self.reactor.cancel(self.timer)
+        self.timer = self.reactor.call_in(seconds, self.look)
+
+    def look(self) -> None:
+        if self.listens():
+            self.on_server(self.reason)
+        elif self.pause < MAX_PAUSE:
+            self.look_in(2 * self.pause)

@@ -40,7 +40,7 @@ def load(session: Session) -> None:
     if session.seccomp is not None:
         from . import exchange, responder, sandbox_sockets  # noqa: F401
     if session.forwards_natively:
-        from . import native  # noqa: F401
+        from . import forwarded_port, native  # noqa: F401
     if session.has_native_outbound:
         from . import outbound  # noqa: F401
     if session.go.descriptors.services:
@@ -54,6 +54,7 @@ class Keeper:
         self.session = session
         self.lifecycle = lifecycle
         self.native: Native | None = None
+        self.for_published: Worker | None = None  # relays what cannot be native of them
         self.look_again: Timer | None = None
         self.reactor = Reactor()
         self.relay = Relay(self.reactor, session.max_connections)
@@ -70,17 +71,17 @@ class Keeper:
     def begin_forwarding(self) -> None:
         """Forward every port, or be ready to give the host port's socket to the server."""
         go, descriptors = self.session.go, self.session.go.descriptors
-        inward = [
-            (_socket.socket(fileno=number), Upstream(port, self.guests))
-            for number, port in go.published
-        ]
         if not self.session.forwards_natively:
             guest = self.guest_upstream(go.guest_port)
-            inward += [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
-        if self.session.inside:
-            self.serve_inward(inward)
-        elif inward:
-            self.start_worker(inward)
+            inward = [(_socket.socket(fileno=number), guest) for number in descriptors.listeners]
+            inward += [
+                (_socket.socket(fileno=number), self.published_upstream(port))
+                for number, port in go.published
+            ]
+            if self.session.inside:
+                self.serve_inward(inward)
+            else:
+                self.start_worker(inward)
         for number in descriptors.services:
             self.offer(_socket.socket(fileno=number))
         if self.session.seccomp is not None:
@@ -101,17 +102,12 @@ class Keeper:
         sockets = SandboxSockets(listener.spares)
         exchanger = Exchanger(Epolls(Callers(), machine.kcmp, hears_of_new=listener.outbound))
         if listener.forward:
+            from .forwarded_port import Tools
             from .native import Native
 
+            tools = Tools(exchanger, sockets, self.relay, self.unserved, self.lifecycle.log)
             self.native = Native(
-                self.session,
-                responder,
-                self.relay,
-                self.unserved,
-                exchanger,
-                sockets,
-                self.lifecycle.log,
-                self.relay_inside,
+                self.session, responder, tools, self.relay_host_port, self.relay_published
             )
         if listener.outbound:
             from .outbound import Outbound
@@ -121,6 +117,10 @@ class Keeper:
     def guest_upstream(self, port: int) -> Upstream:
         """Where clients of the host port are forwarded to in the sandbox."""
         return Upstream(port, self.guests, allowed=self.session.go.allowed, unserved=self.unserved)
+
+    def published_upstream(self, port: int) -> Upstream:
+        """Where clients of a published port are forwarded to in the sandbox."""
+        return Upstream(port, self.guests, allowed=self.session.go.allowed)
 
     def serve_inward(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> None:
         """Relay from these sockets of the host to these upstreams in the sandbox, where we are."""
@@ -138,23 +138,33 @@ class Keeper:
         address, port = listener.getsockname()[:2]
         self.relay.serve(listener, Upstream(port, [(listener.family, address)], inward=False))
 
-    def relay_inside(self, hosts: list[_socket.socket], port: int) -> None:
+    def relay_host_port(self, hosts: Sequence[_socket.socket], port: int) -> None:
         """Relay from these sockets of the host to this port in the sandbox, for good. Raises
         OSError: they are as they were if there was no process for it."""
         routes = [(host, self.guest_upstream(port)) for host in hosts]
-        if self.session.go.descriptors.services or self.session.has_native_outbound:
+        go = self.session.go
+        if go.descriptors.services or go.descriptors.published or self.session.has_native_outbound:
             self.start_worker(routes)  # the host is reached from out here only
             return
         enter(self.session.namespaces)
         self.session.inside = True
         self.serve_inward(routes)
 
-    def start_worker(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> None:
+    def relay_published(self, hosts: Sequence[_socket.socket], port: int) -> None:
+        """The same for a published port. One worker is enough for all of them."""
+        routes = [(host, self.published_upstream(port)) for host in hosts]
+        if self.for_published is None:
+            self.for_published = self.start_worker(routes)
+        else:
+            self.for_published.add(routes)
+
+    def start_worker(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> Worker:
         """Have a process in the sandbox relay from these sockets of the host. Raises OSError."""
         worker = Worker(routes, self.session.namespaces, self.session.max_connections)
         worker.wait_until_ready()
         self.lifecycle.workers.append(worker)
         self.reactor.watch(worker.link.fileno(), lambda: self.on_worker_end(worker))
+        return worker
 
     def watch(self) -> None:
         """Be notified of everything that can end the session."""
@@ -189,7 +199,7 @@ class Keeper:
                 self.reactor.unwatch(descriptor)
         self.reactor.cancel(self.look_again)
         if self.native is not None:
-            self.native.lookout.end()
+            self.native.end()
         for worker in self.lifecycle.workers:
             worker.finish()
         for number in self.session.go.descriptors.reserved:

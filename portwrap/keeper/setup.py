@@ -34,6 +34,9 @@ OWN_DESCRIPTORS = 32
 """File descriptors that the keeper needs besides those of the connections that it relays."""
 LATER_DESCRIPTORS = 8
 """Those of them that it makes when the command has begun, and a few for the first clients."""
+FOR_PUBLISHED = 2
+"""Those for a published port that is served natively, beyond its own: what keeps its guest port,
+what shows whether it is still served, and the server's pidfd."""
 NEXT = ("keeper.driver", "kernel.seccomp", "kernel.callers", "keeper.lifecycle", "keeper.main_loop")
 """The modules that every session comes to need, in this order."""
 
@@ -100,7 +103,7 @@ def prepare(lifeline: _socket.socket) -> Session:
     if not data:
         raise ConnectionResetError
     go = decode_go(data, received)
-    held = sum(go.counts) + OWN_DESCRIPTORS
+    held = sum(go.counts) + OWN_DESCRIPTORS + FOR_PUBLISHED * len(go.published_to)
     session = Session(go, lifeline, max(1, (limit - held) // 2))  # two descriptors each
     if go.driver is not None:
         from .driver import DriverProcess

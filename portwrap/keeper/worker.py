@@ -4,20 +4,24 @@ A process makes sockets only in the network namespace that it is in, so that no 
 relay in both directions. Where there are both, the keeper stays with the host and forks this one
 off: it enters the sandbox and relays what comes from the host's listening sockets.
 
-The two share a socket pair. At its end of file the worker delivers what has been sent and ends: the
-keeper has shut its end down, or has died. The worker's death shows in the same way.
+The two share a socket pair. A listening socket that comes over it is relayed, too. At its end of
+file the worker delivers what has been sent and ends: the keeper has shut its end down, or has died.
+The worker's death shows in the same way.
 """
 
 from __future__ import annotations
 
+import marshal
 import os
 import select
+import sys
 
 import _socket
 
 from ..diagnostics.errors import reason_of
 from ..kernel.processes import close_all_but, enter, send_signal
 from ..kernel.waiting import Countdown
+from .connector import Upstream
 from .reactor import Reactor
 from .relay import Relay
 
@@ -26,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from .connector import Upstream
-
 READY_TIMEOUT = 5.0
 """Seconds that a new worker may take until it has entered the sandbox."""
+MAX_ROUTE = 65536
+"""Bytes of a message with a listening socket."""
 READY = "ready"
 """The message of a worker that serves; that of another is an errno, or 0, and the reason."""
 DELIVERY_TIMEOUT = 0.5
@@ -65,6 +69,14 @@ class Worker:
             number, _, why = message.partition(" ")
             raise OSError(int(number), f"the relay in the sandbox {why}")
         for listener in self.listeners:
+            listener.close()
+
+    def add(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> None:
+        """Have it relay from more of them, which are its own then. Raises OSError."""
+        for listener, upstream in routes:
+            route = marshal.dumps((upstream.port, list(upstream.targets), list(upstream.allowed)))
+            rights = listener.fileno().to_bytes(4, sys.byteorder)
+            self.link.sendmsg([route], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
             listener.close()
 
     def has_message(self, timeout: float) -> bool:
@@ -104,12 +116,13 @@ def run(
         for listener, upstream in routes:
             relay.serve(listener, upstream)
 
-        def on_end() -> None:
-            reactor.unwatch(link.fileno())
-            relay.finish(DELIVERY_TIMEOUT)
-            os._exit(0)
+        def on_message() -> None:
+            if not take_route(link, relay):
+                reactor.unwatch(link.fileno())
+                relay.finish(DELIVERY_TIMEOUT)
+                os._exit(0)
 
-        reactor.watch(link.fileno(), on_end)
+        reactor.watch(link.fileno(), on_message)
         link.send(READY.encode())
         while True:
             reactor.run_once()
@@ -119,3 +132,14 @@ def run(
         link.send(f"0 failed: {reason_of(error)}".encode("utf-8", "replace"))
     finally:
         os._exit(1)
+
+
+def take_route(link: _socket.socket, relay: Relay) -> bool:
+    """Relay from the listening socket that the keeper has sent. False: it is the end of file.
+    Raises OSError."""
+    data, ancillary, _, _ = link.recvmsg(MAX_ROUTE, _socket.CMSG_SPACE(4))
+    for _, _, rights in ancillary:
+        port, targets, allowed = marshal.loads(data)
+        descriptor = int.from_bytes(rights, sys.byteorder)
+        relay.serve(_socket.socket(fileno=descriptor), Upstream(port, targets, allowed=allowed))
+    return bool(data)

@@ -111,8 +111,14 @@ class OpenFile:
 
     def is_open(self) -> bool:
         """Whether anybody still has it."""
-        if self.epoll.poll(0):
-            return True  # the fast way, for what can be written to, or is not connected
+        # the fast way, for what can be written to, or is not connected
+        return bool(self.epoll.poll(0)) or self.is_registered()
+
+    def listens(self) -> bool:
+        """Whether anybody still has this listening socket, and it was not shut down."""
+        return not self.epoll.poll(0) and self.is_registered()
+
+    def is_registered(self) -> bool:
         with open(f"/proc/self/fdinfo/{self.epoll.fileno()}", "rb") as file:
             return b"\ntfd:" in file.read()
 

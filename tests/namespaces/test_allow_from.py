@@ -11,7 +11,7 @@ import pytest
 from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, SERVER6, SERVER_ON_SECOND, Host
 
 from helpers import OWNER, run_as
-from sessions import Inside, Portwrap, unused_port
+from sessions import Inside, Portwrap, unused_port, unused_ports
 
 pytestmark = pytest.mark.namespaces
 
@@ -29,17 +29,19 @@ def hosts() -> Iterator[Host]:
 class Node:
     """A session on the node, and clients on all three hosts."""
 
-    def __init__(self, hosts: Host, session: Inside, listener: socket.socket) -> None:
+    def __init__(
+        self, hosts: Host, session: Inside, listener: socket.socket, port: int | None = None
+    ) -> None:
         self.hosts = hosts
-        self.session = session
         self.listener = listener
+        self.port = port or session.port
 
     def is_served(self, at: int, address: str) -> bool:
         """Whether a client in this namespace reaches the server through this address of the node:
         it does, or is reset and the server sees nothing."""
         try:
             with self.hosts.entered(at):
-                client = socket.create_connection((address, self.session.port), timeout=10)
+                client = socket.create_connection((address, self.port), timeout=10)
             with client:
                 client.sendall(b"?")
                 answered = self.answer(client)
@@ -144,18 +146,20 @@ def test_more_networks_than_one_message_carries(portwrap: Portwrap, hosts: Host)
         assert not node.is_served(hosts.second, HOST_ON_SECOND)
 
 
-def test_a_published_port_is_for_everyone(portwrap: Portwrap, hosts: Host) -> None:
-    port, inner = unused_port(), unused_port()
-    environ = {"PORTWRAP_ALLOW_FROM": SERVER, "PORTWRAP_PUBLISH": f"{port}:{inner}"}
+@pytest.mark.parametrize("networks", ["", SERVER])
+def test_published_ports_are_for_the_same_clients(
+    portwrap: Portwrap, hosts: Host, networks: str
+) -> None:
+    published, inner = unused_ports(2)
+    environ = {"PORTWRAP_PUBLISH": f"{published}:{inner}"}
+    environ.update({"PORTWRAP_ALLOW_FROM": networks} if networks else {})
     with ExitStack() as stack:
         with hosts.entered(hosts.host):
             session = stack.enter_context(Inside(portwrap, forward="auto", extra_env=environ))
         listener = stack.enter_context(session.listen("127.0.0.1", inner))
-        with hosts.entered(hosts.second):
-            client = socket.create_connection((HOST_ON_SECOND, port), timeout=10)
-        with client, listener.accept()[0] as server:
-            server.sendall(b"!")
-            assert client.recv(1) == b"!"
+        node = Node(hosts, session, listener, published)
+        assert node.is_served(hosts.server, HOST)
+        assert node.is_served(hosts.second, HOST_ON_SECOND) == (not networks)
 
 
 def test_strangers_do_not_use_up_what_the_others_need(portwrap: Portwrap, hosts: Host) -> None:

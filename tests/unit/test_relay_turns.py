@@ -77,6 +77,25 @@ def relayed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Relayed]:
         made.end()
 
 
+def test_a_client_tries_every_target_whichever_answers_another_meanwhile() -> None:
+    """A server on [::1], two clients: the first one is served while nobody has refused the second
+    yet. It had begun at 127.0.0.1, and goes on from there."""
+    reactor = Reactor()
+    relay = Relay(reactor, 100)
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as guest:
+        upstream = Upstream(guest.getsockname()[1], GUESTS)
+        ours, theirs = socket.socketpair()
+        client = _socket.socket(fileno=theirs.detach())
+        with ours:
+            relay.connector.connect(client, upstream)
+            upstream.last = 1  # as `Connector.on_event` sets it
+            while relay.connector.pending:
+                reactor.run_once(0.01)
+            assert is_readable(guest)
+    relay.close()
+    reactor.close()
+
+
 def is_readable(made: socket.socket) -> bool:
     return bool(select.select([made], [], [], 0)[0])
 

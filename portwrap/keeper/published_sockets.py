@@ -1,0 +1,138 @@
+"""The host's sockets of a published port: made when a server listens, and gone when it ends.
+
+A server is given one that nobody else has, so that its clients are refused as soon as it closes it,
+as they are without us. The port stays the session's all the time: by a socket that never listens
+(`launch/ports.py`), beside which only sockets of this account that have SO_REUSEPORT can be bound.
+"""
+
+from __future__ import annotations
+
+import os
+
+import _socket
+
+from ..kernel.processes import pidfd_open
+from ..kernel.sockets import OpenFile
+from .host_sockets import listen_again
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .reactor import Reactor
+
+ONLY_IPV6 = _socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY
+EVERY_IPV4, EVERY_ADDRESS = "0.0.0.0", "::"
+IN_IPV6 = "::ffff:"
+"""What an IPv4 address begins with that is written as an IPv6 one."""
+
+
+class PublishedSockets:
+    """Makes them. A server that has one is watched for its end."""
+
+    def __init__(
+        self, descriptors: Sequence[int], reactor: Reactor, on_end: Callable[[], None]
+    ) -> None:
+        """`descriptors` are of sockets that are bound where the port is published."""
+        self.reactor = reactor
+        self.on_end = on_end  # called when a server's process has ended, and its socket with it
+        self.places: list[tuple[str, int]] = []
+        for number in descriptors:
+            bound = _socket.socket(fileno=number)
+            self.places.append(bound.getsockname()[:2])
+            bound.close()
+        self.sockets: list[_socket.socket] = []  # those that we have
+        self.given: OpenFile | None = None  # the one that only a server has
+        self.inode = 0  # its
+        self.pidfd = -1  # of the process that has got it
+
+    def for_server(self, server: _socket.socket) -> _socket.socket | None:
+        """A new one that can be in the place of this socket. None: there is no address for it.
+        Raises OSError."""
+        self.close()
+        only_ipv6 = server.family == _socket.AF_INET6 and bool(server.getsockopt(*ONLY_IPV6))
+        for address, port in sorted(self.places, reverse=True):  # [::] before 0.0.0.0
+            place = in_family(server.family, address)
+            if place and not (only_ipv6 and place.startswith(IN_IPV6)):
+                self.sockets.append(bound(server.family, place, port, only_ipv6))
+                return self.sockets[0]
+        return None
+
+    def open_others(self) -> None:
+        """Listen where the one that was made last does not. Raises OSError."""
+        covered = {each.getsockname()[0] for each in self.sockets}
+        covered |= {in_family(_socket.AF_INET, address) for address in covered}
+        if EVERY_ADDRESS in covered and not self.sockets[0].getsockopt(*ONLY_IPV6):
+            covered.add(EVERY_IPV4)
+        for address, port in self.places:
+            if address not in covered:
+                family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
+                made = bound(family, address, port, True)
+                self.sockets.append(made)
+                listen_again(made)
+
+    def find(self, socket: _socket.socket) -> _socket.socket | None:
+        """The same if a server has it from us."""
+        is_given = self.given is not None and self.given.is_open()
+        return socket if is_given and os.fstat(socket.fileno()).st_ino == self.inode else None
+
+    def are_served(self) -> bool:
+        """Whether somebody has the given one, and it listens."""
+        return self.given is not None and self.given.listens()
+
+    def watch(self, process: int, _: int) -> None:
+        """The one that was made last is this process's alone from now on."""
+        host = self.sockets.pop(0)
+        self.given, self.inode = OpenFile(host.fileno()), os.fstat(host.fileno()).st_ino
+        host.close()
+        try:
+            self.pidfd = pidfd_open(process)
+        except OSError:
+            return  # it has ended: the next call of bind will show that
+        self.reactor.watch(self.pidfd, self.on_process_end)
+
+    def on_process_end(self) -> None:
+        self.stop_watching()
+        if not self.are_served():
+            self.on_end()
+
+    def stop_watching(self) -> None:
+        if self.pidfd >= 0:
+            self.reactor.unwatch(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def close(self) -> None:
+        """Have clients refused, but where a server has one of these."""
+        for socket in self.sockets:
+            socket.close()
+        self.sockets.clear()
+        if self.given is not None:
+            self.given.close()
+            self.given = None
+
+
+def in_family(family: int, address: str) -> str:
+    """This address as one of that address family; "" if it has none."""
+    if family == _socket.AF_INET6:
+        return address if ":" in address else IN_IPV6 + address
+    if address.startswith(IN_IPV6):
+        return address[len(IN_IPV6) :]
+    return "" if ":" in address else address
+
+
+def bound(family: int, address: str, port: int, only_ipv6: bool) -> _socket.socket:
+    """A socket that is bound there, beside the one that reserves the port. Raises OSError."""
+    made = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        if family == _socket.AF_INET6:
+            made.setsockopt(*ONLY_IPV6, only_ipv6)
+        # For connections in TIME_WAIT.
+        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        made.bind((address, port))
+        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+    except OSError:
+        made.close()
+        raise
+    return made
