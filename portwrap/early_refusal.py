@@ -6,8 +6,8 @@ MORE, LAST = b"+", b"."
 """First byte of a part of a message: whether another one follows."""
 
 
-def refusing_program(lifeline: int, reason: str, failure: str) -> str:
-    """Python statements in one line that send `protocol.Refused` because of the exception `error`,
-    for a keeper that has nothing of ours."""
+def refusing_expression(lifeline: int, reason: str, failure: str) -> str:
+    """A Python expression that sends `protocol.Refused` because of the exception `error`, for a
+    keeper that has nothing of ours but `os` and `marshal`."""
     fields = f"('Refused', f'{reason}: {{error}}', {failure!r})"
-    return f"import os, marshal; os.write({lifeline}, {LAST!r} + marshal.dumps({fields}))"
+    return f"os.write({lifeline}, {LAST!r} + marshal.dumps({fields}))"

@@ -12,7 +12,7 @@ import signal
 import socket
 
 from ..diagnostics.errors import Failure
-from ..early_refusal import refusing_program
+from ..early_refusal import refusing_expression
 from ..kernel.threads import is_threaded
 
 WAITING_SIGNALS = frozenset(signal.valid_signals()) - {
@@ -130,7 +130,7 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
         title=f"{program}: keeper of process {os.getpid()}",
         place=place,
         first="" if modules is None else COMPILE_ONCE,
-        refuse=refusing_program(lifeline, "the keeper cannot be loaded", Failure.INCOMPLETE),
+        refuse=refusing_expression(lifeline, "the keeper cannot be loaded", Failure.INCOMPLETE),
         lifeline=lifeline,
         modules=modules,
     )
@@ -157,14 +157,15 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
         os.close(errors)
 
 
-KEEPER = """{title!r}; import sys; sys.path[:0] = [{place!r}]
-try:
- {first}from portwrap.keeper.setup import main
-except Exception as error:
- {refuse}; raise SystemExit
-main({lifeline}, {modules})"""
-"""The keeper's program; its first line is for ps(1). Whatever an import raises, the system is the
-cause: where it cannot look at a file, Python even takes a folder for an empty module."""
+KEEPER = (
+    "{title!r}; import sys, os, marshal; sys.path[:0] = [{place!r}];"
+    " sys.excepthook = lambda kind, error, trace: {refuse};"
+    " {first}from portwrap.keeper.setup import main;"
+    " sys.excepthook = sys.__excepthook__; main({lifeline}, {modules})"
+)
+"""The keeper's program, in one line, which ps(1) shows; its first word is for the reader. Whatever
+an import raises, the system is the cause: where it cannot look at a file, Python even takes a
+folder for an empty module."""
 COMPILE_ONCE = "from portwrap.archive import compile_once; compile_once(); "
 """What it does first where it imports from an archive."""
 

@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from launches import (
+    assert_ps_shows_a_title,
     at_url,
     batchspawner_portwrap,
     descriptors_of,
@@ -342,8 +343,7 @@ def test_status_of_the_keeper_names_it(start: Callable[..., int]) -> None:
     before = ours_alive()
     pid = start(True)
     keeper = keeper_among(ours_alive() - before)
-    words = Path(f"/proc/{keeper}/cmdline").read_bytes()
-    assert f"keeper of process {pid}".encode() in words
+    assert_ps_shows_a_title(keeper, pid)
     assert status_of(keeper)["Threads"] == "1"
 
 

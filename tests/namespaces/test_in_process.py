@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from launches import (
+    assert_ps_shows_a_title,
     at_url,
     batchspawner_portwrap,
     descriptors_of,
@@ -46,9 +47,20 @@ def test_run_path(portwrap: Portwrap, pyz: Path, settings: str) -> None:
         assert len(descriptors_of(process.pid)) == 4
         assert children_of(process.pid) == []
         keeper = keeper_among(ours_alive() - before)
+        assert_ps_shows_a_title(keeper, process.pid)
         for pid in ours_alive() - before:
             assert int(status_of(pid)["VmRSS"].split()[0]) < MEMORY_LIMIT
         assert int(status_of(keeper)["VmHWM"].split()[0]) < MEMORY_LIMIT
+    finally:
+        end(process)
+
+
+def test_the_archive_as_a_program(portwrap: Portwrap, pyz: Path) -> None:
+    before, words = ours_alive(), [portwrap.python, str(pyz), "sleep", "600"]
+    process = as_user(OWNER, words, env=at_url(unused_port()))
+    try:
+        wait_until_asleep(process.pid)
+        assert_ps_shows_a_title(keeper_among(ours_alive() - before), process.pid)
     finally:
         end(process)
 

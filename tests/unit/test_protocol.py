@@ -212,8 +212,8 @@ def test_a_keeper_that_cannot_import_the_protocol_refuses_as_others_do(
     """By hand; and what an exception says may be any text."""
     ours, theirs = pair
     reason = "no\udcff {module} 'of' \"that\" name"
-    text = early_refusal.refusing_program(theirs.fileno(), "not loaded", "kind")
-    exec(text, {"error": ImportError(reason)})
+    text = early_refusal.refusing_expression(theirs.fileno(), "not loaded", "kind")
+    eval(text, {"os": os, "marshal": marshal, "error": ImportError(reason)})
     answer = decode_answer(protocol.receive(ours)[0])
     assert isinstance(answer, Refused)
     assert (answer.reason, answer.failure) == (f"not loaded: {reason}", "kind")
