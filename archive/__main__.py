@@ -14,14 +14,15 @@ BYTE_CODE = "/site-packages-%s"
 BLOCK = 65536
 """Bytes read at a time: new memory for the whole file would take longer than the rest."""
 
-NOT_LOADED = "Start it again; if that fails, look at this Python, and at 'ulimit -a'."
+NOT_LOADED = "Start it again; if that fails, check this Python, and 'ulimit -a'."
 
 
 def refuse_old_python():
     # type: () -> None
     if sys.version_info < (3, 8):
-        message = "batchspawner-portwrap: needs Python 3.8 or newer, this is %s (%s)\n"
-        message += "  Run it by the Python of batchspawner-singleuser: /path/of/python3 %s ...\n"
+        message = "batchspawner-portwrap: Python 3.8 or newer is required, this is %s (%s)\n"
+        message += "  Run it with the Python of batchspawner-singleuser, which has to be as new:"
+        message += " /path/of/python3 %s ...\n"
         version = ".".join(str(part) for part in sys.version_info[:3])
         path = sys.executable or os.readlink("/proc/self/exe")
         sys.stderr.write(message % (version, path, os.path.dirname(os.path.abspath(__file__))))

@@ -35,6 +35,8 @@ START_TIMEOUT = 5.0
 """Seconds that a session may take to start."""
 PROBE_TIMEOUT = 1.0
 """Seconds for each look from the sandbox, and for each connection."""
+SUCCESS = ("2", "3")
+"""Beginnings of the status of an HTTP answer: found, or found elsewhere."""
 MAX_GROUPS = 5
 """Groups that the report lists."""
 END_TIMEOUT = 2.0
@@ -298,8 +300,7 @@ def check_api(session: Session, api: Api, until: float) -> Result:
     node, which tells a fault of the sandbox from one of the network or of the URL."""
     found = session.wait_for("url", until) or {"error": "timed out"}
     if "error" not in found:
-        version = f"{api.product} {found['version']}, " if found["version"] else ""
-        return Result(api.name, OK, f"{api.url}: {version}{found['status']}, {found['ms']} ms")
+        return what_answered(api, found)
     here = probe.attempt(lambda: probe.request(api.target, PROBE_TIMEOUT))
     if "error" not in here:
         reason = (
@@ -310,10 +311,19 @@ def check_api(session: Session, api: Api, until: float) -> Result:
             return Result(api.name, FAILED, reason, Failure.API_SANDBOX)
         fact = f"{reason} ({hidden} is in the sandbox's own network)"
         return Result(api.name, FAILED, fact, Failure.HIDDEN, subject=f"{hidden} {api.host}")
-    failure = Failure.API_LOOPBACK if services.is_loopback(api.host) else Failure.API
-    return Result(
-        api.name, FAILED, f"the {api.name} {api.url} does not answer: {here['error']}", failure
-    )
+    fact = f"the {api.name} {api.url} does not answer: {here['error']}"
+    nobody = services.is_loopback(api.host) and "refused" in here["error"]
+    failure = Failure.API_LOOPBACK if nobody else Failure.API
+    return Result(api.name, FAILED, fact, failure, subject=api.host)
+
+
+def what_answered(api: Api, found: Mapping[str, Any]) -> Result:
+    """Whether it was the API: another program, or another path of the same one, answers as well."""
+    if not found["version"] or found["status"][:1] not in SUCCESS:
+        fact = f"{api.url} is not the API of {api.product}: {found['status']}"
+        return Result(api.name, FAILED, fact, Failure.API_ANSWER)
+    fact = f"{api.url}: {api.product} {found['version']}, {found['status']}, {found['ms']} ms"
+    return Result(api.name, OK, fact)
 
 
 def hidden_address(host: str, hidden: str) -> str:

@@ -81,6 +81,7 @@ class Failure:
     API = "api"
     API_LOOPBACK = "api-loopback"
     API_SANDBOX = "api-sandbox"
+    API_ANSWER = "api-answer"
     SUBNETS = "subnets"
     HIDDEN = "hidden"
     APPARMOR_PROGRAM = "apparmor-program"

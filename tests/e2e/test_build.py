@@ -694,7 +694,10 @@ def assert_refused(
     assert result.returncode == 125
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
-    assert first == f"batchspawner-portwrap: needs Python 3.8 or newer, this is {version} ({path})"
+    assert (
+        first
+        == f"batchspawner-portwrap: Python 3.8 or newer is required, this is {version} ({path})"
+    )
     assert second.startswith("  Run it by the Python of batchspawner-singleuser: ")
     assert str(pyz) in second
 

@@ -305,11 +305,18 @@ def test_the_other_network_driver_is_only_warned_about(make_node: Any, world_dir
     assert "pasta does not work on this node" in found["remedy"]
 
 
-@pytest.mark.parametrize("place", [f"http://{SERVER}:9/hub/api", f"http://{FAR}:9/", "http://no/"])
-def test_a_hub_that_does_not_answer(node: Node, place: str) -> None:
+@pytest.mark.parametrize(
+    "place, remedy",
+    [
+        (f"http://{SERVER}:9/hub/api", "Set c.JupyterHub.hub_ip = '0.0.0.0'"),
+        ("http://192.0.2.77:8081/", "Check c.JupyterHub.hub_connect_ip, and firewalls"),
+        ("http://no/", "'getent hosts no' must print its address. Set c.JupyterHub.hub_connect_ip"),
+    ],
+)
+def test_a_hub_that_does_not_answer(node: Node, place: str, remedy: str) -> None:
     status, answer = node.check("--hub", place)
     assert (status, answer["failed"]) == (125, ["hub"]), answer
-    assert "hub_connect_ip" in named(answer)["hub"]["remedy"]
+    assert remedy in named(answer)["hub"]["remedy"]
     assert f"the hub {place} does not answer: " in named(answer)["hub"]["fact"]
     assert "Errno" not in named(answer)["hub"]["fact"]
 
@@ -322,6 +329,56 @@ def test_a_hub_on_loopback_that_does_not_answer(node: Node) -> None:
     found = named(answer)["hub"]
     assert found["fact"] == f"the hub {url} does not answer: Connection refused"
     assert "hub_connect_ip" not in found["remedy"]
+
+
+@pytest.mark.parametrize(
+    "url, fact, remedy",
+    [
+        ("http://{}/hub", "http://{}/hub is not the API of JupyterHub: 404 Not Found", "/hub/api"),
+        ("https://{}/hub/api", "the hub https://{}/hub/api does not answer: [SSL", "with http://"),
+    ],
+)
+def test_a_url_that_is_nearly_that_of_the_hub(node: Node, url: str, fact: str, remedy: str) -> None:
+    with node.network.entered(node.network.server):
+        hub = HTTPServer((SERVER, 0), HubApi)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        place = f"{SERVER}:{hub.server_address[1]}"
+        status, answer = node.check("--hub", url.format(place))
+        assert (status, answer["failed"]) == (125, ["hub"]), answer
+        assert named(answer)["hub"]["fact"].startswith(fact.format(place))
+        assert remedy in named(answer)["hub"]["remedy"]
+        assert node.check_when_it_is_good("--hub", f"http://{place}/hub/api")[0] == 0
+    finally:
+        hub.shutdown()
+        thread.join()
+        hub.server_close()
+
+
+def test_a_web_server_that_is_no_hub(node: Node) -> None:
+    """Its answer is a success, and nobody's that could start a session."""
+    with node.network.entered(node.network.server):
+        server = HTTPServer((SERVER, 0), Elsewhere)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        url = f"http://{SERVER}:{server.server_address[1]}/hub/api"
+        status, answer = node.check("--hub", url)
+        assert (status, answer["failed"]) == (125, ["hub"]), answer
+        assert named(answer)["hub"]["fact"] == f"{url} is not the API of JupyterHub: 200 OK"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Elsewhere(HubApi):
+    """Another program: without the header that a hub puts on every answer."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if not keyword.startswith("X-"):
+            super().send_header(keyword, value)
 
 
 def test_a_hub_that_only_the_node_reaches(node: Node) -> None:

@@ -257,14 +257,15 @@ def test_what_the_kernel_says_to_the_keeper_chooses_the_remedy() -> None:
 
 
 def test_no_row_stands_behind_one_that_takes_its_place() -> None:
-    """Each is found by its identifier, by the words of a driver, or on a machine with its
-    setting."""
+    """Each is found by its identifier, by the words of a driver, by its example, or on a
+    machine with its setting."""
     found = [row_of(failure, machine=machine) for failure, machine, _ in SEEN]
     found += [row_of(Failure.DRIVER_START, printed) for printed, _ in PRINTED]
     found += [row_of(failure, message, around=around) for failure, message, around, _ in AROUND]
     for row in remedies.table():
         if row.failure != Failure.DRIVER_START:
-            found.append(row_of(row.failure, subject=row.subject))
+            message = row.example if row.answer and not row.around else ""
+            found.append(row_of(row.failure, message, subject=row.subject))
     causes = [row.cause for row in found]
     assert [row.cause for row in remedies.table() if row.cause not in causes] == []
 
@@ -322,6 +323,10 @@ REAL = {
     "The network driver uses that": (CHECK, "test_a_hub_in_the_sandboxs_own_network"),
     "This node has routes to every": (CHECK, "test_a_node_that_uses_every_network_of_a_sandbox"),
     "The server must reach": (CHECK, "test_a_hub_that_does_not_answer"),
+    "This node does not know the name": (CHECK, "test_a_hub_that_does_not_answer"),
+    "No program listens at this": (CHECK, "test_a_hub_that_does_not_answer"),
+    "The program there does not use TLS": (CHECK, "test_a_url_that_is_nearly_that_of_the_hub"),
+    "Another program answers at this URL": (CHECK, "test_a_web_server_that_is_no_hub"),
     "Sessions of batchspawner": (
         CHECK,
         "test_profiles_where_the_one_that_sessions_need_is_missing",
