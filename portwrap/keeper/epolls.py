@@ -12,10 +12,9 @@ import os
 import struct
 import time
 
-from ..kernel import libc
+from ..kernel import libc, procfs
 from ..kernel.callers import is_gone
 from ..kernel.processes import pidfd_open
-from ..kernel.procfs import leader_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,10 +94,20 @@ class Epolls:
         self.hears_of_new = hears_of_new  # `on_creation` is called for each
         self.pid = os.getpid()
         self.processes: dict[int, Process] = {}  # the one that was seen first comes first
+        self.compare_in_epoll = libc.prepare("syscall", "nnnnnb")
 
     def on_creation(self, thread: int) -> None:
         """This thread is about to make an epoll or an io_uring. Raises OSError."""
-        process = self.process(leader_of(thread))
+        try:
+            process = self.process(self.callers.find_leader(thread))
+        except (ProcessLookupError, FileNotFoundError):
+            raise  # it has been killed
+        except OSError:
+            # One has been missed: no list is kept any more.
+            self.hears_of_new = False
+            for process in self.processes.values():
+                process.known = False
+            raise
         process.known = False
         process.creating[thread] = time.monotonic() + SETTLE_TIMEOUT
 
@@ -126,7 +135,7 @@ class Epolls:
         process = self.process(leader)
         process.creating.pop(thread, None)  # it has come out of that call
         # A thread may have descriptors of its own (unshare(2), CLONE_FILES).
-        shares = thread == leader or self.compare(thread, leader, KCMP_FILES, 0, 0) == 0
+        shares = thread == leader or self.have_same_descriptors(thread, leader)
         if not process.known or process.creating or not shares:
             process.scan(thread)
         try:
@@ -148,11 +157,16 @@ class Epolls:
             if self.may_hold(thread, number, socket, epoll):
                 yield from entries_of(thread, number, inode, epoll)
 
+    def have_same_descriptors(self, one: int, other: int) -> bool:
+        return libc.attempt("syscall", self.kcmp, one, other, KCMP_FILES, 0, 0) == 0
+
     def may_hold(self, thread: int, number: int, socket: _socket.socket, epoll: int) -> bool:
         """Whether this epoll has the socket under this number, or we cannot know that so fast."""
         for skip in range(MAX_SLOTS):
             slot = EPOLL_SLOT.pack(epoll, number, skip)
-            result = self.compare(self.pid, thread, KCMP_EPOLL_TFD, socket.fileno(), slot)
+            result = self.compare_in_epoll(
+                self.kcmp, self.pid, thread, KCMP_EPOLL_TFD, socket.fileno(), slot
+            )
             if result == -errno.ENOENT:
                 return False
             if result in (-errno.EBADF, -errno.EINVAL):  # the number means something else by now
@@ -160,10 +174,6 @@ class Epolls:
             if result <= 0:
                 return True  # the same file; or kcmp(2) is not to be had
         return True
-
-    def compare(self, first: int, second: int, kind: int, one: int, other: int | bytes) -> int:
-        """kcmp(2): 0 for the same; a negative number is an error's."""
-        return libc.attempt("syscall", self.kcmp, first, second, kind, one, other)
 
     def add(self, thread: int, entry: Entry, file: int) -> None:
         """Give a file of ours, which the thread has under the entry's number, the same entry.
@@ -184,13 +194,14 @@ class Epolls:
 
 def entries_of(thread: int, number: int, inode: int, epoll: int) -> Iterator[Entry]:
     """A socket's entries in one epoll (proc_pid_fdinfo(5)). Raises OSError, and NotMovable."""
+    its_inode = f"ino:{inode:x}".encode()
     with open(f"/proc/{thread}/fdinfo/{epoll}", "rb") as file:
         for line in file:
-            if not line.startswith(b"tfd:"):
+            if its_inode not in line:
                 continue
             _, target, _, events, _, data, *rest = line.split()
-            if f"ino:{inode:x}".encode() not in rest:
-                continue
+            if its_inode not in rest:
+                continue  # it begins with the same digits
             if int(target) != number:
                 raise NotMovable("an epoll has it under a number that it had before")
             mask = int(events, 16)
@@ -202,11 +213,7 @@ def entries_of(thread: int, number: int, inode: int, epoll: int) -> Iterator[Ent
 
 def registers_files(thread: int, ring: int) -> bool:
     """Whether an io_uring holds files under numbers of its own. Raises OSError."""
-    with open(f"/proc/{thread}/fdinfo/{ring}", "rb") as file:
-        for line in file:
-            if line.startswith(b"UserFiles:"):
-                return int(line.split()[1]) > 0
-    return False
+    return int(procfs.field(f"/proc/{thread}/fdinfo/{ring}", b"UserFiles:") or 0) > 0
 
 
 def control(epoll: int, operation: int, number: int, file: int, event: bytes) -> None:

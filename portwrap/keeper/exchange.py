@@ -44,6 +44,7 @@ class Exchanger:
 
     def __init__(self, epolls: Epolls) -> None:
         self.epolls = epolls
+        self.closed: OpenFile | None = None  # one that nobody has: it serves for the next
 
     def place(self, notification: Notification, socket: _socket.socket) -> Place:
         """That of a caller's socket, of which this is a duplicate. Raises OSError, and NotMovable:
@@ -61,22 +62,42 @@ class Exchanger:
         caller has got the new one nevertheless.
         """
         link = procfs.link_of(old.fileno())
-        file = OpenFile(old.fileno())
+        file, outcome = self.open_file(old.fileno()), SHARED
         try:
             self.put(place, old, new)
             # Only the last reference makes a difference that can be seen: ours has to go, too.
             old.close()
-            for _ in range(SEARCHES):
-                if not file.is_open():
-                    return EXCHANGED
-                found = take_socket(link)
-                if found is not None:
-                    place.put(found)
-                    os.close(found)
-                    return PUT_BACK
-            return SHARED if file.is_open() else EXCHANGED
+            outcome = self.find_out(place, file, link)
         finally:
+            if outcome == EXCHANGED:
+                self.closed = file
+            else:
+                file.close()
+        return outcome
+
+    def open_file(self, descriptor: int) -> OpenFile:
+        """To make one anew would take a tenth of a connection's time. Raises OSError."""
+        file, self.closed = self.closed, None
+        if file is None:
+            return OpenFile(descriptor)
+        try:
+            file.follow(descriptor)
+        except OSError:
             file.close()
+            raise
+        return file
+
+    def find_out(self, place: Place, file: OpenFile, link: str) -> str:
+        """What the exchange comes to: put the file back if somebody has it. Raises OSError."""
+        for _ in range(SEARCHES):
+            if not file.is_open():
+                return EXCHANGED
+            found = take_socket(link)
+            if found is not None:
+                place.put(found)
+                os.close(found)
+                return PUT_BACK
+        return SHARED if file.is_open() else EXCHANGED
 
     def put(self, place: Place, old: _socket.socket, new: int) -> None:
         """Put `new` in the place of `old`. An entry in an epoll ends with the last descriptor of

@@ -48,6 +48,7 @@ NO_FAMILY = b"\xff\xff".ljust(MAX_SIZE, b"\0")
 """An address that no socket takes: EAFNOSUPPORT, unless there is an attempt to connect whose result
 has not been reported. The kernel reports that first."""
 EVERY_ADDRESS = ("0.0.0.0", "::")
+connect_file = libc.prepare("connect", "nbn")
 
 
 class Outbound:
@@ -84,14 +85,16 @@ class Outbound:
         destination = self.destination(notification)
         if destination is None:
             return None
-        socket = self.take(notification)
+        outside = self.destinations.is_outside(destination)
+        socket = self.take(notification) if outside else self.take_marked(notification)
+        if socket is None:
+            return None  # the usual case: a socket of the sandbox, to what is in it
         try:
             owner = self.namespaces.of(socket)
             seccomp.id_valid(notification)  # so it was the caller's memory, and is its socket
-            outside = self.destinations.is_outside(destination)
             if owner == SANDBOX and outside:
                 return self.connect_natively(notification, socket, destination)
-            if owner != HOST or not is_marked(socket):
+            if owner != HOST or not is_marked(socket.fileno()):
                 return None
             if outside:
                 return connect_without_waiting(socket, destination.data)
@@ -153,16 +156,22 @@ class Outbound:
     def take(self, notification: Notification) -> _socket.socket:
         """A duplicate of the caller's socket. Raises OSError."""
         number = self.callers.take_descriptor(notification.thread, notification.descriptor)
-        try:
-            return _socket.socket(fileno=number)
-        except OSError:
-            os.close(number)
-            raise
+        return as_socket(number)
+
+    def take_marked(self, notification: Notification) -> _socket.socket | None:
+        """The same if it has our mark, which its owner may have made as well. Raises OSError."""
+        number = self.callers.take_descriptor(notification.thread, notification.descriptor)
+        if is_marked(number):
+            return as_socket(number)
+        os.close(number)
+        return None
 
     def take_hosts(self, notification: Notification) -> _socket.socket | None:
         """The same if it is one that we have made; else None. Raises OSError."""
-        socket = self.take(notification)
-        if self.namespaces.of(socket) == HOST and is_marked(socket):
+        socket = self.take_marked(notification)
+        if socket is None:
+            return None
+        if self.namespaces.of(socket) == HOST:
             seccomp.id_valid(notification)
             return socket
         socket.close()
@@ -183,8 +192,8 @@ class Outbound:
         place = self.exchanger.place(notification, old)
         new = self.made_like(old)
         try:
-            result = connect(new, destination.data)
-            if result not in (0, -errno.EINPROGRESS):
+            result = connect_new(new, destination.data, flags)
+            if result not in (0, -errno.EINPROGRESS, -errno.EALREADY):
                 return result  # the caller's own socket is as unconnected as this one
             fcntl.fcntl(new.fileno(), fcntl.F_SETFL, flags)
             outcome = self.exchanger.exchange(place, old, new.fileno())
@@ -239,6 +248,15 @@ class Outbound:
         return self.pristine[kind]
 
 
+def as_socket(number: int) -> _socket.socket:
+    """Of a file descriptor of ours, which is closed if it is of none. Raises OSError."""
+    try:
+        return _socket.socket(fileno=number)
+    except OSError:
+        os.close(number)
+        raise
+
+
 def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
     """Whether this is a stream socket of this family that is neither connected nor listens, with
     nothing on it that cannot be moved. Raises OSError."""
@@ -280,7 +298,17 @@ def is_bound(socket: _socket.socket) -> bool:
 
 def connect(socket: _socket.socket, address: bytes) -> int:
     """connect(2), which must not block for this socket: 0, or a negative errno."""
-    return libc.attempt("connect", socket.fileno(), address, len(address))
+    return connect_file(socket.fileno(), address, len(address))
+
+
+def connect_new(new: _socket.socket, address: bytes, flags: int) -> int:
+    """What connect(2) comes to for a socket of ours in the place of one that has these flags."""
+    result = connect(new, address)
+    if result == -errno.EINPROGRESS and not flags & os.O_NONBLOCK:
+        # What has come of it by now, if the other end is near. Its answer was not looked at as long
+        # as the first call had the socket.
+        result = connect(new, address)
+    return result
 
 
 def has_no_result(result: int) -> bool:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     Handler = Callable[[seccomp.Notification], Optional[int]]
 
-MAX_RESPONSES = 16
-"""Notifications in a row before whatever else the keeper watches has its turn."""
-
 
 class Responder:
     """Receives the notifications of a seccomp listener and responds to each."""
@@ -32,7 +29,7 @@ class Responder:
         self.reactor = reactor
         self.handlers: dict[int, Handler] = {}
         seccomp.wake_up_in_place(listener)
-        reactor.watch(listener, self.on_notifications)
+        reactor.register(listener, self.on_events, select.EPOLLIN)
 
     def on(self, system_call: int, handler: Handler) -> None:
         """Have this handler decide what the system call of this number comes to: a result, where a
@@ -55,32 +52,18 @@ class Responder:
 
         self.handlers[system_call] = both
 
-    def on_notifications(self) -> None:
-        """Respond to those that are waiting, and leave some for the next time if they are many."""
-        for _ in range(MAX_RESPONSES):
-            notification = self.receive()
-            if notification is None:
-                return
-            self.respond(notification)
-
-    def receive(self) -> seccomp.Notification | None:
-        """The next notification, without waiting for one."""
-        poll = select.poll()
-        poll.register(self.listener, select.POLLIN)
-        state = dict(poll.poll(0)).get(self.listener, 0)
-        if not state & select.POLLIN:
-            # Without POLLIN its caller has been killed. POLLHUP: nobody is left in the sandbox;
-            # receiving would wait for ever before Linux 6.12.
-            if state:
-                self.reactor.unwatch(self.listener)
-            return None
+    def on_events(self, listener: int, events: int) -> None:
+        """Respond to one that is waiting: whatever else the keeper watches has its turn before the
+        next one."""
+        if not events & select.EPOLLIN:
+            # EPOLLHUP: nobody is left in the sandbox. Receiving would wait for ever then, before
+            # Linux 6.12; with EPOLLIN it never does, even if the caller has gone meanwhile.
+            self.reactor.unwatch(listener)
+            return
         try:
-            return seccomp.receive(self.listener)
+            notification = seccomp.receive(listener)
         except OSError:
-            return None  # the caller has been killed, or interrupted, just now
-
-    def respond(self, notification: seccomp.Notification) -> None:
-        """Have its handler decide, and let the caller go on."""
+            return  # the caller has been killed, or interrupted, just now
         try:
             result = self.handlers[notification.call](notification)
         except Exception:

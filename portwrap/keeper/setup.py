@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 OWN_DESCRIPTORS = 32
 """File descriptors that the keeper needs besides those of the connections that it relays."""
+REMEMBERED_DESCRIPTORS = 130
+"""Those by which it remembers callers and their processes, where something is native."""
 LATER_DESCRIPTORS = 8
 """Those of them that it makes when the command has begun, and a few for the first clients."""
-FOR_PUBLISHED = 2
+FOR_PUBLISHED = 3
 """Those for a published port that is served natively, beyond its own: what keeps its guest port,
 what shows whether it is still served, and the server's pidfd."""
 NEXT = ("keeper.driver", "kernel.seccomp", "kernel.callers", "keeper.lifecycle", "keeper.main_loop")
@@ -104,6 +106,8 @@ def prepare(lifeline: _socket.socket) -> Session:
         raise ConnectionResetError
     go = decode_go(data, received)
     held = sum(go.counts) + OWN_DESCRIPTORS + FOR_PUBLISHED * len(go.published_to)
+    if go.native_forward or go.native_outbound:
+        held += REMEMBERED_DESCRIPTORS
     session = Session(go, lifeline, max(1, (limit - held) // 2))  # two descriptors each
     if go.driver is not None:
         from .driver import DriverProcess

@@ -12,6 +12,12 @@ from .processes import PIDFD_THREAD, SYS_PIDFD_GETFD, pidfd_open, take_descripto
 
 SYS_PIDFD_SEND_SIGNAL = 424  # the same on every architecture but Alpha
 MAX_CALLERS = 64
+IOVECS = struct.Struct("@PNPN")
+"""Two of struct iovec: where bytes go to, and where they come from."""
+
+pidfd_getfd = libc.prepare("syscall", "nnnn")
+pidfd_send_signal = libc.prepare("syscall", "nnnnn")
+process_vm_readv = libc.prepare("process_vm_readv", "nnnnnn")
 
 
 class Caller:
@@ -19,9 +25,9 @@ class Caller:
 
     __slots__ = ("leader", "pidfd")
 
-    def __init__(self, pidfd: int) -> None:
+    def __init__(self, pidfd: int, leader: int) -> None:
         self.pidfd = pidfd
-        self.leader = 0  # the process that it belongs to, once somebody wanted to know
+        self.leader = leader  # the process that it belongs to; 0 until somebody wants to know
 
 
 class Callers:
@@ -39,31 +45,45 @@ class Callers:
         """A duplicate of a thread's file descriptor (pidfd_getfd(2)). Raises OSError."""
         caller = self.known.get(thread)
         if caller is not None:
-            taken = libc.attempt("syscall", SYS_PIDFD_GETFD, caller.pidfd, number, 0)
+            taken = pidfd_getfd(SYS_PIDFD_GETFD, caller.pidfd, number, 0)
             if taken >= 0:
                 return taken
             if taken != -errno.ESRCH:
                 raise OSError(-taken, os.strerror(-taken), "pidfd_getfd")
-            os.close(self.known.pop(thread).pidfd)
-        if self.has_thread_pidfds:
-            self.add(thread)
-        if not self.has_thread_pidfds:
+            self.forget(thread)
+        caller = self.add(thread)
+        if caller is None:
             return take_descriptor(thread, number)
-        return libc.system_call(SYS_PIDFD_GETFD, self.known[thread].pidfd, number, 0)
+        return libc.system_call(SYS_PIDFD_GETFD, caller.pidfd, number, 0)
 
-    def add(self, thread: int) -> None:
-        """Open a pidfd of this thread. Raises OSError."""
+    def add(self, thread: int) -> Caller | None:
+        """Open a pidfd of this thread. None: there is no such pidfd (before Linux 6.9, unless it is
+        the first thread of its process). Raises OSError."""
         try:
-            pidfd = pidfd_open(thread, PIDFD_THREAD)
+            caller: Caller | None = Caller(pidfd_open(thread), leader=thread)
+        except OSError:
+            caller = self.add_thread(thread)
+        if caller is None:
+            return None
+        if len(self.known) >= MAX_CALLERS:
+            self.forget(next(iter(self.known)))
+        self.known[thread] = caller
+        return caller
+
+    def add_thread(self, thread: int) -> Caller | None:
+        """The same for one that is not the first of its process."""
+        if not self.has_thread_pidfds:
+            return None
+        try:
+            return Caller(pidfd_open(thread, PIDFD_THREAD), leader=0)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # Before Linux 6.9 a pidfd is of a process, which may outlive its thread.
-            self.has_thread_pidfds = False
-            return
-        if len(self.known) >= MAX_CALLERS:
-            os.close(self.known.pop(next(iter(self.known))).pidfd)
-        self.known[thread] = Caller(pidfd)
+        self.has_thread_pidfds = False
+        return None
+
+    def forget(self, thread: int) -> None:
+        os.close(self.known.pop(thread).pidfd)
 
     def leader_of(self, thread: int) -> int:
         """The process of a thread that a descriptor has just been taken of. Raises OSError."""
@@ -74,10 +94,20 @@ class Callers:
             caller.leader = procfs.leader_of(thread)
         return caller.leader
 
+    def find_leader(self, thread: int) -> int:
+        """The process of any thread that waits for us. Raises OSError."""
+        caller = self.known.get(thread)
+        if caller is not None and is_gone(caller.pidfd):
+            self.forget(thread)
+            caller = None
+        if caller is None:
+            self.add(thread)
+        return self.leader_of(thread)
+
 
 def is_gone(pidfd: int) -> bool:
     """Whether the process of this pidfd has ended, and has been waited for."""
-    return libc.attempt("syscall", SYS_PIDFD_SEND_SIGNAL, pidfd, 0, 0, 0) == -errno.ESRCH
+    return pidfd_send_signal(SYS_PIDFD_SEND_SIGNAL, pidfd, 0, 0, 0) == -errno.ESRCH
 
 
 class Memory:
@@ -86,12 +116,15 @@ class Memory:
     def __init__(self, size: int) -> None:
         """For `size` bytes at most."""
         self.buffer = ctypes.create_string_buffer(size)
+        self.ours = ctypes.addressof(self.buffer)
+        self.iovecs = ctypes.create_string_buffer(IOVECS.size)
+        self.place = ctypes.addressof(self.iovecs)
 
     def read(self, thread: int, address: int, length: int) -> bytes:
         """So many bytes at this address of a thread's memory. Raises OSError."""
-        ours = struct.pack("@PN", ctypes.addressof(self.buffer), length)
-        theirs = struct.pack("@PN", address, length)
-        result = libc.attempt("process_vm_readv", thread, ours, 1, theirs, 1, 0)
+        IOVECS.pack_into(self.iovecs, 0, self.ours, length, address, length)
+        theirs = self.place + IOVECS.size // 2
+        result = process_vm_readv(thread, self.place, 1, theirs, 1, 0)
         if result in (-errno.ENOSYS, -errno.EPERM):  # an outer sandbox may not allow it
             return read_memory_file(thread, address, length)
         if result != length:

@@ -8,6 +8,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -32,8 +33,22 @@ def attempt(name: str, *arguments: int | bytes) -> int:
     return -ctypes.get_errno() if result == -1 else result
 
 
+def prepare(name: str, kinds: str) -> Callable[..., int]:
+    """The same function for whoever calls it often: to convert arguments takes longer than a system
+    call. `kinds` has a letter for each: n for a number, b for bytes."""
+    function = _library[name]  # another object than the one of `attempt`
+    function.argtypes = [ctypes.c_char_p if kind == "b" else ctypes.c_long for kind in kinds]
+    errno = ctypes.get_errno
+
+    def attempt_prepared(*arguments: int | bytes) -> int:
+        result: int = function(*arguments)
+        return -errno() if result == -1 else result
+
+    return attempt_prepared
+
+
 def call(name: str, *arguments: int | bytes) -> int:
-    """The same. Raises OSError."""
+    """Call it as `attempt` does. Raises OSError."""
     result = attempt(name, *arguments)
     if result < 0:
         raise OSError(-result, os.strerror(-result), name)

@@ -35,6 +35,8 @@ NOTIFY: Instruction = (RETURN, 0, 0, RET_USER_NOTIF)
 
 # struct seccomp_notif: id, pid, flags; struct seccomp_data: nr, arch, instruction pointer, args
 NOTIF = struct.Struct("=QIIiIQ6Q")
+NO_NOTIF = bytes(NOTIF.size)  # what is received into must be all zeros
+NOTIF_ID = struct.Struct("=Q")
 NOTIF_RESP = struct.Struct("=QqiI")  # id, val, error, flags
 NOTIF_ADDFD = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
 USER_NOTIF_FLAG_CONTINUE = 1
@@ -184,38 +186,33 @@ def wake_up_in_place(listener: int) -> None:
 class Notification:
     """A system call that waits for our response."""
 
-    def __init__(self, listener: int, data: bytes) -> None:
-        fields = NOTIF.unpack(data)
-        self.listener = listener
-        self.id, self.thread, _, self.call = fields[:4]
-        self.arguments = fields[6:]
+    __slots__ = ("arguments", "call", "descriptor", "id", "listener", "thread")
 
-    @property
-    def descriptor(self) -> int:
-        """The first argument of calls such as bind, connect and listen."""
-        return int(self.arguments[0]) & 0xFFFFFFFF
+    def __init__(self, listener: int, data: bytes) -> None:
+        self.listener = listener
+        self.id, self.thread, _, self.call, _, _, *self.arguments = NOTIF.unpack(data)
+        # The first argument of calls such as bind, connect and listen.
+        self.descriptor = self.arguments[0] & 0xFFFFFFFF
 
 
 def receive(listener: int) -> Notification:
     """The next notification. Raises OSError: ENOENT where the caller has gone."""
-    buffer = bytearray(NOTIF.size)  # must be all zeros
-    fcntl.ioctl(listener, NOTIF_RECV, buffer)
-    return Notification(listener, bytes(buffer))
+    return Notification(listener, fcntl.ioctl(listener, NOTIF_RECV, NO_NOTIF))
 
 
 def respond(notification: Notification, result: int | None) -> None:
     """Have the call return this result without running, where a negative one is an errno; None lets
     it run. Raises OSError: ENOENT where the caller has gone, or has been interrupted."""
-    flags = USER_NOTIF_FLAG_CONTINUE if result is None else 0
-    value, error = max(result or 0, 0), min(result or 0, 0)
-    fcntl.ioctl(
-        notification.listener, NOTIF_SEND, NOTIF_RESP.pack(notification.id, value, error, flags)
-    )
+    if result is None:
+        fields = (0, 0, USER_NOTIF_FLAG_CONTINUE)
+    else:
+        fields = (result, 0, 0) if result > 0 else (0, result, 0)
+    fcntl.ioctl(notification.listener, NOTIF_SEND, NOTIF_RESP.pack(notification.id, *fields))
 
 
 def id_valid(notification: Notification) -> None:
     """Raise OSError (ENOENT) unless the caller still waits: its number may be another's by now."""
-    fcntl.ioctl(notification.listener, NOTIF_ID_VALID, struct.pack("=Q", notification.id))
+    fcntl.ioctl(notification.listener, NOTIF_ID_VALID, NOTIF_ID.pack(notification.id))
 
 
 def addfd(notification: Notification, source: int, flags: int) -> None:

@@ -96,8 +96,10 @@ def mark(socket: _socket.socket) -> None:
     os.fchmod(socket.fileno(), 0o777 | stat.S_ISVTX)
 
 
-def is_marked(socket: _socket.socket) -> bool:
-    return bool(os.fstat(socket.fileno()).st_mode & stat.S_ISVTX)
+def is_marked(number: int) -> bool:
+    """Whether a file descriptor of ours is of a socket that has been marked, by us or by its owner.
+    Raises OSError."""
+    return bool(os.fstat(number).st_mode & stat.S_ISVTX)
 
 
 class OpenFile:
@@ -107,6 +109,13 @@ class OpenFile:
     def __init__(self, descriptor: int) -> None:
         """Raises OSError."""
         self.epoll = select.epoll()
+        self.follow(descriptor)
+        # what it has (proc_pid_fdinfo(5)): to open that takes longer than to read it
+        path = f"/proc/self/fdinfo/{self.epoll.fileno()}"
+        self.entries = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def follow(self, descriptor: int) -> None:
+        """Be another file from now on: the one before is not open any more. Raises OSError."""
         self.epoll.register(descriptor, select.EPOLLOUT)
 
     def is_open(self) -> bool:
@@ -119,8 +128,8 @@ class OpenFile:
         return not self.epoll.poll(0) and self.is_registered()
 
     def is_registered(self) -> bool:
-        with open(f"/proc/self/fdinfo/{self.epoll.fileno()}", "rb") as file:
-            return b"\ntfd:" in file.read()
+        return b"\ntfd:" in os.pread(self.entries, 4096, 0)
 
     def close(self) -> None:
         self.epoll.close()
+        os.close(self.entries)

@@ -277,7 +277,7 @@ REFUSED = [  # what the kernel refuses the keeper, and by whose socket a connect
     ("getsockopt:error=ENOPROTOOPT", "driver"),
     ("setsockopt:error=EPERM", "driver"),
     ("fchmod:error=EPERM", "driver"),
-    ("epoll_create1:error=EMFILE", "driver"),
+    ("epoll_create1:error=EMFILE", "native"),  # it has the one that it needs
     ("epoll_ctl:error=ENOSPC", "driver"),
     ("openat:error=EMFILE", "driver"),
     ("openat:error=EACCES", "driver"),
@@ -308,6 +308,7 @@ LACKING = [  # what a kernel may not have, and whose socket it is then, for auto
     ("kcmp", "native", "native"),
     ("process_vm_readv", "native", "native"),
     ("killable-wait", "driver", "native"),
+    ("addfd", "driver", "driver"),
 ]
 
 

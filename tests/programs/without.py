@@ -7,9 +7,10 @@ A seccomp filter refuses the system calls, for good and for all that the command
 pidfds as a kernel as old as 4.18 does, pidfds of threads as one before 6.9 does, unshare as
 containers do, IPv6 sockets as a kernel that was started with ipv6.disable=1, splice and
 process_vm_readv as an outer sandbox may, new epoll sets as one does that has no descriptor left,
-kcmp as a kernel without CONFIG_KCMP, cookies of network namespaces as one before 5.14, and seccomp
-listeners whose callers only fatal signals interrupt (killable-wait) as one before 5.19. An answer
-of one's own takes the place of that: "kill" is the end of the caller, as by systemd.
+kcmp as a kernel without CONFIG_KCMP, cookies of network namespaces as one before 5.14, seccomp
+listeners whose callers only fatal signals interrupt (killable-wait) as one before 5.19, and files
+that such a listener puts into its callers (addfd) as one before 5.9. An answer of one's own takes
+the place of that: "kill" is the end of the caller, as by systemd.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ KCMP = {"x86_64": 312, "aarch64": 272}
 PROCESS_VM_READV = {"x86_64": 310, "aarch64": 270}
 GETSOCKOPT = {"x86_64": 55, "aarch64": 209}
 SECCOMP = {"x86_64": 317, "aarch64": 277}
+IOCTL = {"x86_64": 16, "aarch64": 29}
+NOTIF_ADDFD = 0x40182103
 SO_NETNS_COOKIE = 71
 KILLABLE_WAIT = 0x2C  # with the listener that it is for, and without mitigations
 EPOLL_CREATE1 = {"x86_64": 291, "aarch64": 20}
@@ -54,6 +57,7 @@ CALLS = {  # the numbers of the calls, the argument that matters and its value, 
     "kcmp": ([KCMP[machine]], None, 0, errno.ENOSYS),
     "process_vm_readv": ([PROCESS_VM_READV[machine]], None, 0, errno.ENOSYS),
     "cookies": ([GETSOCKOPT[machine]], THIRD, SO_NETNS_COOKIE, errno.ENOPROTOOPT),
+    "addfd": ([IOCTL[machine]], SECOND, NOTIF_ADDFD, errno.EINVAL),
     "killable-wait": ([SECCOMP[machine]], SECOND, KILLABLE_WAIT, errno.EINVAL),
     "seccomp": ([SECCOMP[machine]], None, 0, errno.EPERM),
     "setns": ([SETNS[machine]], None, 0, errno.EPERM),

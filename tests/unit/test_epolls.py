@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import select
 import socket
 import threading
@@ -264,3 +265,21 @@ def test_a_number_above_our_limit(stack: ExitStack) -> None:
         )
     assert caught.value.errno == errno.EBADF
     assert theirs.poll(0) == []
+
+
+def test_one_that_was_missed(stack: ExitStack, known: Callable[..., Epolls]) -> None:
+    """Who makes it could not be looked at: from then on no list is kept."""
+    one, _ = pair(stack)
+    epolls = known()
+    assert found(epolls, one) == []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(OSError):
+            epolls.on_creation(os.getppid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    made = epoll(stack, (one, IN))
+    assert [entry[0] for entry in found(epolls, one)] == [made.fileno()]
