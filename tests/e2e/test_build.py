@@ -694,11 +694,9 @@ def assert_refused(
     assert result.returncode == 125
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
-    assert (
-        first
-        == f"batchspawner-portwrap: Python 3.8 or newer is required, this is {version} ({path})"
-    )
-    assert second.startswith("  Run it by the Python of batchspawner-singleuser: ")
+    needed = "batchspawner-portwrap: Python 3.8 or newer is required"
+    assert first == f"{needed}, this is {version} ({path})"
+    assert second.startswith("  Run it with the Python of batchspawner-singleuser, ")
     assert str(pyz) in second
 
 
