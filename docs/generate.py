@@ -20,12 +20,11 @@ sys.path.insert(0, str(PROJECT))
 from batchspawner_portwrap import PARSER  # noqa: E402
 from portwrap import __main__  # noqa: E402
 from portwrap.cli import help  # noqa: E402
-from portwrap.diagnostics.diagnostic import SYSTEMS, Diagnostic  # noqa: E402
-from portwrap.diagnostics.remedies import table  # noqa: E402
 
 import completion  # noqa: E402
 import figures  # noqa: E402
 import manual  # noqa: E402
+import symptoms  # noqa: E402
 
 # ---- README.md and docs/ ---------------------------------------------------------------------
 
@@ -34,21 +33,6 @@ def cell(text: str) -> str:
     """The text as it stands in a table: what looks like code set as code."""
     text = re.sub(r"'([^']+)'", r"`\1`", text.replace("|", "\\|"))
     return text
-
-
-def remedy(row: Diagnostic) -> str:
-    """Cause, remedy, and the commands of every system."""
-    parts = [cell(manual.written(row.cause)), cell(manual.written(row.remedy))]
-    for system, command in row.commands.items():
-        who = f"{SYSTEMS[system]}: " if system else ""
-        text = manual.written(command).replace("|", "\\|")
-        parts.append(f"{who}`{text}`." if command else "")
-    return " ".join(part for part in parts if part)
-
-
-def troubleshooting() -> str:
-    rows = [f"| `{row.example}` | {remedy(row)} |\n" for row in table()]
-    return "| the log has | cause and remedy; commands are for root |\n|---|---|\n" + "".join(rows)
 
 
 def options() -> str:
@@ -71,7 +55,7 @@ BLOCKS = {
     "README.md": {"performance": figures.short},
     "docs/configuration.md": {"options": options, "statuses": statuses},
     "docs/performance.md": {"speed": figures.speed},
-    "docs/troubleshooting.md": {"troubleshooting": troubleshooting},
+    "docs/troubleshooting.md": {"troubleshooting": symptoms.text},
 }
 """The generated parts of each page."""
 

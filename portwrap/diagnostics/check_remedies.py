@@ -59,7 +59,7 @@ CHECKS = (
     ),
     Diagnostic(
         Failure.API_ANSWER,
-        "http://hub.cluster.example:8000/ is not the API of JupyterHub: 404 Not Found",
+        "… is not the API of JupyterHub: …",
         "Another program answers at this URL, or its path is wrong.",
         "The port is that of the hub's API, 8081 by default, and the path /hub/api behind"
         " c.JupyterHub.base_url.",

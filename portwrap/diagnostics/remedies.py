@@ -16,7 +16,7 @@ from .surroundings import FILTER, OWN_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SYSCTL = "echo {0} >>/etc/sysctl.d/90-portwrap.conf; sysctl -p /etc/sysctl.d/90-portwrap.conf"
 PROFILE = "/etc/apparmor.d/batchspawner-portwrap"
@@ -328,20 +328,24 @@ COMMANDS = (
 )
 
 
+def topics() -> Mapping[str, Sequence[Diagnostic]]:
+    """Every row, by what it is about."""
+    drivers = [row for driver in NETWORK_DRIVERS for row in driver.diagnostics()]
+    return {
+        "Namespaces": NAMESPACES,
+        "The tun device": TUN,
+        "Filters around the job": FILTERED,
+        "Limits and resources": LIMITS,
+        "Network drivers": (*drivers, *any_driver()),
+        "Ports": PORTS,
+        "The command": COMMANDS,
+        "What --check reports": CHECKS,
+    }
+
+
 def table() -> Sequence[Diagnostic]:
     """Every row; of those of one failure the first that fits counts."""
-    drivers = [row for driver in NETWORK_DRIVERS for row in driver.diagnostics()]
-    return (
-        *NAMESPACES,
-        *TUN,
-        *FILTERED,
-        *LIMITS,
-        *drivers,
-        *any_driver(),
-        *PORTS,
-        *COMMANDS,
-        *CHECKS,
-    )
+    return [row for rows in topics().values() for row in rows]
 
 
 def any_driver() -> Sequence[Diagnostic]:

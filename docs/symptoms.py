@@ -1,0 +1,58 @@
+"""docs/troubleshooting.md: a heading for each message, below it the causes and their remedies."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from portwrap.diagnostics.diagnostic import SYSTEMS, Diagnostic
+from portwrap.diagnostics.remedies import topics
+
+import manual
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+QUOTED = re.compile(r"(c\.[\w.]+ = |\w+=)?'([^']+)'")
+OPTION = re.compile(
+    r"`[^`]*`|(--(?:network|forward|outward) [a-z0-9]+|(?<![\w-])--[a-z][\w-]*|PORTWRAP_\w+=\w+)"
+)
+
+
+def with_code(text: str) -> str:
+    """The text with what it quotes, settings and options set as code."""
+    quoted = QUOTED.sub(
+        lambda match: f"`{match[0]}`" if match[1] else f"`{match[2]}`", manual.written(text)
+    )
+    return OPTION.sub(lambda match: f"`{match[1]}`" if match[1] else match[0], quoted)
+
+
+def block(who: str, command: str) -> str:
+    return f"\n{who}:\n\n```\n{manual.written(command)}\n```\n"
+
+
+def remedy(row: Diagnostic, among_others: bool) -> str:
+    """Cause, remedy, and the commands of each system."""
+    cause = f"**{row.cause}**" if among_others else with_code(row.cause)
+    text = f"\n{cause} {with_code(row.remedy)}".rstrip() + "\n"
+    for system, command in row.commands.items():
+        if command:
+            text += block(f"{SYSTEMS[system]}, as root" if system else "As root", command)
+    return text
+
+
+def symptom(example: str, rows: Sequence[Diagnostic]) -> str:
+    """A message and each of its causes."""
+    return f"\n### `{example}`\n" + "".join(remedy(row, len(rows) > 1) for row in rows)
+
+
+def text() -> str:
+    """All of them, by topic."""
+    parts = []
+    for title, rows in topics().items():
+        parts.append(f"\n## {title}\n")
+        for example, found in groupby(rows, key=lambda row: row.example):
+            parts.append(symptom(example, list(found)))
+    return "".join(parts) + "\n"
