@@ -13,9 +13,9 @@ import _socket
 
 from ..kernel import seccomp
 from ..kernel.processes import take_descriptor
-from ..kernel.sockets import network_namespace_of
 from .forwarded_port import ForwardedPort, HostPort, PublishedPort, Tools, backlog_of
 from .host_sockets import listen_again
+from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Native:
         relay_published: RelayInside,
     ) -> None:
         go = session.go
-        self.network = os.fstat(go.descriptors.network_namespace).st_ino
+        self.networks = NetworkNamespaces(go.descriptors.network_namespace)
         published: dict[int, list[int]] = {}
         for descriptor, guest in go.published:
             published.setdefault(guest, []).append(descriptor)
@@ -85,12 +85,16 @@ class Native:
         proceed. Raises OSError."""
         if socket.proto not in (_socket.IPPROTO_TCP, IPPROTO_MPTCP):
             return False
-        if network_namespace_of(socket.fileno()) == self.network:
+        network = self.networks.of(socket)
+        if network == SANDBOX:
             port = self.ports.get(socket.getsockname()[1])
             return port is not None and port.offer(socket, notification)
-        for port in self.ports.values():
-            own = port.hosts.find(socket) if not port.relaying else None
-            if own is not None:
-                listen_again(own, backlog_of(notification))
-                return True
-        return False
+        own = self.find(socket) if network == HOST else None
+        if own is not None:
+            listen_again(own, backlog_of(notification))
+        return own is not None
+
+    def find(self, socket: _socket.socket) -> _socket.socket | None:
+        """The same socket of the host's, if a server has it from us."""
+        ports = [port for port in self.ports.values() if not port.relaying]
+        return next(filter(None, (port.hosts.find(socket) for port in ports)), None)

@@ -60,12 +60,8 @@ class PublishedSockets:
 
     def open_others(self) -> None:
         """Listen where the one that was made last does not. Raises OSError."""
-        covered = {each.getsockname()[0] for each in self.sockets}
-        covered |= {in_family(_socket.AF_INET, address) for address in covered}
-        if EVERY_ADDRESS in covered and not self.sockets[0].getsockopt(*ONLY_IPV6):
-            covered.add(EVERY_IPV4)
         for address, port in self.places:
-            if address not in covered:
+            if not any(takes_clients_of(each, address, port) for each in self.sockets):
                 family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
                 made = bound(family, address, port, True)
                 self.sockets.append(made)
@@ -110,6 +106,14 @@ class PublishedSockets:
         if self.given is not None:
             self.given.close()
             self.given = None
+
+
+def takes_clients_of(socket: _socket.socket, address: str, port: int) -> bool:
+    """Whether it is for clients of this address and port, too."""
+    own, own_port = socket.getsockname()[:2]
+    if own == EVERY_ADDRESS and address == EVERY_IPV4:
+        return own_port == port and not socket.getsockopt(*ONLY_IPV6)
+    return (own, own_port) == (address, port) or (own, own_port) == (IN_IPV6 + address, port)
 
 
 def in_family(family: int, address: str) -> str:

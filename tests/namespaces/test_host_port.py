@@ -6,11 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import select
 import signal
 import socket
-import subprocess
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Iterator
@@ -20,6 +17,7 @@ from launches import as_owner_in
 from networks import FAR, HOST, HOST6, Host
 from networks import HOST as NODE
 from networks import HOST6 as NODE6
+from rivals import Player, in_a_loop, taken
 
 from conftest import TEST_ROOT
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, needs, run_as, wait_until
@@ -69,44 +67,6 @@ SERVED: dict[str, set[str]] = {
 every_host = pytest.mark.parametrize("place", HOSTS)
 
 
-class Player:
-    """A program of the tests that is told what to do, line by line."""
-
-    def __init__(self, account: str, words: list[str], **options: Any) -> None:
-        self.process = as_user(
-            account, words, stdin=subprocess.PIPE, stderr=None, bufsize=1, **options
-        )
-        self.pid = self.process.pid
-        assert self.process.stdout
-        self.output = self.process.stdout.fileno()
-
-    def __enter__(self) -> Player:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        end(self.process)
-
-    def give(self, *words: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(words) + "\n")
-
-    def answer(self) -> Any:
-        """Byte by byte: what is left in the pipe is seen by `has_answered`."""
-        line = b""
-        while not line.endswith(b"\n"):
-            byte = os.read(self.output, 1)
-            assert byte, "the program has ended"
-            line += byte
-        return json.loads(line)
-
-    def has_answered(self) -> bool:
-        return bool(select.select([self.output], [], [], 0)[0])
-
-    def do(self, *words: object) -> Any:
-        self.give(*words)
-        return self.answer()
-
-
 @pytest.fixture
 def names(world_dir: Path) -> list[str]:
     """Words that make the owner of what follows, where /etc/hosts has names of two families."""
@@ -129,13 +89,6 @@ def rival(portwrap: Portwrap, host: Host) -> Iterator[Player]:
         yield player
 
 
-def taken(portwrap: Portwrap, port: int) -> set[str]:
-    """The addresses on which a neighbour gets this port, with whichever options."""
-    result = run_as(NEIGHBOUR, portwrap.program("squat.py", str(port), *RIVALS))
-    assert result.returncode == 0, result.stderr
-    return {way[0] for way in json.loads(result.stdout)}
-
-
 # ---- a neighbour who comes later ------------------------------------------------------------
 
 
@@ -143,13 +96,13 @@ def taken(portwrap: Portwrap, port: int) -> set[str]:
 def test_nowhere_after_us(portwrap: Portwrap, owner: Player, place: str) -> None:
     port = port_without_a_past()
     assert owner.do("ours", place, port) is None
-    assert taken(portwrap, port) == set()
+    assert taken(portwrap, port, RIVALS) == set()
     assert owner.do("shut") is None
-    assert taken(portwrap, port) == set()
+    assert taken(portwrap, port, RIVALS) == set()
     assert owner.do("listen") is None
-    assert taken(portwrap, port) == set()
+    assert taken(portwrap, port, RIVALS) == set()
     owner.do("close")
-    assert taken(portwrap, port) == set(RIVALS)
+    assert taken(portwrap, port, RIVALS) == set(RIVALS)
 
 
 @pytest.mark.parametrize("place", FREE_BARE)
@@ -157,9 +110,9 @@ def test_bare_there_is_room(portwrap: Portwrap, owner: Player, place: str) -> No
     """The control; a server that has ended its listening by shutdown(2) leaves all of it."""
     port = port_without_a_past()
     assert owner.do("bare", place, port) is None
-    assert taken(portwrap, port) == FREE_BARE[place]
+    assert taken(portwrap, port, RIVALS) == FREE_BARE[place]
     assert owner.do("shut") is None
-    assert taken(portwrap, port) == set(RIVALS)
+    assert taken(portwrap, port, RIVALS) == set(RIVALS)
 
 
 @every_host
@@ -272,12 +225,14 @@ def test_a_session_from_its_start_to_its_end(
         session.wait_until_up()
         for address in SERVED.get(place, {place}):
             assert ask(session.port, address)["pid"] == session.pid
-        assert taken(portwrap, session.port) == set()
+        assert taken(portwrap, session.port, RIVALS) == set()
         os.kill(session.keeper, signal.SIGSTOP)
-        assert taken(portwrap, session.port) == set()
+        assert taken(portwrap, session.port, RIVALS) == set()
         os.kill(session.keeper, signal.SIGCONT)
         session.process.terminate()
-        wait_until(lambda: taken(portwrap, session.port) == set(RIVALS), what="the port free")
+        wait_until(
+            lambda: taken(portwrap, session.port, RIVALS) == set(RIVALS), what="the port free"
+        )
 
 
 HUB = TEST_ROOT / "hub-venv" / "bin"
@@ -354,18 +309,6 @@ def asked(port: int, address: str = V4) -> Any:
 def ask(port: int, address: str = V4) -> Any:
     """The same, once it does."""
     return wait_until(lambda: asked(port, address), what="an answer")
-
-
-@contextmanager
-def in_a_loop(rival: Player, port: int, *addresses: str) -> Iterator[list[Any]]:
-    """The neighbour tries to get the port meanwhile; how often, and where he has got it, if so."""
-    outcome: list[Any] = []
-    rival.give("loop", port, *addresses)
-    assert rival.answer() == "trying"
-    yield outcome
-    rival.give("stop")
-    outcome += rival.answer()
-    assert rival.answer() is None
 
 
 @pytest.mark.parametrize("place", [V4, "0.0.0.0"])
