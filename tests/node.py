@@ -116,6 +116,8 @@ def _make_files(number: int) -> None:
         path = Path("/etc", name)
         path.unlink(missing_ok=True)  # it may be a link into /run
         path.write_text(text)
+    for path in Path("/etc/ssh/ssh_config.d").glob("*"):  # sessions have mounts only for need
+        path.unlink()
     _change_uids(FIRST_UID + number * UIDS)
     for account in (OWNER, NEIGHBOUR):
         _make_home(account)

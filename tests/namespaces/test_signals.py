@@ -104,13 +104,14 @@ MOMENTS = [
     ("listen", 1),
     ("unshare", 1),
     ("sendmsg", 1),
-    ("poll", 1),
+    ("?poll,?ppoll", 1),
     ("recvmsg", 1),
     ("prctl", 1),
     ("recvmsg", 2),
     ("wait4", 1),
 ]
-"""System calls of the launching process, in their order, and which one of that name."""
+"""System calls of the launching process, in their order, and which one of that name. Since Python
+3.15 poll(2) is ppoll."""
 
 
 @one_forward
