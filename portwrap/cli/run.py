@@ -19,13 +19,26 @@ def run(program: str, action: Callable[[], int]) -> int:
     try:
         return action()
     except PortwrapError as caught:
+        _let_go_silently()
         error = caught
     except ANYWHERE as caught:
+        _let_go_silently()
         error = _unexpected(caught)
     # Out here the frames of an error of the system are gone, and with them the sockets that they
     # held: they may have been all the file descriptors that there are.
     log(as_lines(program, error))
     return error.exit_code
+
+
+def _let_go_silently() -> None:
+    """Have Python close the sockets of a start that has failed without a warning of each, which
+    PYTHONWARNINGS or PYTHONDEVMODE may ask for."""
+    try:
+        import warnings
+
+        warnings.simplefilter("ignore", ResourceWarning)
+    except ANYWHERE:
+        pass  # there is no descriptor left to read it
 
 
 def _unexpected(error: BaseException) -> PortwrapError:

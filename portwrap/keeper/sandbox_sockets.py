@@ -36,6 +36,8 @@ class SandboxSockets:
             if spare.proto == _socket.IPPROTO_TCP:
                 spare.settimeout(TIMEOUT)
                 self.spares.setdefault(spare.family, []).append(spare)
+            else:
+                spare.close()
 
     def make(self, family: int) -> _socket.socket:
         """A new socket: unbound, not connected, blocking. Raises OSError."""

@@ -120,6 +120,24 @@ def test_an_interpreter_that_starts_a_thread(
     assert holders_of(port) == []
 
 
+LOUD = {"PYTHONWARNINGS": "error", "PYTHONDEVMODE": "1"}
+
+
+def test_warnings_of_python_are_no_part_of_a_refusal(portwrap: Portwrap, port: int) -> None:
+    """Each closes sockets: at the unshare, at the driver, at a step that nobody expects."""
+    for refused in ("unshare", "setns", "netlink"):
+        before = ["env", *(f"{name}={value}" for name, value in LOUD.items())]
+        before = [*portwrap.program("without.py", refused), *before]
+        network = "direct" if refused == "netlink" else "slirp4netns"
+        extra = {"PORTWRAP_NETWORK": network}
+        refusal_of(run_in_sandbox(portwrap, "true", port=port, before=before, extra_env=extra), 125)
+
+
+def test_warnings_of_python_find_nothing_in_a_session(portwrap: Portwrap) -> None:
+    result = run_in_sandbox(portwrap, "/bin/echo", "there", extra_env=LOUD)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "there\n", "")
+
+
 # ---- the network driver ----------------------------------------------------------------------
 
 
