@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import calls, chart, forward, growth, report, starts, staying, way_out, ways
+from . import calls, chart, forward, growth, outbound, report, starts, staying, ways
 from .accounts import Account
 from .results import Results
 from .rig import SIZES, Rig
@@ -31,7 +31,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PARTS = {
     "start": starts.measure,
     "forward": forward.measure,
-    "out": way_out.measure,
+    "out": outbound.measure,
     "memory": staying.measure,
     "calls": calls.measure,
     "growth": growth.measure,

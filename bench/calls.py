@@ -78,6 +78,7 @@ def _real(rig: Rig) -> Iterator[Row]:
         # file is read anew for its other owner.
         status = ("env", "GIT_OPTIONAL_LOCKS=0", "git", "-c", "core.checkStat=minimal")
         yield _best(rig, f"git status {tree}", *status, "-C", TREE, "status")
+    yield _best(rig, "Python's import of socket", *LEAN, "-c", "import socket")
     python = rig.filled(["{hub-venv}/bin/python"])[0]
     if shutil.which(python):
         title = "Python's import of jupyter_client"

@@ -45,7 +45,8 @@ PANELS = (
     Panel("Added to a kernel's message and reply [ms]", "Round", "kernel", "added"),
     Panel("Download", "Streams", "download, [^8]", "ratio", in_summary=True),
     Panel("Upload", "Streams", "upload|saving", "ratio"),
-    Panel("The way out", "The way out", "load", "ratio"),
+    Panel("Download and upload from inside", "Outbound", "load", "ratio", in_summary=True),
+    Panel("Connect to another host [µs]", "Outbound", "connect to another", "value"),
     Panel("Programs of system calls, processor time", "Programs", "^(dd|find|git)", "ratio"),
     Panel(
         *("Memory of each session, PSS [MB] (sessions)", "What stays"),

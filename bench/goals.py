@@ -42,6 +42,23 @@ GOALS = (
     ),
     Goal("memory, a session alone: at most 5 MB", "What*", "PSS, 1*", 5, alone=True),
     Goal("memory, each of many sessions: at most 5 MB", "What*", "PSS, each*", 5, alone=True),
+    Goal("outbound, of bare: at least 0.95", "Outbound", "*load*", 0.95, at_least=True),
+    Goal("added to a connect to the loopback: at most 20 µs", "Outbound", "*loopback", 20),
+    Goal("added to a connect to a Unix socket: at most 0.5 µs", "Outbound", "*Unix*", 0.5),
+    Goal("a connect to another host: at most 100 µs", "Outbound", "*another*", 100, alone=True),
+    Goal(
+        "a connect to another host, of slirp4netns's: at most 1",
+        *("Outbound", "*another*", 1),
+        other="slirp4netns",
+    ),
+    Goal("1,000 connections at once: at most 150 ms", "Outbound", "1,000*", 150, alone=True),
+    Goal("added to epoll_create1: at most 25 µs", "Outbound", "epoll*", 25),
+    Goal("added to the start of a kernel: at most 1.05 of bare", "Outbound", "*kernel*", 1.05),
+    Goal(
+        "memory that native outbound adds to the keeper: at most 0.2 MB",
+        *("Outbound", "memory*", 0.2),
+        other=f"{OURS} slirp4netns",
+    ),
     Goal("wake-ups when idle, but the helper's: none", "What*", "*without*", 0, alone=True),
 )
 FLAT = 1.2

@@ -97,7 +97,7 @@ def markdown(results: Results, drawn: bool) -> str:
         f"same round: {TIMES} is the ratio (the median of the rounds' ratios), + the difference;",
         f"{PLUS_MINUS} is half the distance between the quartiles of the rounds. Less is better;",
         f"more, where there is an ↑. *{CONTROL}* is a second bare server: how far it is from",
-        f"{TIMES} 1.00 is the noise of this run. But for the way out, all traffic is on the",
+        f"{TIMES} 1.00 is the noise of this run. But for outbound, all traffic is on the",
         "loopback interface: the client, the server and what is between them share the machine's",
         "processors.",
         "",
@@ -130,8 +130,13 @@ NOTES = {
         "system call: what *any filter* adds, one that allows everything, containers add, too.",
         "Ours has to be compared with that. Since Linux 5.11 the kernel remembers which calls a",
         "filter always allows, and does not run it for these; ours asks the keeper at bind and",
-        "listen only. Relayed sessions have no filter.",
-    )
+        "listen, and where outbound is native at some others. Relayed sessions have no filter.",
+    ),
+    "Outbound": (
+        "The server is on another host of the bench's own, behind a veth cable. rootlesskit does",
+        "not start there: such a host is in a user namespace without subordinate uids. No package",
+        "has bypass4netns.",
+    ),
 }
 """What a group's table does not tell by itself, by the group's beginning."""
 
@@ -166,6 +171,9 @@ SHORT = (
     ("Streams", "jupyter_server: download, 8", "download, jupyter_server, 8 streams"),
     ("Streams", "raw server: download, ", "download, a server that only sends"),
     ("Streams", "raw server: upload, ", "upload, a server that only receives"),
+    ("Outbound", "download from inside, 1 ", "outbound: download, 1 stream"),
+    ("Outbound", "upload from inside, 8 ", "outbound: upload, 8 streams"),
+    ("Outbound", "connect to another", "outbound: a connection to another host"),
     ("What stays", "PSS, each of 100", "memory (PSS) of each of 100 sessions"),
     ("What stays", "wake-ups a minute when idle", "wake-ups a minute when idle"),
 )

@@ -57,7 +57,8 @@ class Size(NamedTuple):
     load: Sequence[int]  # numbers of connections that ask at once
     seconds: int  # of that; wrk knows whole ones only
     bulk: int  # bytes, into a session
-    bulk_out: int  # bytes at most, by a session's way out
+    bulk_out: int  # bytes at most, out of a session
+    connects: int
     upload: int  # bytes of a file that is saved
     trips: int
     crowd: Sequence[int]  # numbers of sessions whose memory is looked at
@@ -71,15 +72,15 @@ class Size(NamedTuple):
 
 SIZES = {
     "full": Size(
-        *(5, 20, 30, 2, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 64 * MEBIBYTE, 300),
+        *(5, 20, 30, 2, (1, 16, 128), 1, GIBIBYTE, GIBIBYTE, 1000, 64 * MEBIBYTE, 300),
         *((1, 10, 100), 60.0, (1, 20, 100, 200), (1, 100, 1000, 5000), 500_000, 20_000, True),
     ),
     "quick": Size(
-        *(2, 5, 5, 1, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 16 * MEBIBYTE, 100),
+        *(2, 5, 5, 1, (1, 16, 128), 1, GIBIBYTE // 4, GIBIBYTE // 4, 1000, 16 * MEBIBYTE, 100),
         *((1, 10), 5.0, (1, 20), (1, 500), 300_000, 20_000, True),
     ),
     "tiny": Size(
-        *(1, 1, 1, 0, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 8 * MEBIBYTE, 10),
+        *(1, 1, 1, 0, (16,), 1, 8 * MEBIBYTE, MEBIBYTE, 50, 8 * MEBIBYTE, 10),
         *((1, 2), 0.5, (1, 2), (1, 20), 10_000, 200, False),
     ),
 }

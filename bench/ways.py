@@ -22,7 +22,7 @@ LEAN = ("{python}", "-I", "-S")
 OUR_WORDS = ("{python}", "{archive}", "-P", "{guest-port}")
 SERVICE = {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:{host-port}/"}
 FORWARDS = {
-    "native": "batchspawner-portwrap, the server accepts by itself",
+    "native": "batchspawner-portwrap, the server accepts by itself, outbound by the host's sockets",
     "relay": "batchspawner-portwrap, the keeper relays",
 }
 PORTS = ("{host-port}", "{guest-port}")
@@ -217,29 +217,31 @@ def choose_calls(machine: str) -> Choice:
     return Choice([], {ANY_FILTER: f"seccomp's number on {machine} is not known here"})
 
 
-# -- the way out -----------------------------------------------------------------------------------
+# -- outbound --------------------------------------------------------------------------------------
 
 
 def choose_out(newer: Path, path: str, only: Sequence[str]) -> Choice:
-    """The ways out of a session: both helpers, and those in the folder `newer`, too."""
+    """Native outbound, each network driver, those in the folder `newer` too, and rivals."""
     ways = [
         *BARE_WAYS,
-        *(_ours_out(helper, path, "") for helper in HELPERS),
+        *(way for way in ours() if way.name.endswith("native")),
+        *(_ours_out(driver, path, "") for driver in DRIVERS),
     ]
-    for helper in HELPERS:
-        if (newer / helper).exists():
-            ways.append(_ours_out(helper, f"{newer}:{path}", " of Debian 13"))
+    for driver in DRIVERS:
+        if (newer / driver).exists():
+            ways.append(_ours_out(driver, f"{newer}:{path}", " of Debian 13"))
+    ways += [way for way in RIVALS if way.name in DRIVERS]
     return _available(ways, only)
 
 
-HELPERS = ("slirp4netns", "pasta")
+DRIVERS = ("slirp4netns", "pasta")
 
 
-def _ours_out(helper: str, path: str, version: str) -> Way:
+def _ours_out(driver: str, path: str, version: str) -> Way:
     return Way(
-        f"{OURS} {helper}{version}",
-        ("env", f"PATH={path}", *OUR_WORDS, "--network", helper),
-        f"batchspawner-portwrap, {helper}{version} as the way out (--network {helper})",
-        () if version else (helper,),
+        f"{OURS} {driver}{version}",
+        ("env", f"PATH={path}", *OUR_WORDS, "--outward", "helper", "--network", driver),
+        f"batchspawner-portwrap, outbound by {driver}{version} (--outward helper)",
+        () if version else (driver,),
         environ=SERVICE,
     )

@@ -284,7 +284,14 @@ def until_the_end() -> None:
 def listen(address: str, port: int) -> None:
     """GHSA-q52h-2389-h4hv: a port that a neighbour listens on, and waits for visitors."""
     heard: list[str] = []
-    with socket.create_server((address, port)) as server:
+    try:
+        server = socket.create_server((address, port))
+    except OSError as error:  # somebody has it
+        say(errno.errorcode[error.errno or 0])
+        until_the_end()
+        say("[]")
+        return
+    with server:
 
         def serve() -> None:
             while True:

@@ -94,11 +94,11 @@ def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
     text = measure(tmp_path, "--only", "out", "--only", "calls")
     assert_whole(text)
     found = tables(text)
-    (out,) = (rows for heading, rows in found.items() if heading.startswith("The way out"))
-    assert len(out) == 4
+    out = found["Outbound"]
+    assert len(out) == 11
     newer = {"portwrap slirp4netns of Debian 13", "portwrap pasta of Debian 13"}
-    ways = {"bare", "portwrap slirp4netns", "portwrap pasta"}
-    assert set(out.popitem()[1]) - newer == ways
+    ways = {"bare", "portwrap native", "portwrap slirp4netns", "portwrap pasta"}
+    assert set(out["connect to another host [µs]"]) - newer == {*ways, "slirp4netns", "pasta"}
     (calls,) = (rows for heading, rows in found.items() if heading.startswith("Programs"))
     assert set(calls.popitem()[1]) == {"bare", "any filter", *OURS, *RIVALS}
     assert [row for row in calls if row.startswith("git status of 200 files")]

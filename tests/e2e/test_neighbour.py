@@ -25,7 +25,7 @@ FLOOD_SECONDS, LARGE_FLOOD_SECONDS = 60, 9
 """The small one is begun whole. The large one fills up what it can; the kernel tries to connect
 again to a server whose backlog is full after 1, 3 and 7 seconds."""
 PAGE = "only for the owner"
-TOOK = "takes it"
+TOOK, GETS = "takes it", "gets it"
 
 # Listens on everything that a program can listen on, and serves one page there.
 OPEN_EVERYTHING = """
@@ -81,6 +81,12 @@ letter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 letter.bind(("0.0.0.0", 0))
 letter.sendto(b"question", {place})
 """
+ASK_BY_NAME = """
+import socket
+with socket.create_connection({place}, timeout=20) as client:
+    client.sendall(b"GET /?token=her-token HTTP/1.0\\r\\n\\r\\n")
+    print(b"".join(iter(lambda: client.recv(99), b"")).decode())
+"""
 READ_DATAGRAMS = """
 import json
 letter.settimeout(20)
@@ -104,6 +110,9 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "every abstract socket there is": ("reached", "no", "no"),
     "her application, by his own jupyter-server-proxy": ("reached", "no", "no"),
     "her cookies, when she opens /proxy/<his port>": ("gets them", "no", "no"),
+    # He listens on her port at the node's address; without the sandbox hers takes it up.
+    "her token, when she opens her own server by the node's name": ("no", "no", "no"),
+    "her token, when she opens a server of his by the node's name": (GETS, GETS, GETS),
     "her port, from its first moment": (TOOK, "no", "no"),
     "her port, while the server runs": (TOOK, "no", "no"),
     "her Jupyter server": ("asked to log in", "asked to log in", "reset"),
@@ -233,6 +242,8 @@ class Attack:
         self.answers.update(self.neighbour.tries(node, "look", facts))
         self.hers = self.neighbour.tries(node, "touch", facts, account=OWNER)
         self.send_datagrams()
+        self.ask_by_name("her token, when she opens her own server by the node's name", facts)
+        self.ask_by_name("her token, when she opens a server of his by the node's name")
         self.squat("her port, while the server runs", port)
         self.cross(his, facts["application"], facts["secret"])
         for kind in FLOODS:
@@ -288,6 +299,21 @@ class Attack:
         assert bool(heard) == ("a page of the neighbour's" in answer.text)
         outcome = "gets them" if stolen else "gets her request" if heard else "no"
         self.note("her cookies, when she opens /proxy/<his port>", outcome)
+
+    def ask_by_name(self, attempt: str, facts: dict[str, Any] | None = None) -> None:
+        """She asks for a page on the port of her server on 0.0.0.0, or on one of his; he listens on
+        it at the node's address, if he can."""
+        node, port = self.hub.cluster.node, facts["0.0.0.0"] if facts else 0
+        with self.neighbour.doing(node, "listen", node.address, str(port)) as trap:
+            answer = trap.line()
+            assert answer == (
+                "EADDRINUSE" if facts and self.kind == "plain" else str(port or answer)
+            )
+            place = (node.name, port or int(answer))
+            page = self.kernel.cell(ASK_BY_NAME.format(place=place))
+            heard = json.loads(trap.last_line())
+        assert (PAGE in page) == (not heard)
+        self.note(attempt, GETS if any("her-token" in request for request in heard) else "no")
 
     def send_datagrams(self) -> None:
         """She has written to somebody on another host; others write to the port he sees."""

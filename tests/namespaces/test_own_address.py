@@ -12,6 +12,7 @@ from typing import Iterator
 import pytest
 from launches import as_owner_in, in_sandbox, run_in_sandbox
 from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host, ip
+from outbound import native
 
 from helpers import NEIGHBOUR, as_user, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
@@ -131,6 +132,30 @@ def test_services_of_system_accounts_answer_at_the_own_address(
         session = stack.enter_context(way.inside(portwrap))
         for port in ports.values():
             assert word_at(session, HOST, port) == b"root"
+
+
+@pytest.mark.parametrize(
+    ("network", "outward", "who"),
+    [
+        ("slirp4netns", "helper", b"root"),
+        ("slirp4netns", "native", b"root"),
+        ("direct", "native", b"inside"),
+    ],
+)
+def test_an_own_server_on_the_port_of_a_system_service(
+    portwrap: Portwrap, host: Host, network: str, outward: str, who: bytes
+) -> None:
+    """Outside it could not listen there, and the service would be found. Where a network driver has
+    to reach the service by a rule, it still is; never another user's, which has no rule."""
+    port = unused_port()
+    with ExitStack() as stack:
+        stack.enter_context(server_of("root", HOST, port))
+        session = stack.enter_context(native(portwrap, "auto", outward=outward, network=network))
+        own = stack.enter_context(session.listen("0.0.0.0", port))
+        with answering(own, b"inside"):
+            assert word_at(session, HOST, port) == who
+        own.close()
+        assert word_at(session, HOST, port) == b"root"  # the control
 
 
 @pytest.mark.parametrize("forward", ["relay", "auto"])
