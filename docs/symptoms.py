@@ -30,7 +30,7 @@ def with_code(text: str) -> str:
 
 
 def block(who: str, command: str) -> str:
-    return f"\n{who}:\n\n```\n{manual.written(command)}\n```\n"
+    return f"\n{who}:\n\n```sh\n{manual.written(command)}\n```\n"
 
 
 def remedy(row: Diagnostic, among_others: bool) -> str:

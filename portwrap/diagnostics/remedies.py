@@ -339,7 +339,7 @@ def topics() -> Mapping[str, Sequence[Diagnostic]]:
         "Network drivers": (*drivers, *any_driver()),
         "Ports": PORTS,
         "The command": COMMANDS,
-        "What --check reports": CHECKS,
+        "The node check": CHECKS,
     }
 
 

@@ -1,4 +1,4 @@
-"""The configurations in examples/: JupyterHub knows every name in them.
+"""The configurations in examples/ and on the pages: JupyterHub knows every name in them.
 
 That they start sessions is seen where hubs are: test_slurm.py and test_one_machine.py run on them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from e2e.examples import EXAMPLES
 
 from conftest import TEST_ROOT
-from helpers import cannot
+from helpers import PROJECT, cannot
 
 pytestmark = pytest.mark.e2e
 
@@ -24,6 +25,8 @@ SPAWNERS = {
     "gridengine_config.py": "GridengineSpawner",
     "one_machine_config.py": "LocalProcessSpawner",
 }
+NOT_INSTALLED = {"ProfilesSpawner.profiles"}
+"""Settings on the pages, of packages that are not here."""
 MISSPELT = "c.SlurmSpawner.req_partitoin = 'x'\nc.SlurmSpanwer.cmd = []\n"
 
 # Prints what each file sets, and what of it no class has: JupyterHub itself says nothing of a
@@ -44,7 +47,7 @@ def look(path):
                 unknown.append(f"{section}.{name}")
     hub.update_config(hub.config)
     return {"made": made, "unknown": unknown, "spawner": hub.spawner_class.__name__}
-print(json.dumps({path: look(path) for path in sys.argv[1:]}))
+print(json.dumps({path: look(path) for path in sys.argv[1:]}, default=str))
 """
 
 
@@ -59,10 +62,29 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (folder / name).write_text(text)
         (folder / f"all of {name}").write_text(text.replace("\n# c.Spawner", "\nc.Spawner"))
     (folder / "misspelt.py").write_text(MISSPELT)
+    for name, block in blocks().items():
+        (folder / name).write_text(block)
     command = [str(HUB_PYTHON), "-c", LOAD, *sorted(os.listdir(folder))]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout))
+
+
+def blocks() -> dict[str, str]:
+    """The configurations on the pages, each as a file; "…" stands for more words."""
+    found = {}
+    for page in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]:
+        texts = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        for number, text in enumerate(texts):
+            found[f"{page.stem} {number}.py"] = text.replace("…", "'more'")
+    return found
+
+
+@pytest.mark.parametrize("name", blocks())
+def test_jupyterhub_knows_each_name_on_the_pages(loaded: dict[str, Any], name: str) -> None:
+    found = loaded[name]
+    assert found["made"]
+    assert set(found["unknown"]) <= NOT_INSTALLED
 
 
 @pytest.mark.parametrize("prefix", ["", "all of "])

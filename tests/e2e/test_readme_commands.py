@@ -1,5 +1,5 @@
-"""The README from the top, as a new administrator pastes it: in a fresh copy of the project, on a
-machine of its own in which nothing of it is installed yet."""
+"""README and docs as a new administrator pastes them: in a fresh copy of the project, on a machine
+of its own in which nothing of it is installed yet."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ README = (PROJECT / "README.md").read_text()
 RUN_ELSEWHERE = {
     "./demo.sh": "test_demo.py",
     "tests/run.sh": "this is it",
+    "echo": "test_check.py, test_namespaces: it would change a setting of this machine",
+    "p=$(/nfs/bin/batchspawner-portwrap.pyz": "test_check.py, with AppArmor's parser",
+    "dnf": "another distribution's",
+    "nsenter": "test_isolation.py, with a session to enter",
 }
+AS_USER = f"setpriv --reuid={OWNER} --regid={OWNER} --init-groups --"
 SUBSTITUTED = {
     # test_slurm.py has a real one, which starts it as a user, too
-    "srun -N4": f"setpriv --reuid={OWNER} --regid={OWNER} --init-groups --",
+    "srun -N4": AS_USER,
+    "srun": AS_USER,
 }
+PAGES = ("install.md", "requirements.md", "troubleshooting.md", "inside-a-session.md")
+"""Those with commands to paste."""
 HUB_NAME, HUB_PORT = "hub.cluster.example", 8081
 """The hub of the README; it stands on the server of the test's network."""
 
@@ -44,7 +52,10 @@ for each in /dev /proc /sys /run /tmp; do mount --rbind "$each" "$place/root$eac
 cd "$place/root"
 pivot_root . .
 umount -l .
-mkdir -p /nfs/bin
+mkdir -p /nfs/bin /nfs/jupyterhub/bin
+ln -s /usr/bin/python3 /nfs/jupyterhub/bin/python
+printf '#!/usr/bin/python3\n' >/nfs/jupyterhub/bin/batchspawner-singleuser
+chmod 755 /nfs/jupyterhub/bin/batchspawner-singleuser
 echo 'ADDRESS NAME' >>/etc/hosts
 echo ready
 read -r _
@@ -130,7 +141,7 @@ def test_every_line_has_a_prompt_and_is_run_here_or_elsewhere() -> None:
     lines = console_lines()
     assert lines and all(line.startswith("$ ") for line in lines)
     named = [line[2:].split()[0] for line in lines]
-    assert set(RUN_ELSEWHERE) <= set(named)
+    assert {"./demo.sh", "tests/run.sh"} <= set(named)
 
 
 def requirements() -> list[str]:
@@ -157,6 +168,35 @@ def test_from_the_top(machine: Machine, network: Host) -> None:
             assert "A session would start here" in result.stdout
             assert "\nfailed" not in result.stdout and "JupyterHub 5.2.1" in result.stdout
     assert [line.split()[0] for line in ran] == ["./build.sh", "(cd", "install", "srun"]
+
+
+RELEASE = """
+./build.sh && cp dist/batchspawner-portwrap.pyz . &&
+sha256sum batchspawner-portwrap.pyz >batchspawner-portwrap.pyz.sha256
+"""
+"""What a download brings, made as .github/workflows/release.yml makes it."""
+
+
+def shell_lines(page: str) -> list[str]:
+    """Every command of this page, but for the remedies that are made from the table."""
+    text = (PROJECT / "docs" / page).read_text().partition("<!-- troubleshooting")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_commands_of_the_pages(machine: Machine, network: Host) -> None:
+    downloaded = machine.paste(RELEASE.replace("\n", " "))
+    assert downloaded.returncode == 0, downloaded
+    lines = [line for page in PAGES for line in shell_lines(page)]
+    elsewhere = [line for line in lines if line.split()[0] in RUN_ELSEWHERE]
+    ran = [line for line in lines if line not in elsewhere]
+    for line in ran:
+        result = paste_with_substitutes(machine, network, line)
+        assert result.returncode == 0, result
+    assert {line.split()[0] for line in elsewhere} | {"./demo.sh", "tests/run.sh"} == set(
+        RUN_ELSEWHERE
+    )
+    assert len(ran) > 8
 
 
 def paste_with_substitutes(

@@ -82,13 +82,96 @@ def test_a_changed_table_is_seen(tmp_path: Path) -> None:
     ]
 
 
+LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    words = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", word.lower()).replace(" ", "-") for word in words}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for target, anchor in LINK.findall(page.read_text()):
+        path = page.parent / target if target else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(f"{page.name}: {target}#{anchor}")
+    return broken
+
+
 def test_links_between_the_pages_lead_somewhere() -> None:
-    found = []
+    assert sum(len(LINK.findall(page.read_text())) for page in PAGES) > 50
+    assert [link for page in PAGES for link in broken_links(page)] == []
+
+
+@pytest.mark.parametrize("link", ["no.md", "other.md#not-there", "#nor-here"])
+def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path, link: str) -> None:
+    """The control of the test above."""
+    (tmp_path / "other.md").write_text("# Here: it is\n")
+    page = tmp_path / "page.md"
+    page.write_text("# Top\n[a](other.md#here-it-is) [b](#top)\n")
+    assert broken_links(page) == []
+    page.write_text(f"[c]({link})\n")
+    assert len(broken_links(page)) == 1
+
+
+# ---- options and variables ---------------------------------------------------------------------
+
+OF_SCRIPTS = {
+    "--for": "build.sh",
+    "--once": "demo.sh",
+    "--quick": "bench/run.sh",
+    "--check": "docs/generate.py",
+    "--no-setup": "tests/run.sh",
+}
+OF_OTHERS = {
+    "apptainer": "--bind --contain --fakeroot --net --pid",
+    "bwrap": "--bind --dev --dev-bind --die-with-parent --disable-userns --proc --ro-bind"
+    " --unshare-net --unshare-pid",
+    "charliecloud": "--home",
+    "podman": "--device --network",
+    "pip": "--no-deps",
+    "journalctl": "--grep",
+    "slurm": "--exclusive --full --gid --output --overlap --pty --signal",
+    "rsync": "--no-group",
+    "nsenter": "--preserve-credentials --target --user --net",
+    "slirp4netns, pasta": "--configure --config-net",
+    "jupyter standaloneproxy": "--absolute-url",
+    "sha256sum": "--check",
+    "python": "--version",
+}
+"""Options on the pages that are not ours, by program."""
+
+
+def options_on(page: Path) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", page.read_text()))
+
+
+def test_the_pages_name_no_option_that_help_does_not() -> None:
+    known = {*OPTIONS, *OF_SCRIPTS, *" ".join(OF_OTHERS.values()).split()}
+    unknown = {page.name: options_on(page) - known for page in PAGES}
+    assert {name: found for name, found in unknown.items() if found} == {}
+    for name, script in OF_SCRIPTS.items():
+        assert name in (PROJECT / script).read_text()
+    help_texts = help.text(PARSER) + help.text(__main__.PARSER)
+    assert all(name in help_texts for name in OPTIONS)
+
+
+def test_options_of_others_are_those_on_the_pages() -> None:
+    """None is known that no page names any more, and would let a mistake pass."""
+    named = set().union(*map(options_on, PAGES))
+    others = {*OF_SCRIPTS, *" ".join(OF_OTHERS.values()).split()}
+    assert others - named == set()
+
+
+def test_the_pages_name_no_variable_that_does_not_exist() -> None:
+    ours = {option.variable for parser in (PARSER, __main__.PARSER) for option in parser.settable}
+    of_tests = set(re.findall(r"PORTWRAP_\w+", (PROJECT / "tests" / "run.sh").read_text()))
+    of_tests |= set(re.findall(r"PORTWRAP_\w+", (PROJECT / ".ci" / "run").read_text()))
     for page in PAGES:
-        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-        found += [page.parent / link for link in links]
-    assert len(found) > 10
-    assert [path for path in found if not path.exists()] == []
+        known = ours if page.parent.name == "docs" else ours | of_tests
+        assert set(re.findall(r"PORTWRAP_[A-Z_]*[A-Z]", page.read_text())) <= known, page.name
 
 
 def test_the_map_of_the_code_shows_every_module() -> None:
