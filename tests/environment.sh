@@ -68,3 +68,12 @@ chosen_pythons() {
 # setup.sh makes what these two name.
 venv_of() { printf '%s/venv-%s\n' "$PORTWRAP_TEST_ROOT" "$1"; }
 python_of() { readlink -e -- "$(venv_of "$1")/bin/python"; }
+
+newest_pythons=$PORTWRAP_TEST_ROOT/newest-pythons
+# Lines "MINOR PATH" of the Pythons newer than this machine's that setup.sh has fetched.
+fetched_pythons() {
+    local path
+    for path in "$newest_pythons"/usr/bin/python3.*; do
+        [[ ! -x $path ]] || printf '%s %s\n' "${path##*python}" "$path"
+    done
+}

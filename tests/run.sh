@@ -8,7 +8,7 @@
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
 #   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine,
-#               eight minutes of sessions that come and go
+#               eight minutes of sessions that come and go, Pythons newer than this machine's
 #   coverage    how much of our code the unit and namespaces tests run, in all the processes they start
 #   fuzz        for the night: the fuzz tests, PORTWRAP_TEST_FUZZ (20) times as thorough as by default
 #
@@ -145,6 +145,16 @@ run_quick() {
         --ignore=tests/unit/test_linters.py -m "not (slow or fuzz or matrix or browser or apps)"
 }
 
+# What is fast, our code started by each.
+run_newest_pythons() {
+    local minor path
+    while read -r minor path <&4; do
+        PORTWRAP_PYTHON=$path run_part "namespaces, Python $minor" "$runner" tests/namespaces \
+            --one-forward -m "not (slow or fuzz or matrix or browser or apps)" \
+            --ignore=tests/namespaces/test_everyday.py
+    done 4< <(fetched_pythons)
+}
+
 finish() {
     heading "what ran"
     printf '%s\n' "${summary[@]}"
@@ -183,7 +193,10 @@ fi
 for part in "${parts[@]}"; do
     case $part in
         quick) run_quick ;;
-        matrix) run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps" ;;
+        matrix)
+            run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps"
+            run_newest_pythons
+            ;;
         fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
             --timeout=3600 ;;
         coverage) measure_coverage || broken=yes ;;

@@ -12,6 +12,8 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck source=tests/versions.sh
 . "$tests/versions.sh"
+# shellcheck source=tests/newest_pythons.sh
+. "$tests/newest_pythons.sh"
 # shellcheck source=tests/containers.sh
 . "$tests/containers.sh"
 
@@ -424,6 +426,7 @@ if [[ $EUID == 0 ]]; then
     if [[ ${1:-} == matrix ]]; then
         install_graphical_programs
         fetch_gridengine
+        fetch_newest_pythons
         make_sif
         install_compiler
         make_applications || true # the tests tell it
