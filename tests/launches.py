@@ -61,9 +61,13 @@ STARTS_A_THREAD = """
 #include <pthread.h>
 #include <unistd.h>
 static void *wait_for_ever(void *unused) { for (;;) pause(); }
-__attribute__((constructor)) static void begin(void) {
+static void start(void) {
     pthread_t thread;
     pthread_create(&thread, 0, wait_for_ever, 0);
+}
+__attribute__((constructor)) static void begin(void) {
+    start();
+    pthread_atfork(0, 0, start);
 }
 """
 
@@ -78,7 +82,8 @@ def make_library(folder: Path, text: str, name: str = "made.so") -> Path:
 
 
 def thread_library(folder: Path) -> Path:
-    """A library that starts a thread wherever it is loaded, as those of profilers and of BLAS."""
+    """A library that starts a thread wherever it is loaded, and in each process that is forked, as
+    those of profilers and of BLAS."""
     return make_library(folder, STARTS_A_THREAD, "thread.so")
 
 

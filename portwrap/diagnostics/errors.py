@@ -54,6 +54,8 @@ class Failure:
     DRIVER_CONFINED = "driver-confined"
     DRIVER_INTERFACE = "driver-interface"
     DRIVER_ENDED = "driver-ended"
+    OTHER_PORT = "other-port"
+    OTHER_NETWORK = "other-network"
     TUN_MISSING = "tun-missing"
     TUN_MODE = "tun-mode"
     TUN_FORBIDDEN = "tun-forbidden"

@@ -12,6 +12,7 @@ from .check_remedies import CHECKS
 from .diagnostic import Diagnostic
 from .errors import Failure
 from .filtered import FILTERED
+from .running import RUNNING
 from .surroundings import FILTER, OWN_DEVICES
 
 TYPE_CHECKING = False
@@ -339,6 +340,7 @@ def topics() -> Mapping[str, Sequence[Diagnostic]]:
         "Network drivers": (*drivers, *any_driver()),
         "Ports": PORTS,
         "The command": COMMANDS,
+        "A running session": RUNNING,
         "The node check": CHECKS,
     }
 

@@ -202,8 +202,6 @@ class Keeper:
             self.native.end()
         for worker in self.lifecycle.workers:
             worker.finish()
-        for number in self.session.go.descriptors.reserved:
-            os.close(number)
         self.relay.finish(DELIVERY_TIMEOUT)
         for worker in self.lifecycle.workers:
             worker.has_message(DELIVERY_TIMEOUT)

@@ -15,7 +15,7 @@ from typing import Iterator
 import pytest
 
 from helpers import wait_until
-from sessions import Inside, Portwrap
+from sessions import Inside, Portwrap, settle
 
 pytestmark = pytest.mark.namespaces
 
@@ -153,6 +153,28 @@ def is_next(listener: socket.socket) -> bool:
             return server.recv(9) == b"hello"
         except ConnectionResetError:
             return False
+
+
+def test_clients_that_end_and_a_server_that_does_not_read(session: Inside) -> None:
+    """Each keeps its two descriptors as long as the server has its one, as it does without us: a
+    client that has ended its sending may wait for an answer, and by TCP alone one that has gone
+    looks the same."""
+    keeper = session.keeper
+    with session.serve() as listener:
+        pairs = [session.pair(listener) for _ in range(50)]
+        for client, _ in pairs:
+            client.sendall(b"question")
+            client.shutdown(socket.SHUT_WR)
+        waiting, server = pairs.pop()
+        for client, _ in pairs:
+            client.close()
+        settle(keeper)
+        assert descriptors_of(keeper) > 100
+        server.sendall(b"answer")
+        assert waiting.recv(9) == b"answer"
+        for _, each in [*pairs, (waiting, server)]:
+            each.close()
+        wait_until(lambda: descriptors_of(keeper) < SETTLED, what="descriptors given back")
 
 
 @pytest.mark.parametrize("direction", ["download", "upload"])

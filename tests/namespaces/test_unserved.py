@@ -3,18 +3,19 @@ do about it."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
 import socket
 from contextlib import ExitStack
 from typing import Any, Iterator
 
 import pytest
 
+from portwrap.diagnostics import remedies
+from portwrap.diagnostics.errors import Failure
+
 from helpers import needs, wait_until
-from sessions import Portwrap, Session, kill, settle, unused_port
+from sessions import Inside, Portwrap, Session, settle, unused_port
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.timeout(120)]
 GUEST, OTHER = 8888, 8889
@@ -119,23 +120,29 @@ def test_where_the_server_listens(sessions: dict[str, tuple[Session, Log]]) -> N
         assert {int(pid) for pid in re.findall(r"process (\d+)", log.text())} <= pids
 
 
+def test_the_remedies_are_those_of_the_table() -> None:
+    kinds = (Failure.OTHER_PORT, Failure.OTHER_NETWORK)
+    rows = [row.remedy for row in remedies.table() if row.failure in kinds]
+    logged = [text.splitlines()[1].strip() for text in (ON_ANOTHER_PORT, IN_ANOTHER_NAMESPACE)]
+    assert [re.sub(r"\b\d+\b", "…", text) for text in logged] == rows
+
+
 def test_reports_again(portwrap: Portwrap, sessions: dict[str, tuple[Session, Log]]) -> None:
     """Once is enough. And when a server ends, the time in which there was one does not count:
-    others listen then, such as its kernels."""
-    other, server = (shlex.join(server_on(portwrap, port)) for port in (OTHER, GUEST))
-    command = ["sh", "-c", f"{other} >&2 & read line; {server} >&2; sleep 600"]
+    others listen then, such as its kernels.
+
+    The server is a socket that is there at once: one that takes its time to start is reported.
+    """
     with ExitStack() as stack:
-        session = stack.enter_context(Session(portwrap, command, network="none", stdin=-1))
+        session = stack.enter_context(Inside(portwrap, network="none"))
         control = stack.enter_context(
             Session(portwrap, server_on(portwrap, OTHER), network="none", stdout=-3)
         )
         log, its_log = Log(session), Log(control)
-        wait_until(lambda: "listening" in log.text(), what="the other one")
-        assert not serving(session)
-        assert session.process.stdin is not None
-        session.process.stdin.write("\n")
-        session.process.stdin.flush()
-        pid = wait_until(lambda: serving(session), what="the server")
+        session.keep(session.listen("127.0.0.1", OTHER))
+        assert not is_served(session)
+        server = session.keep(session.serve())
+        session.pair(server)
 
         def has_reported() -> bool:
             for each in (control, *(old for old, _ in sessions.values())):
@@ -143,24 +150,28 @@ def test_reports_again(portwrap: Portwrap, sessions: dict[str, tuple[Session, Lo
             return FOUND in its_log.text()
 
         wait_until(has_reported, 30, "as long as a report takes")
-        assert serving(session) == pid
-        kill(pid)
-        wait_until(lambda: not serving(session), what="its end")
-        assert not serving(session)
+        session.pair(server)
+        server.close()
+        assert not is_served(session)
+        assert not is_served(session)
         settle(session.keeper)
         assert FOUND not in log.text()
     for name, (_, old) in sessions.items():
         assert old.text().count(FOUND) == bool(CASES[name][3]), name
 
 
+def is_served(session: Session) -> bool:
+    """Whether a client of the host port finds a server; one that finds none is reset."""
+    with session.client() as client:
+        client.settimeout(1)
+        try:
+            client.sendall(b"x")
+            return bool(client.recv(1))
+        except socket.timeout:
+            return True
+        except OSError:
+            return False
+
+
 def server_on(portwrap: Portwrap, port: int) -> list[str]:
     return portwrap.program("server.py", "plain", "127.0.0.1", str(port))
-
-
-def serving(session: Session) -> int:
-    """The process that answers at the host port; 0 if nobody does."""
-    try:
-        with socket.create_connection(("127.0.0.1", session.port), timeout=10) as client:
-            return int(json.loads(client.makefile().read())["pid"])
-    except (OSError, ValueError):
-        return 0

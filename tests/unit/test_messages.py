@@ -320,6 +320,11 @@ REAL = {
     "ssh cannot read": (CHECK, "test_a_configuration_that_ssh_does_not_read"),
     "No program on this node listens there": (CHECK, "test_a_hub_on_loopback_that_does_not_answer"),
     "The network driver cannot reach": (CHECK, "test_a_hub_that_only_the_node_reaches"),
+    "The server listens on another port": ("test_unserved.py", "test_where_the_server_listens"),
+    "A container or a sandbox in the session": (
+        "test_unserved.py",
+        "test_where_the_server_listens",
+    ),
     "The network driver uses that": (CHECK, "test_a_hub_in_the_sandboxs_own_network"),
     "This node has routes to every": (CHECK, "test_a_node_that_uses_every_network_of_a_sandbox"),
     "The server must reach": (CHECK, "test_a_hub_that_does_not_answer"),
