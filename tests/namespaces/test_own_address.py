@@ -14,6 +14,8 @@ from launches import as_owner_in, in_sandbox, run_in_sandbox
 from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host, ip
 from outbound import native
 
+from portwrap.launch.own_address import MAX_RULES
+
 from helpers import NEIGHBOUR, as_user, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
 from ways import Way
@@ -178,6 +180,16 @@ def test_a_node_with_many_system_services(portwrap: Portwrap, host: Host) -> Non
         result = run_in_sandbox(portwrap, "true")
         assert (result.returncode, result.stderr) == (0, "")
         assert len(listeners) == 400 and os.geteuid() == 0
+        rules = run_in_sandbox(portwrap, "ip", "rule").stdout.splitlines()
+        assert MAX_RULES - 100 < len(rules) < MAX_RULES + 10
+
+
+def test_an_interface_that_is_down(portwrap: Portwrap, changing_host: Host) -> None:
+    """Its addresses are not those of the node."""
+    ip("link set h1 down")
+    result = run_in_sandbox(portwrap, "ip", "-o", "address")
+    assert HOST in result.stdout
+    assert HOST_ON_SECOND not in result.stdout
 
 
 def test_an_interface_with_the_name_of_the_drivers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -421,3 +422,23 @@ def test_hub_on_loopback_is_a_host_service(
     assert (result.returncode, result.stdout) == (3, ""), result
     assert result.stderr.count("\n") == 1
     assert (", host services " in result.stderr and ":8081" in result.stderr) == told
+
+
+def test_a_keeper_that_refuses_before_it_is_told(
+    portwrap: Portwrap, port: int, world_dir: Path
+) -> None:
+    """It is gone when the launching process turns to it; what it said is read all the same."""
+    needs("strace")
+    broken = Portwrap(portwrap.python, world_dir / "broken")
+    shutil.rmtree(broken.folder / "portwrap" / "keeper")
+    late = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=unshare:delay_enter=2s"]
+    result = run_in_sandbox(broken, "true", port=port, before=late)
+    refusal_of(result, 125, "the keeper cannot be loaded")
+
+
+def test_a_process_that_may_not_be_dumped(portwrap: Portwrap, port: int) -> None:
+    """As one is that has held secrets: the files by which it maps its ids are root's then."""
+    kept = "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)"  # PR_SET_DUMPABLE
+    words = [portwrap.python, "-c", f"{kept}; {portwrap.words[-1]}", "-p", str(port), "echo", "ran"]
+    result = run_as(OWNER, words)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "ran\n", "")

@@ -214,6 +214,15 @@ def test_the_ipv6_side_answers_where_the_host_has_one(stage: Stage, both: bool) 
             session.connect("::1", port)
 
 
+def test_a_host_service_of_both_families_where_the_sandbox_has_one(stage: Stage) -> None:
+    port = unused_port()
+    service = stage.listen(stage.owner, port)
+    stage.listen(stage.owner, port, "::1")
+    before = stage.portwrap.program("without.py", "ipv6")
+    session = stage.session(host_service=port, before=before)
+    assert_connected(session.connect("127.0.0.1", port), service)
+
+
 def test_no_other_service_of_the_host_answers_inside(stage: Stage) -> None:
     port, other = unused_ports(2)
     service = stage.listen(stage.owner, port, "0.0.0.0")

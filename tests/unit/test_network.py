@@ -13,6 +13,7 @@ from portwrap.diagnostics.errors import PortwrapError
 from portwrap.launch import drivers
 from portwrap.launch.drivers import driver
 from portwrap.launch.drivers import routes as host_routes
+from portwrap.launch.drivers.direct import Direct
 from portwrap.launch.drivers.pasta import Pasta
 from portwrap.launch.drivers.routes import Route
 from portwrap.launch.drivers.slirp4netns import Slirp4netns
@@ -92,6 +93,15 @@ def test_a_subnet_without_an_address_that_is_needed(kind: type[Slirp4netns] | ty
     assert kind("p", default, ["2001:2::1", "hub", "198.18.3.1"]).subnet == "198.18.2"
     assert kind("p", default, ["198.18.2.103"]).subnet == "10.0.2"
     assert kind("p", default, ["198.18.2.103", "10.0.2.3"]).subnet == "172.31.2"
+
+
+def test_direct_where_nothing_can_be_native() -> None:
+    """The reason is that of the driver, if one was wanted."""
+    missing = PortwrapError("no driver found", "some identifier")
+    with pytest.raises(PortwrapError, match="no driver found"):
+        Direct(instead_of=missing).refuse_without_native("an old kernel")
+    with pytest.raises(PortwrapError, match="direct is not possible: an old kernel"):
+        Direct().refuse_without_native("an old kernel")
 
 
 @pytest.mark.parametrize(
