@@ -2,9 +2,10 @@
 
 Usage: PYTHON -s -S -X no_debug_ranges byte_code.py SOURCES OUTPUT
 
-OUTPUT gets a folder for the cache tag of this Python, where archive/__main__.py looks for it; one
-that is there already stays. Prints the tag and the version that compiled. PYTHONHASHSEED must be
-set: before Python 3.11 the order of a set in byte code depends on it.
+OUTPUT gets a folder for the cache tag of this Python, where archive/__main__.py looks for it, and
+the byte code of __main__.py itself, of which there is room for one Python's: each Python passes
+over that of another. What is there already stays. Prints the tag and the version that compiled.
+PYTHONHASHSEED must be set: before Python 3.11 the order of a set in byte code depends on it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ UNCHECKED_HASH = 0b01
 """Flags of the header: a hash of the source, and nobody compares it at an import (PEP 552)."""
 OPTIMIZE = 2
 """No assertions and no docstrings, as with -OO."""
+START = Path(__file__).with_name("__main__.py")
 
 
 def parts(code: CodeType) -> Iterator[object]:
@@ -66,6 +68,9 @@ def main() -> None:
         raise SystemExit("no byte code: a Python without a cache tag, or a random seed of hashes")
     if not (output / f"site-packages-{tag}").exists():
         compile_tree(sources, output / f"site-packages-{tag}")
+        start = output / f"{START.name}c"
+        if not start.exists():
+            start.write_bytes(compiled(START.read_bytes(), START.name))
         print(f"{tag} (compiled by Python {sys.version.split()[0]})")
 
 

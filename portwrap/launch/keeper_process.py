@@ -2,14 +2,17 @@
 
 It is a fresh interpreter that imports from the installed package, or from a copy of the archive in
 memory: the file on the site's share may be replaced at any time. This is the first thing of a
-start, and imports as little as serves: the keeper takes longer to come up than the rest.
+start, and imports as little as serves: the keeper takes longer to come up than the rest. `signal`
+and `socket` would take 5 ms of a plain start, so their C halves serve here; the launching process
+imports them while the keeper comes up.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
+
+import _signal as signal
+import _socket
 
 from ..diagnostics.errors import Failure
 from ..early_refusal import refusing_expression
@@ -33,7 +36,7 @@ PRELOADING = ("LD_PRELOAD", "LD_AUDIT")
 """Variables that load libraries into every program (ld.so(8))."""
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
 
-_begun: list[tuple[socket.socket, int]] = []
+_begun: list[tuple[_socket.socket, int]] = []
 """The keeper that `begin` has started, until it is taken."""
 
 
@@ -50,20 +53,20 @@ def begin(program: str) -> None:
         pass  # the next try tells
 
 
-def take() -> tuple[socket.socket, int] | None:
+def take() -> tuple[_socket.socket, int] | None:
     """The keeper that has begun, if one has, as `start` returns it."""
     return _begun.pop() if _begun else None
 
 
-def start(program: str) -> tuple[socket.socket, int]:
+def start(program: str) -> tuple[_socket.socket, int]:
     """Start the keeper's interpreter; returns our end of its lifeline, and the child that forks it.
     Raises OSError."""
-    sockets: list[socket.socket] = []
+    sockets: list[_socket.socket] = []
     modules: int | None = None
     try:
         _reserve_standard_descriptors()
         # Messages with boundaries; end of file when the last descriptor of the other end is closed.
-        sockets += socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         ours, theirs = sockets
         place, modules = open_modules()
         child = _spawn(program, theirs.fileno(), place, modules)

@@ -32,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import _socket
+
     from ..protocol import Answer
 
 DRIVER_TIMEOUT = 10.0
@@ -43,7 +45,7 @@ ANSWER_TIMEOUT = DRIVER_TIMEOUT + 10.0
 class Lifeline:
     """The command's end of the socket pair that it shares with its keeper."""
 
-    def __init__(self, socket: socket.socket, child: int) -> None:
+    def __init__(self, socket: _socket.socket, child: int) -> None:
         self.socket = socket
         self.child = child  # which has forked the keeper, and ends
 
