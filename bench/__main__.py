@@ -164,9 +164,9 @@ def prepare(
     choice = ways.choose(options.way, only)
     rig = Rig(choice.ways, values, environ, account, folder, size)
     newer = options.root / "newer-helpers" / "usr" / "bin"
-    rig.ways_out, left_out = ways.choose_out(newer, environ["PATH"], only)
+    rig.outbound_ways, left_out = ways.choose_out(newer, environ["PATH"], only)
     choice.left_out.update(_prepare_calls(rig, options.only))
-    for chosen in (rig.ways, rig.ways_out):
+    for chosen in (rig.ways, rig.outbound_ways):
         chosen[:] = [way for way in chosen if size.control or way.name != ways.CONTROL]
     return rig, {**left_out, **choice.left_out}
 
@@ -185,7 +185,7 @@ def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> No
     results = Results(
         figures=rig.figures,
         ways=rig.ways,
-        special=[*rig.ways_out, *rig.ways_calls],
+        special=[*rig.outbound_ways, *rig.ways_calls],
         left_out=left_out,
         notes=rig.notes,
         command=command_line(options),

@@ -26,7 +26,7 @@ MAKE = (*LEAN, "{programs}/make_tree.py", TREE)
 TIMES = 3
 BEST = (*LEAN, "{programs}/best_of.py", str(TIMES))
 TOOK = r"seconds: (\S+)"
-PATIENCE = 6.0
+TIMEOUT = 6.0
 """Many rows: longer than what has a few."""
 
 
@@ -46,7 +46,7 @@ def measure(rig: Rig) -> None:
     rig.say("system calls")
     rows = [*_hardly_else(rig), *_real(rig)]
     ways = {way.name: way for way in (*rig.ways, *rig.ways_calls) if not way.waits}
-    for name in rig.in_turn(rig.size.rounds, list(ways), PATIENCE):
+    for name in rig.in_turn(rig.size.rounds, list(ways), TIMEOUT):
         for figure, command, pattern in rows:
             rig.sample([figure], name, _said, rig, ways[name], command, pattern)
 

@@ -27,7 +27,7 @@ APPLICATION = "/application/"
 """Where jupyter-server-proxy has it, see programs/jupyter_server_config.py."""
 PAGE = [20_000, *[30_000] * 30, *[150_000] * 8, 1_000_000]
 """Bytes of the files that the page of a larger web application consists of."""
-REQUESTS_PATIENCE, STREAMS_PATIENCE = 4, 2
+REQUESTS_TIMEOUT, STREAMS_TIMEOUT = 4, 2
 """Of Rig.rounds."""
 BROWSER = 6
 """Connections that a browser opens to one server."""
@@ -45,12 +45,12 @@ def measure(rig: Rig) -> None:
 
 
 def _take_rows(
-    rig: Rig, ports: Servers, rounds: int, rows: Sequence[Row], patience: float = 1.0
+    rig: Rig, ports: Servers, rounds: int, rows: Sequence[Row], timeout: float = 1.0
 ) -> None:
     """Every row of every way in each round, next to each other."""
     for figures, _ in rows:
         rig.say(f"{figures[0].group}: {figures[0].title}")
-    for name in rig.in_turn(rounds, list(ports), patience):
+    for name in rig.in_turn(rounds, list(ports), timeout):
         for figures, take in rows:
             failed = name in figures[0].failures
             if name in ports:
@@ -80,7 +80,7 @@ def _requests(rig: Rig, ports: Servers) -> None:
     for row in rows:
         # Whether a connection has to ask twice, a second later, is chance, and the differences of
         # the others are small: many rounds tell.
-        _take_rows(rig, ports, 2 * rig.size.rounds, [row], REQUESTS_PATIENCE)
+        _take_rows(rig, ports, 2 * rig.size.rounds, [row], REQUESTS_TIMEOUT)
 
 
 def _wrk(rig: Rig, port: int, path: str, connections: int) -> list[float]:
@@ -169,7 +169,7 @@ def _files(rig: Rig, ports: Servers) -> None:
         with contextlib.suppress(*FAILURES):
             for _, take in rows:
                 take(port)
-    _take_rows(rig, ports, min(3, rig.size.rounds), rows, STREAMS_PATIENCE)
+    _take_rows(rig, ports, min(3, rig.size.rounds), rows, STREAMS_TIMEOUT)
 
 
 # -- a server that costs next to nothing -----------------------------------------------------------
@@ -195,4 +195,4 @@ def _raw(rig: Rig, ports: Servers) -> None:
         ([up_eight], lambda port: [load.upload(port, part, 8)]),
         ([trip], lambda port: [statistics.median(load.echo(port, 10 * rig.size.trips))]),
     ]
-    _take_rows(rig, ports, rig.size.rounds, rows, STREAMS_PATIENCE)
+    _take_rows(rig, ports, rig.size.rounds, rows, STREAMS_TIMEOUT)

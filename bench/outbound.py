@@ -52,7 +52,7 @@ def _streams(rig: Rig, lab: Lab) -> None:
             many = "1 stream" if streams == 1 else f"{streams} streams"
             figure = rig.figure(GROUP, f"{kind} from inside, {many}", "MB/s", more_is_better=True)
             kinds.append((kind, streams, figure))
-    ways = {way.name: way for way in rig.ways_out}
+    ways = {way.name: way for way in rig.outbound_ways}
     for kind, streams, figure in kinds:
         rig.say(f"outbound: {figure.title}")
         words = (*ASK, kind, SERVER, str(PORT), str(rig.size.bulk_out), str(streams))
@@ -79,7 +79,7 @@ def _connects(rig: Rig, lab: Lab) -> None:
     ]
     rig.say("outbound: connect")
     words = (*CONNECT, str(many), str(many))
-    ways = {way.name: way for way in rig.ways_out}
+    ways = {way.name: way for way in rig.outbound_ways}
     for name in rig.in_turn(rig.size.rounds, list(ways)):
         rig.sample(figures, name, _connected, rig, ways[name], words, lab)
 
@@ -98,7 +98,7 @@ def _kernels(rig: Rig, lab: Lab) -> None:
         return
     figure = rig.figure(GROUP, "start of a kernel, best of 3", "ms")
     rig.say(f"outbound: {figure.title}")
-    ways = {way.name: way for way in rig.ways_out}
+    ways = {way.name: way for way in rig.outbound_ways}
     for name in rig.in_turn(rig.size.rounds, list(ways)):
         rig.sample([figure], name, _started, rig, ways[name], lab)
 

@@ -51,7 +51,7 @@ class Size(NamedTuple):
     """How much of everything a run takes."""
 
     rounds: int
-    patience: float  # seconds for the rounds of one row, see Rig.rounds
+    timeout: float  # seconds for the rounds of one row, see Rig.rounds
     starts: int
     few: int  # starts of what takes seconds; 0: none of jupyter_server
     load: Sequence[int]  # numbers of connections that ask at once
@@ -147,7 +147,7 @@ class Rig:
         size: Size,
     ) -> None:
         self.ways = list(ways)
-        self.ways_out: list[Way] = []
+        self.outbound_ways: list[Way] = []
         self.ways_calls: list[Way] = []
         self.token = secrets.token_hex(16)
         self.values = {**values, "token": self.token}
@@ -250,19 +250,19 @@ class Rig:
         self.failures[name] = ": ".join([str(error), *words])
         self.say(f"{name}: {self.failures[name]}")
 
-    def in_turn(self, rounds: int, names: Sequence[str], patience: float = 1.0) -> Iterator[str]:
+    def in_turn(self, rounds: int, names: Sequence[str], timeout: float = 1.0) -> Iterator[str]:
         """Each name once in every round, and another one first each time."""
         names = list(names)
-        for number in self.rounds(rounds, patience=patience):
+        for number in self.rounds(rounds, timeout=timeout):
             shift = number % max(1, len(names))
             yield from names[shift:] + names[:shift]
 
-    def rounds(self, most: int, least: int = ENOUGH, patience: float = 1.0) -> Iterator[int]:
+    def rounds(self, most: int, least: int = ENOUGH, timeout: float = 1.0) -> Iterator[int]:
         """The numbers of the rounds: fewer on a slow machine, but not fewer than a median needs.
 
-        `patience` is in units of the size's own.
+        `timeout` is in units of the size's own.
         """
-        until = time.monotonic() + patience * self.size.patience
+        until = time.monotonic() + timeout * self.size.timeout
         for number in range(most):
             if number >= least and time.monotonic() > until:
                 return

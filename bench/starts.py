@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 STAMPED = ("sh", "-c", 'date "+<%s%N>" && exec "$@"', "sh", *RAW)
 """The small server, after its first instruction has said when it ran."""
-LEAST, PATIENCE = 8, 2
+LEAST, TIMEOUT = 8, 2
 """Rounds on the slowest machine, too, and how long they may take else: see Rig.rounds."""
 ASK_JUPYTER = 0.002
 """Seconds between two questions to a server that takes a second to answer the first one."""
 STAMP = r"<(\d{19})>"
-HANDED_OVER = r"\[(\d{19})\]"
+BEGUN = r"\[(\d{19})\]"
 SINGLEUSER = "{hub-venv}/bin/batchspawner-singleuser"
 SERVICE_PORT = "{service-port}"
 
@@ -56,7 +56,7 @@ def _in_rounds(
     comes from the disk."""
     for way in ways:
         rig.sample(figures, way.name, lambda way: take(way)[:0], way)
-    for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
+    for number in rig.rounds(rig.size.starts, LEAST, TIMEOUT):
         for way in _of_round(rig, number, ways):
             rig.sample(figures, way.name, take, way)
 
@@ -93,7 +93,7 @@ def _jupyter(rig: Rig) -> None:
             answered = load.first_answer(port, "/api", START_LIMIT, session.is_over, ASK_JUPYTER)
             return [(answered - session.started) / 1e6]
 
-    for number in rig.rounds(rig.size.starts, LEAST, PATIENCE):
+    for number in rig.rounds(rig.size.starts, LEAST, TIMEOUT):
         for way in _of_round(rig, number, rig.ways):
             if way.name == BARE or way.is_ours or number < rig.size.few:
                 rig.sample([figure], way.name, take, way)
@@ -179,9 +179,9 @@ def _singleuser(rig: Rig, way: Way, hub: Hub) -> list[float]:
         "JUPYTERHUB_SERVICE_URL": f"http://{load.HOST}:0/user/bench/",
         "JUPYTERHUB_SERVICE_PREFIX": "/user/bench/",
     }
-    words = [*rig.filled([SINGLEUSER]), programs + "/handed_over.py", *program]
+    words = [*rig.filled([SINGLEUSER]), programs + "/begun.py", *program]
     with rig.run(words, variables) as session:
         chosen = hub.next_port()
         first, answered = _two_moments(session, chosen)
-        begin = int(await_word(session, HANDED_OVER))
+        begin = int(await_word(session, BEGUN))
         return [(moment - begin) / 1e6 for moment in (first, answered)]

@@ -21,7 +21,7 @@ GROUP = "What stays for each session besides the command"
 KILOBYTES_PER_MEGABYTE = 1000
 SLEEP = ("sleep", "100000")
 PYTHON = ("{python}", "-I", "-S", "-c", "import signal; signal.pause()")
-HELPERS = ("slirp4netns", "pasta", "passt")
+DRIVERS = ("slirp4netns", "pasta", "passt")
 
 
 def measure(rig: Rig) -> None:
@@ -137,11 +137,11 @@ def _idle(rig: Rig) -> None:
 
 
 def _counted(staying: Mapping[str, Sequence[Process]]) -> dict[str, tuple[int, int, float]]:
-    """(wake-ups, those of others than the network helpers, milliseconds run) so far, by way."""
+    """(wake-ups, those of others than the network drivers, milliseconds run) so far, by way."""
     counted = {}
     for name, found in staying.items():
         switches = {process: _switches(process) for process in found}
-        own = sum(n for process, n in switches.items() if not process.name.startswith(HELPERS))
+        own = sum(n for process, n in switches.items() if not process.name.startswith(DRIVERS))
         counted[name] = (sum(switches.values()), own, sum(map(_milliseconds, found)))
     return counted
 

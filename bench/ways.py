@@ -147,7 +147,7 @@ RIVALS = (
     Way(
         "socket-proxyd",
         ("{rivals}/socket-proxyd.sh", *PORTS),
-        "systemd-socket-proxyd on a socket of the host, slirp4netns for the way out",
+        "systemd-socket-proxyd on a socket of the host, slirp4netns for outbound",
         ("slirp4netns", "systemd-socket-activate", "unshare", "nsenter"),
     ),
     Way(
@@ -156,7 +156,7 @@ RIVALS = (
             *("rootlesskit", "--net=slirp4netns", "--mtu=65520", "--disable-host-loopback"),
             *("--port-driver=builtin", "--publish", "127.0.0.1:{host-port}:{guest-port}/tcp"),
         ),
-        "RootlessKit with its builtin port driver, slirp4netns for the way out",
+        "RootlessKit with its builtin port driver, slirp4netns for outbound",
         ("rootlesskit", "slirp4netns", "newuidmap"),
     ),
 )
@@ -240,8 +240,8 @@ DRIVERS = ("slirp4netns", "pasta")
 def _ours_out(driver: str, path: str, version: str) -> Way:
     return Way(
         f"{OURS} {driver}{version}",
-        ("env", f"PATH={path}", *OUR_WORDS, "--outward", "helper", "--network", driver),
-        f"batchspawner-portwrap, outbound by {driver}{version} (--outward helper)",
+        ("env", f"PATH={path}", *OUR_WORDS, "--outward", "driver", "--network", driver),
+        f"batchspawner-portwrap, outbound by {driver}{version} (--outward driver)",
         () if version else (driver,),
         environ=SERVICE,
     )

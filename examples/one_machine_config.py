@@ -17,5 +17,5 @@ c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"
 
 # Or, with jupyterhub-systemdspawner, each server in a service of its own:
 # c.JupyterHub.spawner_class = "systemd"
-# c.SystemdSpawner.isolate_devices = False  # true would hide /dev/net/tun, the way out
+# c.SystemdSpawner.isolate_devices = False  # true hides /dev/net/tun from network drivers
 # It takes words in braces for its own: in c.Spawner.cmd write {{guest-port}} there.

@@ -76,7 +76,7 @@ def new_network(other_flags: int = 0) -> int:
 
 
 def let_all_ping() -> None:
-    """As systemd has it: a network helper pings on behalf of its user."""
+    """As systemd has it: a network driver pings on behalf of its user."""
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
 
 

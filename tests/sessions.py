@@ -35,9 +35,9 @@ from helpers import (
 ENTRY = "from portwrap.__main__ import main"
 MARK = "PORTWRAP_TEST_MARK"
 KEEPER = "portwrap-keeper"
-HELPER = "slirp4netns"
+DRIVER = "slirp4netns"
 # pasta starts a faster build of itself, in some packages under the name of its twin
-HELPERS = (HELPER, "pasta", "pasta.avx2", "passt.avx2")
+DRIVERS = (DRIVER, "pasta", "pasta.avx2", "passt.avx2")
 
 
 def unused_port() -> int:
@@ -117,7 +117,7 @@ def bearers_of(mark: str, command: int = 0) -> set[int]:
         except OSError:
             continue  # it has ended, or is about to
     commands = {b"%d" % pid for pid in (command, *found)}
-    drivers = {pid for pid in processes if name_of(pid) in HELPERS}
+    drivers = {pid for pid in processes if name_of(pid) in DRIVERS}
     found |= {pid for pid in drivers if commands.intersection(argv_of(pid))}
     for keeper in [pid for pid in found if name_of(pid) == KEEPER]:
         found |= descendants(keeper)
@@ -255,14 +255,14 @@ class Session:
         return self.named(KEEPER)
 
     @property
-    def helper(self) -> int:
-        return next(filter(None, map(self.named, HELPERS)), 0)
+    def driver(self) -> int:
+        return next(filter(None, map(self.named, DRIVERS)), 0)
 
     def wait_until_up(self) -> None:
         """Wait until the command has been exec'ed in its sandbox, and is served."""
         wait_until(
-            lambda: self.keeper and (self.helper or self.network in ("none", "direct")),
-            what=f"a keeper and a helper {self.mark}",
+            lambda: self.keeper and (self.driver or self.network in ("none", "direct")),
+            what=f"a keeper and a driver {self.mark}",
         )
         words = Path(f"/proc/{self.pid}/cmdline")
         wait_until(lambda: ENTRY.encode() not in words.read_bytes(), what="exec of the command")

@@ -277,7 +277,7 @@ fetch_wheels() {
     printf '%s\n' "$recipe" >"$place/.complete"
 }
 
-# ---- newer network helpers -------------------------------------------------------------------
+# ---- newer network drivers -------------------------------------------------------------------
 
 # Where this machine's apt has its packages of a release and component from.
 mirror_of() {
@@ -333,7 +333,7 @@ fetch_newer_helpers() {
         libpcre2-8-0)
     [[ ! -f $place/.complete || $(<"$place/.complete") != "${packages[*]}" ]] || return 0
     can_use_newer_packages || return 0
-    say "fetching the network helpers of Debian 13 into $place"
+    say "fetching the network drivers of Debian 13 into $place"
     extract_packages "$place" trixie "${packages[@]}"
     for program in "$place"/usr/bin/{pasta*,slirp4netns} "$place/usr/sbin/apparmor_parser"; do
         cp --remove-destination -- "$program" "$program.own" # pasta and passt are one file

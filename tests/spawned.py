@@ -39,12 +39,12 @@ def links_of(pid: int) -> set[str]:
     return found
 
 
-def way_of(session: Session, port: int = 0) -> str:
+def forward_of(session: Session, port: int = 0) -> str:
     """How the server at this port of the host is served, by default at the host port: "native" if
     it holds the host's own socket."""
     host = listening_inodes(os.getpid(), port or session.port)
     ours = {pid for pid in session.alive() if name_of(pid).startswith("portwrap-")}
-    others = session.alive() - ours - {session.helper}
+    others = session.alive() - ours - {session.driver}
     return "native" if any(host & links_of(pid) for pid in others) else "relay"
 
 
@@ -159,6 +159,6 @@ class Spawner(Session):
         return started
 
     def said(self) -> str:
-        """What was said on standard error, by ours and by the network helper."""
+        """What was said on standard error, by ours and by the network driver."""
         self.end_processes()
         return self.stderr()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # systemd-socket-proxyd on a socket of the host: socket-proxyd.sh HOST_PORT GUEST_PORT COMMAND ...
 #
-# slirp4netns is the way out only. The proxy starts with the first connection.
+# slirp4netns is for outbound only. The proxy starts with the first connection.
 set -euo pipefail
 host_port=$1 guest_port=$2
 shift 2

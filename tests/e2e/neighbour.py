@@ -190,12 +190,12 @@ def connected(addresses: list[str], ports: list[int]) -> str:
 def asked_by_datagram(addresses: list[str], ports: list[int], page: str) -> str:
     def attempt(address: str, port: int) -> bool:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as door:
-            door.settimeout(SECONDS)
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            client.settimeout(SECONDS)
             with contextlib.suppress(OSError):
-                door.connect((address, port))
-                door.send(b"?")
-                return page in door.recv(65536).decode()
+                client.connect((address, port))
+                client.send(b"?")
+                return page in client.recv(65536).decode()
         return False
 
     return tried(
@@ -206,11 +206,11 @@ def asked_by_datagram(addresses: list[str], ports: list[int], page: str) -> str:
 
 
 def read_unix(path: str, page: str) -> str:
-    with socket.socket(socket.AF_UNIX) as door:
-        door.settimeout(SECONDS)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(SECONDS)
         with contextlib.suppress(OSError):
-            door.connect(path)
-            return "reached" if page in read_answer(door, "GET / HTTP/1.0\r\n\r\n") else "no"
+            client.connect(path)
+            return "reached" if page in read_answer(client, "GET / HTTP/1.0\r\n\r\n") else "no"
     return "no"
 
 
@@ -307,24 +307,24 @@ def listen(address: str, port: int) -> None:
 
 
 def wait_for_datagram(address: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-        door.bind((address, 0))
-        say(str(door.getsockname()[1]))
-        _, sender = door.recvfrom(99)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((address, 0))
+        say(str(client.getsockname()[1]))
+        _, sender = client.recvfrom(99)
         say(json.dumps(sender))
         until_the_end()
-        door.sendto(b"answer", sender)
+        client.sendto(b"answer", sender)
         say("answered")
 
 
 def send_datagrams(text: str, port: int, addresses: list[str]) -> None:
     """From any port: whoever listens is not asked to have written to it."""
     for source in ("127.0.0.1", ""):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-            door.bind((source, 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind((source, 0))
             for address in addresses:
                 with contextlib.suppress(OSError):  # no way leads from 127.0.0.1 to other hosts
-                    door.sendto(text.encode(), (address, port))
+                    client.sendto(text.encode(), (address, port))
 
 
 def squat(port: int) -> list[Any]:
@@ -356,8 +356,8 @@ def flood(kind: str, host: str, port: int, count: int, seconds: float) -> None:
     while time.monotonic() < until and not all(map(is_answered, sockets)):
         time.sleep(0.05)
     begun = sum(map(is_begun, sockets))
-    for door in sockets:
-        begin(kind, door)
+    for client in sockets:
+        begin(kind, client)
     say(f"{begun} connections")
     for turn in turns():
         for number in range(turn % 10, len(sockets), 10):
@@ -365,38 +365,42 @@ def flood(kind: str, host: str, port: int, count: int, seconds: float) -> None:
                 sockets[number].close()
                 sockets[number] = dial(host, port)
             begin(kind, sockets[number])
-    for door in sockets:
-        door.close()
+    for client in sockets:
+        client.close()
 
 
 def dial(host: str, port: int) -> socket.socket:
-    door = socket.socket()
-    door.setblocking(False)
-    door.connect_ex((host, port))
-    return door
+    client = socket.socket()
+    client.setblocking(False)
+    client.connect_ex((host, port))
+    return client
 
 
-def is_answered(door: socket.socket) -> bool:
+def is_answered(client: socket.socket) -> bool:
     poll = select.poll()
-    poll.register(door, select.POLLOUT)
+    poll.register(client, select.POLLOUT)
     return bool(poll.poll(0))
 
 
-def is_begun(door: socket.socket) -> bool:
+def is_begun(client: socket.socket) -> bool:
     """Whether there was a connection, even if it has been reset since."""
-    return is_answered(door) and door.getsockopt(*ERROR_OF) in (0, errno.ECONNRESET, errno.EPIPE)
+    return is_answered(client) and client.getsockopt(*ERROR_OF) in (
+        0,
+        errno.ECONNRESET,
+        errno.EPIPE,
+    )
 
 
-def begin(kind: str, door: socket.socket) -> None:
+def begin(kind: str, client: socket.socket) -> None:
     with contextlib.suppress(OSError):
         if kind == "slow requests":
-            door.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-Y: ")
+            client.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-Y: ")
         elif kind == "garbage":
-            door.send(os.urandom(1024))
+            client.send(os.urandom(1024))
         elif kind == "resets":
             # socket(7), SO_LINGER: the other end sees a reset
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            door.close()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
 
 
 def turns() -> Iterator[int]:

@@ -73,7 +73,7 @@ def assert_whole(text: str) -> None:
             assert not without or heading == "In short", (heading, row, cells)
 
 
-def test_the_way_in(tmp_path: Path) -> None:
+def test_forwarding(tmp_path: Path) -> None:
     text = measure(tmp_path, "--only", "start", "--only", "forward", "--ways", "portwrap native")
     assert_whole(text)
     found = tables(text)
@@ -90,7 +90,7 @@ def test_the_way_in(tmp_path: Path) -> None:
         assert "Requests/s (connections)" in shown and "portwrap native" in shown
 
 
-def test_every_rival_and_every_way_out(tmp_path: Path) -> None:
+def test_every_rival_and_every_network_driver(tmp_path: Path) -> None:
     text = measure(tmp_path, "--only", "out", "--only", "calls")
     assert_whole(text)
     found = tables(text)

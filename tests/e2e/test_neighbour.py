@@ -41,10 +41,10 @@ def answer(visitor):
     visitor.recv(65536)
     visitor.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" + PAGE)
     visitor.close()
-def echo(door):
+def echo(server):
     while True:
-        _, peer = door.recvfrom(65536)
-        door.sendto(PAGE, peer)
+        _, peer = server.recvfrom(65536)
+        server.sendto(PAGE, peer)
 def begin(server):
     server.listen()
     keep.append(server)
@@ -55,11 +55,11 @@ for address in ("127.0.0.1", "0.0.0.0", "::1", "::"):
     server.bind((address, 0))
     made[address] = server.getsockname()[1]
     begin(server)
-    door = socket.socket(family, socket.SOCK_DGRAM)
-    door.bind((address, 0))
-    made["udp"].append(door.getsockname()[1])
-    keep.append(door)
-    threading.Thread(target=echo, args=(door,), daemon=True).start()
+    server = socket.socket(family, socket.SOCK_DGRAM)
+    server.bind((address, 0))
+    made["udp"].append(server.getsockname()[1])
+    keep.append(server)
+    threading.Thread(target=echo, args=(server,), daemon=True).start()
 made["abstract"] = f"portwrap-test-{{os.getpid()}}"
 for name, path, mode in (
     ("abstract", "\\0" + made["abstract"], 0),

@@ -74,7 +74,7 @@ class Small:
         return int(found[1])
 
     def processes(self) -> dict[str, int]:
-        """Its server, its keeper and its network helper, by their names."""
+        """Its server, its keeper and its network driver, by their names."""
         mark = f"SLURM_JOB_ID={self.job}".encode()
         found = {}
         for pid in self.cluster.node.processes(self.account):

@@ -19,7 +19,7 @@ ANSWER_SECONDS = 40
 RANGES = {"native": (61000, 61011), "relay": (61020, 61031)}
 """Ports for Slurm to call back: srun takes three or more, salloc one. Sessions of one node need a
 range each."""
-WAYS_OUT = {"native": "slirp4netns", "relay": "pasta"}
+NETWORK_DRIVERS = {"native": "slirp4netns", "relay": "pasta"}
 
 # What a job inherits makes srun part of that job.
 OF_NO_JOB = 'for name in ${!SLURM_@}; do [ "$name" = SLURM_CONF ] || unset "$name"; done\n'
@@ -69,7 +69,7 @@ def environment_of(kind: str) -> dict[str, Any]:
     return {
         "environment": {
             "PORTWRAP_FORWARD": kind,
-            "PORTWRAP_NETWORK": WAYS_OUT[kind],
+            "PORTWRAP_NETWORK": NETWORK_DRIVERS[kind],
             "PORTWRAP_PUBLISH": f"{first}-{last}",
         },
         # only inside: the job's own srun would take ports of that range on the node

@@ -18,7 +18,7 @@ import pytest
 
 import pack
 from helpers import OWNER, as_user, end, environment, run_as, wait_until
-from sessions import HELPER, MARK, bearers_of, holders_of, kill, name_of, unused_port
+from sessions import DRIVER, MARK, bearers_of, holders_of, kill, name_of, unused_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.namespaces]
 
@@ -140,14 +140,14 @@ def test_a_running_session_goes_on_and_a_new_one_gets_the_new_file(
         new.serve()
         wait_until(new.answers, 20, "the new session's server answers")
     # And it ends as it should: the helper's death is told, and the server ends.
-    helper = next(pid for pid in bearers_of(old.mark, old.process.pid) if name_of(pid) == HELPER)
+    helper = next(pid for pid in bearers_of(old.mark, old.process.pid) if name_of(pid) == DRIVER)
     os.kill(helper, 9)
     assert old.process.wait(10) == -15
     wait_until(lambda: not bearers_of(old.mark, old.process.pid), 10, "the end of every process")
     wait_until(lambda: not holders_of(old.port), 10, "the port free")
     assert old.process.stderr
     told = old.process.stderr.read()
-    assert f"{HELPER} ended by signal 9; ending the command (SIGTERM)" in told
+    assert f"{DRIVER} ended by signal 9; ending the command (SIGTERM)" in told
     assert "Traceback" not in told
 
 

@@ -9,11 +9,11 @@ from typing import Any, Iterator
 
 import pytest
 from checked_node import Node
+from network_drivers import OLD_AND_NEW, ChosenDriver
 from networks import Host
 
 from helpers import PREFIX, needs
 from sessions import Inside, Portwrap
-from ways import OLD_AND_NEW, Way
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def portwrap(python: str) -> Iterator[Portwrap]:
 
 @pytest.fixture(params=["relay", "auto"])
 def each_forward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that the test starts takes this way in, unless it is told another one."""
+    """Everything that the test starts forwards in this way, unless it is told another one."""
     monkeypatch.setenv("PORTWRAP_FORWARD", request.param)
     if request.param == "relay":  # with nothing else that keeps the keeper outside
         monkeypatch.setenv("PORTWRAP_OUTWARD", "helper")
@@ -83,13 +83,13 @@ def changing_host() -> Iterator[Host]:
 
 
 @pytest.fixture(params=OLD_AND_NEW)
-def way(request: pytest.FixtureRequest) -> Way:
-    return Way(request.param)
+def driver(request: pytest.FixtureRequest) -> ChosenDriver:
+    return ChosenDriver(request.param)
 
 
 @pytest.fixture(params=[*OLD_AND_NEW, "none"])
-def any_way(request: pytest.FixtureRequest) -> Way:
-    return Way(request.param)
+def any_driver(request: pytest.FixtureRequest) -> ChosenDriver:
+    return ChosenDriver(request.param)
 
 
 @pytest.fixture

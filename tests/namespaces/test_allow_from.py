@@ -75,7 +75,7 @@ class Node:
 
     def served(self) -> set[str]:
         """Who is: the two other hosts, over IPv4 and IPv6, and the node itself."""
-        doors = {
+        clients = {
             "first": (self.hosts.server, HOST),
             "first, IPv6": (self.hosts.server, HOST6),
             "second": (self.hosts.second, HOST_ON_SECOND),
@@ -83,7 +83,7 @@ class Node:
             "the node's address": (self.hosts.host, HOST),
             "the node, IPv6": (self.hosts.host, "::1"),
         }
-        return {who for who, door in doors.items() if self.is_served(*door)}
+        return {who for who, client in clients.items() if self.is_served(*client)}
 
 
 IPV4 = {"first", "second", "the node", "the node's address"}
@@ -187,7 +187,7 @@ def test_the_start_says_it(portwrap: Portwrap) -> None:
     assert " (relay), clients from 127.0.0.1, 198.18.0.0/15, " in result.stderr
 
 
-def test_it_is_not_for_the_hand_over(portwrap: Portwrap) -> None:
+def test_it_is_not_for_native_forwarding(portwrap: Portwrap) -> None:
     options = ["-p", str(unused_port()), "--allow-from", "127.0.0.1", "--forward", "native"]
     result = run_as(OWNER, [*portwrap.words, *options, "echo", "ran"])
     assert (result.returncode, result.stdout) == (2, "")

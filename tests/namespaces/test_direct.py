@@ -30,7 +30,7 @@ def test_tcp_leaves(session: Inside, host: Host) -> None:
     for address in (SERVER, SERVER6, FAR):
         with echoing(host.listen(address)) as port:
             assert whose(session, port, address) == "native"
-    assert session.helper == 0
+    assert session.driver == 0
 
 
 def test_with_a_relay(portwrap: Portwrap, host: Host) -> None:

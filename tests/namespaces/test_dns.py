@@ -308,15 +308,15 @@ def test_no_other_port_of_the_hosts_loopback_answers_inside(host: Host, forward:
     host.set_resolv_conf("nameserver 127.0.0.53\n")
     host.resolver()
     owner = host.outside()
-    doors = [("127.0.0.53", 5353), ("127.0.0.1", 5353), ("127.0.0.54", 5353)]
+    endpoints = [("127.0.0.53", 5353), ("127.0.0.1", 5353), ("127.0.0.54", 5353)]
     secrets = [
         host.stack.enter_context(owner.make(do=kind, address=address, port=port))
         for kind in ("listen", "bind_udp")
-        for address, port in doors
+        for address, port in endpoints
     ]
     session = host.inside(forward=forward)
     client = host.stack.enter_context(session.make(do="bind_udp", address="127.0.0.1", port=0))
-    for address, port in [*doors, ("127.0.0.1", 53), ("127.0.0.54", 53), ("::1", 53)]:
+    for address, port in [*endpoints, ("127.0.0.1", 53), ("127.0.0.54", 53), ("::1", 53)]:
         with pytest.raises(OSError):
             session.connect(address, port)
         if ":" not in address:
@@ -328,5 +328,5 @@ def test_no_other_port_of_the_hosts_loopback_answers_inside(host: Host, forward:
         with pytest.raises(BlockingIOError):
             secret.accept() if secret.type == socket.SOCK_STREAM else secret.recv(1)
     # the control: outside all of them answer
-    for address, port in doors:
+    for address, port in endpoints:
         owner.connect(address, port).close()

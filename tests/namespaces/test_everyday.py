@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from network_drivers import OLD_AND_NEW, ChosenDriver
 from networks import SERVER, Host
 
 from helpers import OWNER, as_user, end, environment, identity, needs, run_as, wait_until
 from sessions import Portwrap, Session
-from ways import OLD_AND_NEW, Way
 
 pytestmark = pytest.mark.namespaces
 
@@ -137,13 +137,13 @@ WORKS = {  # what: programs needed, script
 
 @pytest.mark.parametrize("what", WORKS)
 def test_works_as_outside(day: Day, what: str) -> None:
-    """By each way out."""
+    """With each network driver."""
     tools, script = WORKS[what]
     needs(*tools.split())
     outside = day.outside(script)
     assert outside.returncode == 0 and outside.stdout, outside
     for name in OLD_AND_NEW:
-        inside = day.inside(script, **Way(name).options)
+        inside = day.inside(script, **ChosenDriver(name).options)
         assert (inside.returncode, inside.stderr) == (0, outside.stderr), name
         assert NUMBERS.sub("N", inside.stdout) == NUMBERS.sub("N", outside.stdout), name
 
@@ -300,7 +300,7 @@ def test_cannot_work(day: Day, what: str) -> None:
     outside = day.outside(script)
     assert outside.returncode == 0, outside
     for name in OLD_AND_NEW:
-        inside = day.inside(script, **Way(name).options)
+        inside = day.inside(script, **ChosenDriver(name).options)
         assert inside.returncode != 0, name
         assert said in inside.stderr, name
 
@@ -435,33 +435,33 @@ def index(host: Host, world_dir: Path) -> Iterator[str]:
         yield f"https://{SERVER}:{port}/simple"
 
 
-def test_pip_install(day: Day, index: str, way: Way) -> None:
+def test_pip_install(day: Day, index: str, driver: ChosenDriver) -> None:
     pip = f"{sys.executable} -m pip --disable-pip-version-check --isolated install --no-cache-dir"
     script = (
         f"{pip} -q --target there --index-url {index} --cert {day.folder}/cert.pem"
         " portwrap-test-package && ls there"
     )
-    result = day.inside(script, **way.options)
+    result = day.inside(script, **driver.options)
     assert result.returncode == 0, result.stderr
     assert "portwrap_test_package.py" in result.stdout.split()
 
 
-def test_downloads(day: Day, index: str, way: Way) -> None:
+def test_downloads(day: Day, index: str, driver: ChosenDriver) -> None:
     """As conda, curl and wget do it: by a client that checks the certificate."""
     needs("curl")
     script = f"curl -sf --noproxy '*' --cacert {day.folder}/cert.pem {index}/ | grep -c portwrap"
-    assert day.inside(script, **way.options).stdout.strip() not in ("", "0")
+    assert day.inside(script, **driver.options).stdout.strip() not in ("", "0")
     script = f"curl -s --noproxy '*' {index}/; echo $?"
-    assert day.inside(script, **way.options).stdout == "60\n"  # an unknown authority
+    assert day.inside(script, **driver.options).stdout == "60\n"  # an unknown authority
 
 
-def test_ping(day: Day, host: Host, way: Way) -> None:
+def test_ping(day: Day, host: Host, driver: ChosenDriver) -> None:
     needs("ping")
-    result = day.inside(f"ping -qc1 -W5 {SERVER}", **way.options)
+    result = day.inside(f"ping -qc1 -W5 {SERVER}", **driver.options)
     assert "1 received" in result.stdout, result
 
 
-def test_a_proxy_on_the_nodes_loopback(day: Day, host: Host, way: Way) -> None:
+def test_a_proxy_on_the_nodes_loopback(day: Day, host: Host, driver: ChosenDriver) -> None:
     """Out of reach, unless it is named."""
     needs("curl")
     (day.home / "page").write_text("page")
@@ -484,9 +484,9 @@ def test_a_proxy_on_the_nodes_loopback(day: Day, host: Host, way: Way) -> None:
     thread = threading.Thread(target=server.serve_forever, args=[0.05])
     thread.start()
     try:
-        assert day.inside(script, **way.options).stdout == "7\n"  # nobody there
-        named = {**way.options["extra_env"], "PORTWRAP_HOST_SERVICE": str(port)}
-        options = {**way.options, "extra_env": named}
+        assert day.inside(script, **driver.options).stdout == "7\n"  # nobody there
+        named = {**driver.options["extra_env"], "PORTWRAP_HOST_SERVICE": str(port)}
+        options = {**driver.options, "extra_env": named}
         assert day.inside(script, **options).stdout == "page0\n"
     finally:
         server.shutdown()

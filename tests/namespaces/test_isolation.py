@@ -17,11 +17,11 @@ from helpers import NEIGHBOUR, OWNER, as_user, end, needs, run_as, wait_until
 from sessions import Inside, Maker, Outside, Portwrap, port_without_a_past, unused_port
 
 pytestmark = pytest.mark.namespaces
-both_ways = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
+both_forwards = pytest.mark.parametrize("forward", ["relay", "native"], indirect=True)
 
 LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
 LISTENS = ["127.0.0.1", "0.0.0.0", "::1", "::"]
-Door = tuple[str, str, int]
+Endpoint = tuple[str, str, int]
 
 
 def host_addresses() -> list[str]:
@@ -36,32 +36,32 @@ def host_addresses() -> list[str]:
     return found
 
 
-def knock(portwrap: Portwrap, doors: list[Door]) -> dict[Door, str]:
-    """What a neighbour gets at each of these doors."""
-    words = portwrap.program("knock.py", json.dumps(doors))
+def knock(portwrap: Portwrap, endpoints: list[Endpoint]) -> dict[Endpoint, str]:
+    """What a neighbour gets at each of these endpoints."""
+    words = portwrap.program("knock.py", json.dumps(endpoints))
     result = run_as(NEIGHBOUR, words)
     assert result.returncode == 0, result.stderr
-    return dict(zip(doors, json.loads(result.stdout)))
+    return dict(zip(endpoints, json.loads(result.stdout)))
 
 
-class Doors:
-    """Sockets of every kind, opened by a maker, and the doors at which a neighbour tries."""
+class Endpoints:
+    """Sockets of every kind, opened by a maker, and the endpoints at which a neighbour tries."""
 
     def __init__(self, maker: Maker, stack: ExitStack) -> None:
-        self.doors: list[Door] = []
-        self.leaks: set[Door] = set()
+        self.endpoints: list[Endpoint] = []
+        self.leaks: set[Endpoint] = set()
         addresses = host_addresses()
         for address in LISTENS:
             for kind, request in (("tcp", "listen"), ("udp", "bind_udp")):
                 port = unused_port()
                 stack.enter_context(maker.make(do=request, address=address, port=port))
                 for asked in addresses:
-                    self.doors.append((kind, asked, port))
+                    self.endpoints.append((kind, asked, port))
                     if reaches(asked, address):
                         self.leaks.add((kind, asked, port))
         name = f"portwrap-test-{secrets.token_hex(8)}"
         stack.enter_context(maker.make(do="listen_unix", path=f"@{name}"))
-        self.doors.append(("unix", name, 0))
+        self.endpoints.append(("unix", name, 0))
         self.leaks.add(("unix", name, 0))
 
 
@@ -74,21 +74,23 @@ def reaches(asked: str, listens: str) -> bool:
 def test_without_the_sandbox_every_port_is_open_to_neighbours(portwrap: Portwrap) -> None:
     """The control: the same sockets, the same questions."""
     with Outside(portwrap) as maker, ExitStack() as stack:
-        doors = Doors(maker, stack)
-        answers = knock(portwrap, doors.doors)
-        assert {door for door, answer in answers.items() if answer == "open"} == doors.leaks
-        assert len(doors.leaks) >= 9
+        endpoints = Endpoints(maker, stack)
+        answers = knock(portwrap, endpoints.endpoints)
+        assert {
+            endpoint for endpoint, answer in answers.items() if answer == "open"
+        } == endpoints.leaks
+        assert len(endpoints.leaks) >= 9
 
 
 @pytest.mark.parametrize("forward", ["relay", "auto"])
 def test_a_neighbour_reaches_no_port_of_the_sandbox(portwrap: Portwrap, forward: str) -> None:
     with Inside(portwrap, forward=forward) as session, ExitStack() as stack:
         stack.enter_context(session.serve())
-        doors = Doors(session, stack)
+        endpoints = Endpoints(session, stack)
         guest = [("tcp", address, session.guest_port) for address in host_addresses()]
-        answers = knock(portwrap, doors.doors + guest)
+        answers = knock(portwrap, endpoints.endpoints + guest)
         assert set(answers.values()) == {"ECONNREFUSED"}, answers
-        # and the one way in is there
+        # and the host port is open
         [answer] = knock(portwrap, [("tcp", "127.0.0.1", session.port)]).values()
         assert answer == "open"
 
@@ -104,16 +106,16 @@ INTRUSIONS = [
 ]
 
 
-@both_ways
+@both_forwards
 @pytest.mark.parametrize("words", INTRUSIONS, ids=lambda words: "-".join(words[:1] + words[3:-1]))
 def test_a_neighbour_cannot_get_in(inside: Inside, words: tuple[str, ...]) -> None:
-    for pid in (inside.pid, inside.keeper, inside.helper):
+    for pid in (inside.pid, inside.keeper, inside.driver):
         result = run_as(NEIGHBOUR, [word.format(pid=pid) for word in words])
         assert result.returncode != 0
         assert "ermission denied" in result.stderr or "not permitted" in result.stderr
 
 
-@both_ways
+@both_forwards
 def test_the_owner_can_get_in(inside: Inside) -> None:
     """The control: these questions are not refused for a reason of their own."""
     words = ["nsenter", "-t", str(inside.pid), "-U", "-n", "--preserve-credentials"]
@@ -297,14 +299,14 @@ def test_other_hosts_reach_the_port_and_are_reached(
             stranger.connect(network.here_address, port)
 
 
-@both_ways
+@both_forwards
 def test_the_session_is_in_namespaces_of_its_own(inside: Inside) -> None:
     for kind in ("user", "net"):
         theirs = os.readlink(f"/proc/{inside.pid}/ns/{kind}")
         assert theirs != os.readlink(f"/proc/self/ns/{kind}")
 
 
-@both_ways
+@both_forwards
 def test_two_sessions_of_one_owner_do_not_meet(portwrap: Portwrap, inside: Inside) -> None:
     with Inside(portwrap) as other, other.serve(), pytest.raises(ConnectionRefusedError):
         inside.connect("127.0.0.1", other.guest_port)

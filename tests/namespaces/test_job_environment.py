@@ -23,7 +23,7 @@ from launches import (
 )
 
 from helpers import OWNER, SYSTEM_PATH, environment, find_tool, needs, run_as
-from sessions import HELPER, Inside, Portwrap, unused_port
+from sessions import DRIVER, Inside, Portwrap, unused_port
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward"), one_forward]
 
@@ -40,7 +40,7 @@ def test_the_driver_gets_its_path_only(portwrap: Portwrap) -> None:
     odd = {"G_DEBUG": "fatal-warnings", "SLIRP_DEBUG": "all", "LD_LIBRARY_PATH": "/none"}
     with Inside(portwrap, extra_env=odd) as session:
         session.wait_until_up()
-        assert variables_of(session.helper) == {"PATH": SYSTEM_PATH}
+        assert variables_of(session.driver) == {"PATH": SYSTEM_PATH}
         assert odd.items() <= variables_of(session.pid).items()  # the control: the command has it
 
 
@@ -48,27 +48,27 @@ def test_another_version_of_the_drivers_library(portwrap: Portwrap, world_dir: P
     """As a module brings it. Here it is an empty file of the name."""
     (world_dir / "libglib-2.0.so.0").touch()
     job = {"LD_LIBRARY_PATH": str(world_dir)}
-    control = run_as(OWNER, [HELPER, "--version"], extra_env=job)
+    control = run_as(OWNER, [DRIVER, "--version"], extra_env=job)
     assert control.returncode == 127 and "libglib-2.0.so.0" in control.stderr
     show = ["sh", "-c", "echo $LD_LIBRARY_PATH"]
-    result = run_in_sandbox(portwrap, *show, extra_env={**job, "PORTWRAP_NETWORK": HELPER})
+    result = run_in_sandbox(portwrap, *show, extra_env={**job, "PORTWRAP_NETWORK": DRIVER})
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{world_dir}\n", "")
     words = [portwrap.python, str(batchspawner_portwrap(portwrap)), "--check"]
-    check = run_as(OWNER, words, extra_env={**job, "PORTWRAP_NETWORK": HELPER})
+    check = run_as(OWNER, words, extra_env={**job, "PORTWRAP_NETWORK": DRIVER})
     assert (check.returncode, check.stderr) == (0, "")
-    assert f"{HELPER} version" in check.stdout
+    assert f"{DRIVER} version" in check.stdout
 
 
 @pytest.fixture
 def needy_driver(world_dir: Path) -> Path:
     """A slirp4netns with a library that only LD_LIBRARY_PATH finds, as in a tree of packages that
     is used by modules. Returns the folder of that library."""
-    needs("patchelf", HELPER)
+    needs("patchelf", DRIVER)
     folder = world_dir / "lib"
     folder.mkdir()
     make_library(folder, "int needed;", "libneeded.so")
-    driver = world_dir / HELPER
-    shutil.copy(str(find_tool(HELPER)), driver)
+    driver = world_dir / DRIVER
+    shutil.copy(str(find_tool(DRIVER)), driver)
     patch = [str(find_tool("patchelf")), "--add-needed", "libneeded.so", str(driver)]
     subprocess.run(patch, check=True)
     return folder
@@ -80,10 +80,10 @@ def test_a_driver_that_needs_the_linkers_variables(
 ) -> None:
     path = f"{needy_driver.parent}:{SYSTEM_PATH}"
     job = {"PATH": path, "LD_LIBRARY_PATH": str(needy_driver), "G_DEBUG": "x"}
-    with Inside(portwrap, extra_env=job, network=HELPER, forward=forward) as session:
+    with Inside(portwrap, extra_env=job, network=DRIVER, forward=forward) as session:
         session.wait_until_up()
-        driver = session.helper
-        assert os.readlink(f"/proc/{driver}/exe") == str(needy_driver.parent / HELPER)
+        driver = session.driver
+        assert os.readlink(f"/proc/{driver}/exe") == str(needy_driver.parent / DRIVER)
         assert variables_of(driver) == {"PATH": path, "LD_LIBRARY_PATH": str(needy_driver)}
 
 
@@ -92,7 +92,7 @@ def test_a_driver_without_its_libraries(
     portwrap: Portwrap, needy_driver: Path, job: dict[str, str]
 ) -> None:
     """The control: without them it does not run, and is not tried for ever."""
-    extra = {"PATH": f"{needy_driver.parent}:{SYSTEM_PATH}", "PORTWRAP_NETWORK": HELPER, **job}
+    extra = {"PATH": f"{needy_driver.parent}:{SYSTEM_PATH}", "PORTWRAP_NETWORK": DRIVER, **job}
     result = run_in_sandbox(portwrap, "true", extra_env=extra)
     refusal_of(result, 125, "slirp4netns ended before it was ready", "libneeded.so")
 

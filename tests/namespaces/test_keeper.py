@@ -60,7 +60,7 @@ def links_of(pid: int) -> set[str]:
 
 def test_nothing_that_the_job_has_handed_on(held: Held) -> None:
     """A reader of it waits for its end."""
-    for pid in {*held.ours, held.session.helper}:
+    for pid in {*held.ours, held.session.driver}:
         assert held.pipe not in links_of(pid)
     look = ["ls", "-l", "/proc/self/fd"]
     control = run_as(OWNER, look, pass_fds=[held.writing]).stdout
@@ -138,7 +138,7 @@ def test_a_driver_that_the_kernel_does_not_end(portwrap: Portwrap, world_dir: Pa
     extra = {"PATH": f"{world_dir}:{SYSTEM_PATH}"}
     with Session(portwrap, ["sleep", "600"], network="slirp4netns", extra_env=extra) as session:
         session.wait_until_up()
-        assert Path(f"/proc/{session.helper}/cmdline").read_bytes().startswith(driver.encode())
+        assert Path(f"/proc/{session.driver}/cmdline").read_bytes().startswith(driver.encode())
         kill(session.pid)
         session.wait_until_gone(10)
 

@@ -1,4 +1,4 @@
-"""Who ends when somebody else does: the command, the keeper, the network helper."""
+"""Who ends when somebody else does: the command, the keeper, the network driver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from portwrap.launch.story import LIFELINE_FROM
 
 from helpers import OWNER, as_user, end, lives, state_of, wait_until
 from sessions import (
-    HELPER,
+    DRIVER,
     KEEPER,
     Inside,
     Portwrap,
@@ -96,7 +96,7 @@ def forward(request: pytest.FixtureRequest) -> str:
 HOLDERS: list[tuple[str, ...]] = [(), ("closes",), ("child",), ("child", "closes")]
 
 
-# ---- the network helper or the keeper ends ------------------------------------------------------
+# ---- the network driver or the keeper ends ------------------------------------------------------
 
 
 def complaint(session: Session) -> str:
@@ -107,13 +107,13 @@ def complaint(session: Session) -> str:
 
 @every_kernel
 @pytest.mark.parametrize("modes", HOLDERS, ids=lambda modes: "-".join(modes) or "plain")
-def test_the_network_helper_dies(
+def test_the_network_driver_dies(
     portwrap: Portwrap, world_dir: Path, modes: tuple[str, ...], pidfd: bool, forward: str
 ) -> None:
     with Told(portwrap, world_dir, *modes, pidfd=pidfd, forward=forward) as session:
         session.wait_until_ready()
-        helper, keeper = session.helper, session.keeper
-        kill(helper)
+        driver, keeper = session.driver, session.keeper
+        kill(driver)
         wait_until(lambda: state_of(keeper) in ("", "Z"), session.limit, "the keeper gone")
         wait_until(lambda: "T" in session.log.read_text(), session.limit, "SIGTERM")
         assert session.process.poll() is None
@@ -122,7 +122,7 @@ def test_the_network_helper_dies(
         assert said == "portwrap: slirp4netns ended by signal 9; ending the command (SIGTERM)\n"
 
 
-def test_the_network_helper_dies_and_nobody_reads_what_is_said(
+def test_the_network_driver_dies_and_nobody_reads_what_is_said(
     portwrap: Portwrap, world_dir: Path
 ) -> None:
     reading, writing = os.pipe()
@@ -134,7 +134,7 @@ def test_the_network_helper_dies_and_nobody_reads_what_is_said(
         os.set_blocking(writing, True)
         with Told(portwrap, world_dir, stderr=writing) as session:
             session.wait_until_ready()
-            kill(session.helper)
+            kill(session.driver)
             session.wait_until_alone()
     finally:
         os.close(reading)
@@ -148,45 +148,45 @@ def test_the_keeper_dies(
 ) -> None:
     with Told(portwrap, world_dir, *modes, forward=forward) as session:
         session.wait_until_ready()
-        helper, keeper = session.helper, session.keeper
+        driver, keeper = session.driver, session.keeper
         if stopped:
             os.kill(keeper, signal.SIGSTOP)
             wait_until(lambda: state_of(keeper) == "T", what="the keeper stopped")
         kill(keeper)
-        wait_until(lambda: state_of(helper) in ("", "Z"), LIMIT, "the network helper gone")
+        wait_until(lambda: state_of(driver) in ("", "Z"), LIMIT, "the network driver gone")
         wait_until(lambda: "T" in session.log.read_text(), LIMIT, "SIGTERM")
         assert session.process.poll() is None
         assert complaint(session) == ""
         assert session.log.read_text() == "RT"
 
 
-LATE_HELPER = """#!/bin/sh
+LATE_DRIVER = """#!/bin/sh
 for word; do case $word in --ready-fd=*) ready=${{word#*=}};; esac; done
 until [ -e {go} ]; do sleep 0.01; done
 printf 1 >/proc/self/fd/$ready
 exec sleep 600
 """
-"""A network helper that is ready once there is a file of this name."""
+"""A network driver that is ready once there is a file of this name."""
 
 
 def test_the_keeper_dies_just_before_the_command_is_executed(
     portwrap: Portwrap, world_dir: Path
 ) -> None:
     """Between its word that it is ready and the kernel's promise to tell of its end."""
-    go, helper = world_dir / "go", world_dir / HELPER
-    helper.write_text(LATE_HELPER.format(go=go))
-    helper.chmod(0o755)
+    go, driver = world_dir / "go", world_dir / DRIVER
+    driver.write_text(LATE_DRIVER.format(go=go))
+    driver.chmod(0o755)
     command = portwrap.program("count_sigterm.py", world_dir / "log")
     path = {"PATH": f"{world_dir}:/usr/bin:/bin"}
     with Session(portwrap, command, extra_env=path) as session:
-        # the helper, too, has the keeper's name until it is exec'ed
-        keeper = wait_until(lambda: session.helper and session.keeper, what="a keeper")
+        # the driver, too, has the keeper's name until it is exec'ed
+        keeper = wait_until(lambda: session.driver and session.keeper, what="a keeper")
         waits_in(keeper, "poll")
         os.kill(session.pid, signal.SIGSTOP)
         go.touch()
         wait_until(lambda: serves(keeper), what="a keeper that is ready, and watches")
         kill(keeper)
-        wait_until(lambda: not session.others(), what="the keeper and its helper gone")
+        wait_until(lambda: not session.others(), what="the keeper and its driver gone")
         os.kill(session.pid, signal.SIGCONT)
         assert session.process.wait(timeout=10) == 125
         said = session.stderr()
@@ -259,7 +259,7 @@ def waits_in(pid: int, call: str) -> None:
     wait_until(lambda: call in place.read_text(), what=f"{call} of {pid}")
 
 
-@pytest.mark.parametrize("name", [KEEPER, HELPER])
+@pytest.mark.parametrize("name", [KEEPER, DRIVER])
 def test_a_command_that_execs_another(
     portwrap: Portwrap, world_dir: Path, name: str, forward: str
 ) -> None:
@@ -322,9 +322,9 @@ def test_the_command_ends(
     with Told(portwrap, world_dir, *modes, "ends", pidfd=pidfd, forward=forward) as session:
         assert session.process.wait(timeout=5) == 0
         wait_until(
-            lambda: not {name_of(pid) for pid in session.alive()} & {KEEPER, HELPER},
+            lambda: not {name_of(pid) for pid in session.alive()} & {KEEPER, DRIVER},
             session.limit,
-            "keeper and network helper gone",
+            "keeper and network driver gone",
         )
         assert len(session.alive()) == (0 if modes == ("closes",) else 1)
 
@@ -339,7 +339,7 @@ def test_end_of_the_lifeline_is_not_the_end(
         for _ in range(3):  # the keeper has seen it by its second answer
             with pytest.raises(ConnectionResetError):
                 session.client().recv(1)
-        assert session.keeper and session.helper
+        assert session.keeper and session.driver
         settle(session.keeper)
         assert_quiet(session.keeper, 0.5, most=1)
         assert session.log.read_text() == "R"
@@ -359,18 +359,18 @@ def test_the_command_ends_while_the_keeper_is_stopped(portwrap: Portwrap) -> Non
 def test_signals_to_every_process_of_the_job(
     portwrap: Portwrap, world_dir: Path, forward: str
 ) -> None:
-    """Only the command acts on them; its helpers stay until it is gone."""
+    """Only the command acts on them; its others stay until it is gone."""
     with Told(portwrap, world_dir, forward=forward) as session:
         session.wait_until_ready()
-        helpers = session.others()
-        assert len(helpers) == 2
+        others = session.others()
+        assert len(others) == 2
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            for pid in helpers:
+            for pid in others:
                 os.kill(pid, number)
         os.kill(session.pid, signal.SIGTERM)
         wait_until(lambda: session.log.read_text() == "RT", what="SIGTERM")
-        assert session.others() == helpers
-        for pid in helpers:
+        assert session.others() == others
+        for pid in others:
             pending = Path(f"/proc/{pid}/status").read_text()
             assert "ShdPnd:\t0000000000000000" not in pending, "held back, not handled"
         kill(session.pid)
@@ -386,9 +386,9 @@ def test_standard_output_ends_with_the_command(portwrap: Portwrap, forward: str)
     text = "read line; echo said"
     with Session(portwrap, ["sh", "-c", text], forward=forward, stdin=-1) as session:
         session.wait_until_up()
-        helpers = sorted(session.others())
-        assert len(helpers) == 2
-        for pid in helpers:
+        others = sorted(session.others())
+        assert len(others) == 2
+        for pid in others:
             for number in (0, 1):
                 assert os.readlink(f"/proc/{pid}/fd/{number}") == "/dev/null"
             os.kill(pid, signal.SIGSTOP)
@@ -397,7 +397,7 @@ def test_standard_output_ends_with_the_command(portwrap: Portwrap, forward: str)
         session.process.stdin.flush()
         assert session.process.stdout.read() == "said\n"  # until end of file
         assert session.process.wait(timeout=5) == 0
-        for pid in helpers:
+        for pid in others:
             os.kill(pid, signal.SIGCONT)
         session.wait_until_gone(LIMIT)
 
@@ -461,7 +461,7 @@ START_UP = 0.15
 def a_keeper(session: Session) -> int:
     """A process that is, or becomes, the keeper."""
     others = sorted(session.others())
-    keepers = [pid for pid in others if name_of(pid) not in (HELPER, "")]
+    keepers = [pid for pid in others if name_of(pid) not in (DRIVER, "")]
     # a child of the command's is there only to fork the keeper, one of the keeper's to compile, and
     # each may be past that
     apart = {0, session.pid, *others}
@@ -491,7 +491,7 @@ def kill_when_there(find: Callable[[], int]) -> None:
 
 
 def judge(session: Told) -> None:
-    """After the keeper or the network helper has been killed."""
+    """After the keeper or the network driver has been killed."""
     wait_until(lambda: not session.others(), session.limit, "only the command left")
     ended = {125, -signal.SIGTERM}  # still setting up; or not ready to handle it
     wait_until(
@@ -507,7 +507,7 @@ def judge(session: Told) -> None:
         assert said.count("\n") == (1 if "slirp4netns" in said else 0), said
     elif status == 125:
         assert told == ""
-        # The keeper has a word of its own where the network helper ended just before exec.
+        # The keeper has a word of its own where the network driver ended just before exec.
         assert said.startswith("portwrap: ") and said.count("\n") in (2, 3), said
     else:
         assert "T" not in told
@@ -516,7 +516,7 @@ def judge(session: Told) -> None:
 
 def one_random_run(portwrap: Portwrap, folder: Path, seed: str, pidfd: bool) -> None:
     dice = random.Random(seed)
-    kind = dice.choice(["command ends", "command killed", "keeper killed", "helper killed"])
+    kind = dice.choice(["command ends", "command killed", "keeper killed", "driver killed"])
     forward = dice.choice(FORWARDS)
     delay = dice.uniform(0, START_UP)
     modes = ["ends"] if kind == "command ends" else []
@@ -532,9 +532,9 @@ def one_random_run(portwrap: Portwrap, folder: Path, seed: str, pidfd: bool) -> 
             kill_when_there(lambda: a_keeper(session))
             judge(session)
         else:
-            wait_until(lambda: session.helper, what="a network helper")
+            wait_until(lambda: session.driver, what="a network driver")
             time.sleep(delay / 5)
-            kill_when_there(lambda: session.helper)
+            kill_when_there(lambda: session.driver)
             judge(session)
         session.wait_until_gone(session.limit)
 

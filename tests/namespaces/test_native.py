@@ -27,10 +27,10 @@ from spawned import (
     Started,
     ask,
     ask_until_answered,
+    forward_of,
     links_of,
     listening_inodes,
     read,
-    way_of,
 )
 
 from portwrap.keeper.host_sockets import descriptors_of_others
@@ -126,7 +126,7 @@ def test_a_server_of_every_kind_is_served(
     facts = [ask_until_answered(spawner) if way == "shut" else ask(spawner) for _ in range(4)]
     expected = "relay" if why else "native"
     if way not in ("again", "shut", *UNSEEN):  # whether it listens at this moment is chance
-        assert way_of(spawner) == expected
+        assert forward_of(spawner) == expected
     for answer in facts:
         assert (answer["peer"] == answer["client"]) == (expected == "native")
     assert port == (GUEST if why else spawner.port)
@@ -149,7 +149,7 @@ def test_a_kernel_before_pidfds_of_threads(portwrap: Portwrap, way: str) -> None
     with Spawner(portwrap, before=before) as session:
         server = session.served(way)
         assert ask(session)["pid"] == server.pid
-        assert way_of(session) == "native"
+        assert forward_of(session) == "native"
 
 
 FAMILIES = [  # listens inside on, host address, asked through, way
@@ -175,7 +175,7 @@ def test_both_address_families(
     with Spawner(portwrap, host=host) as session:
         session.served("plain", listens)
         facts = [ask(session, asked) for _ in range(3)]
-        assert way_of(session) == ("relay" if way == "relay" else "native")
+        assert forward_of(session) == ("relay" if way == "relay" else "native")
         for answer in facts:
             assert (answer["peer"] == answer["client"]) == (way == "native")
         if way == "relay":
@@ -192,7 +192,7 @@ def test_a_server_with_a_socket_of_each_family(spawner: Spawner, listens: str, e
     answers = [json.loads(read(client)) for client in clients] + [ask(spawner)]
     assert len({answer["pid"] for answer in answers}) == 1
     if not early:
-        assert way_of(spawner) == "native"
+        assert forward_of(spawner) == "native"
         assert ask_inside(spawner) and json.loads(ask_inside(spawner, address="::1"))
 
 
@@ -226,7 +226,7 @@ def test_what_a_server_has_not_set_is_as_on_the_host(
         session.served()
         facts = ask(session)
         assert (facts["keepalive"], facts["keepidle"]) == (0, 600)
-        assert way_of(session) == "native"
+        assert forward_of(session) == "native"
 
 
 FLAGS = [  # how server.py comes to its socket, flags that the socket has
@@ -278,7 +278,7 @@ def test_calls_that_cannot_work(spawner: Spawner) -> None:
     assert ask(spawner)["pid"] == server.pid
 
 
-def test_the_way_is_not_the_keepers(spawner: Spawner) -> None:
+def test_the_keeper_has_no_part_in_it(spawner: Spawner) -> None:
     """Not one wake-up of the keeper for any number of clients; and it sleeps without a limit."""
     spawner.served()
     ask(spawner)
@@ -427,7 +427,7 @@ def test_real_servers(
     ) as session:
         answers = [get(session, path) for _ in range(3)]
         assert {answer.status_code for answer in answers} == {200}
-        assert way_of(session) == (way if forward == "native" else "relay")
+        assert forward_of(session) == (way if forward == "native" else "relay")
 
 
 def get(session: Session, path: str) -> requests.Response:
@@ -482,7 +482,7 @@ def test_a_server_without_a_c_library(
     early = spawner.client()
     spawner.spawn(program).says("listening")
     assert read(early) == read(spawner.client()) == b"hello\n"
-    assert way_of(spawner) == way
+    assert forward_of(spawner) == way
     if way == "relay":
         assert f"forward: relay, because {UNWATCHED}\n" in spawner.said()
 
@@ -520,8 +520,8 @@ def test_a_server_that_ends_and_is_started_again(spawner: Spawner) -> None:
     for way in ("plain", "nonblocking", "prefork", "plain"):
         server = spawner.served(way)
         assert ask(spawner)["pid"] in spawner.alive()
-        assert way_of(spawner) == "native"
-        for pid in spawner.alive() - {spawner.pid, spawner.keeper, spawner.helper}:
+        assert forward_of(spawner) == "native"
+        for pid in spawner.alive() - {spawner.pid, spawner.keeper, spawner.driver}:
             kill(pid)
         server.kill()
         wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
@@ -540,7 +540,7 @@ def test_a_server_that_ends_its_listening_and_itself(spawner: Spawner) -> None:
     waiting = spawner.client()
     server = spawner.served()
     assert json.loads(read(waiting))["pid"] == server.pid == ask(spawner)["pid"]
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 def test_a_child_that_serves_on(spawner: Spawner) -> None:
@@ -555,13 +555,13 @@ def test_a_child_that_serves_on(spawner: Spawner) -> None:
     wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 def test_what_is_told_of_a_server_is_not_told_of_the_next(spawner: Spawner) -> None:
     server = spawner.served("both", "::1+127.0.0.1")
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
     server.kill()
     wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
     server = spawner.served("uring-listen")
@@ -578,12 +578,12 @@ def test_a_server_whose_successor_must_be_relayed(spawner: Spawner) -> None:
     waiting = spawner.client()
     server = spawner.served("uring-listen")
     assert json.loads(read(waiting))["pid"] == server.pid == ask(spawner)["pid"]
-    assert way_of(spawner) == "relay"
+    assert forward_of(spawner) == "relay"
     # for good: this one's socket stays its own
     server.kill()
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "relay"
+    assert forward_of(spawner) == "relay"
 
 
 def test_servers_that_share_the_port_by_an_option(spawner: Spawner) -> None:
@@ -594,7 +594,7 @@ def test_servers_that_share_the_port_by_an_option(spawner: Spawner) -> None:
     assert {ask(spawner)["pid"] for _ in range(5)} == {first.pid}
     first.kill()
     assert ask(spawner)["pid"] == second.pid
-    assert way_of(spawner) == "relay"
+    assert forward_of(spawner) == "relay"
 
 
 @pytest.mark.parametrize("forward", ["native", "relay"])
@@ -604,7 +604,7 @@ def test_where_proc_shows_to_each_account_its_own(portwrap: Portwrap, forward: s
     with Spawner(portwrap, forward, account="root", before=before) as session:
         server = session.served()
         assert ask_until_answered(session)["pid"] == server.pid
-        assert way_of(session) == forward
+        assert forward_of(session) == forward
         look = ["cat", f"/proc/{session.pid}/net/tcp"]
         assert f":{GUEST:04X} " in run_as(NEIGHBOUR, look).stdout
         as_neighbour = ["setpriv", f"--reuid={NEIGHBOUR}", f"--regid={NEIGHBOUR}", "--clear-groups"]
@@ -618,7 +618,7 @@ def test_the_guest_port_may_be_the_host_port(portwrap: Portwrap) -> None:
     with Spawner(portwrap, port=port, guest_port=port) as session:
         server = session.served("twice", port=port)
         assert ask(session)["pid"] == server.pid
-        assert way_of(session) == "native"
+        assert forward_of(session) == "native"
         assert json.loads(ask_inside(session, port))["pid"] == server.pid
         assert session.said().count("forward: native") == 1
 
@@ -662,10 +662,10 @@ NEVER = [  # name, program, what it says of its socket
 def test_what_is_never_replaced(spawner: Spawner, program: str, said: str) -> None:
     other = spawner.spawn(spawner.portwrap.python, "-c", program)
     assert other.says("listening ") == said
-    assert way_of(spawner) == "relay"
+    assert forward_of(spawner) == "relay"
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 def test_a_datagram_socket_is_not_even_tried(spawner: Spawner) -> None:
@@ -697,7 +697,7 @@ def test_a_socket_that_is_put_back_is_as_it_was(spawner: Spawner) -> None:
     server = spawner.spawn(spawner.portwrap.python, "-c", AS_BEFORE)
     assert server.says("reuse ") == "0"
     assert read(spawner.client()) == b"hello"
-    assert way_of(spawner) == "relay"
+    assert forward_of(spawner) == "relay"
 
 
 V6ONLY = """
@@ -720,7 +720,7 @@ def test_the_other_family_of_the_guest_port(portwrap: Portwrap, only: int, other
     with Spawner(portwrap, host="::") as session:
         server = session.spawn(portwrap.python, "-c", V6ONLY, str(only))
         assert server.says("other: ") == other
-        assert way_of(session) == "native"
+        assert forward_of(session) == "native"
         assert ask_inside(session, address="::1") == "hello"
 
 
@@ -747,7 +747,7 @@ def test_a_server_that_goes_on_with_a_socket_that_was_bound_before(spawner: Spaw
     server.channel.send(b"\n")
     server.says("listening ")
     assert read(spawner.client()) == b"second"
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
@@ -786,7 +786,7 @@ def test_a_socket_of_the_host_is_never_replaced(portwrap: Portwrap, outward: str
             assert started.says("listening ") == str(port)
             with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as client:
                 assert read(client) == b"adopted"
-            assert way_of(session) == "relay"
+            assert forward_of(session) == "relay"
 
 
 def test_a_process_outside_is_never_asked(portwrap: Portwrap) -> None:
@@ -827,7 +827,7 @@ def test_a_storm_of_other_servers_while_the_server_starts(spawner: Spawner) -> N
     storm.says("begin")
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
     assert storm.says("[") == "0, " * 9 + "0]"
 
 
@@ -880,7 +880,7 @@ def test_a_keeper_that_is_stopped_and_continued(
     wait_for_question(server, BIND_CALL)
     stopped()
     assert json.loads(read(client))["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
@@ -896,7 +896,7 @@ def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
         os.kill(keeper, signal.SIGCONT)
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 @contextmanager
@@ -924,7 +924,7 @@ def test_a_caller_that_dies_while_the_keeper_turns_to_it(spawner: Spawner) -> No
         server.kill()
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 INTERRUPTED = """
@@ -957,7 +957,7 @@ def test_a_caller_that_a_signal_arrives_for(spawner: Spawner) -> None:
     assert server.says("") == "signal"
     assert server.says("") == "listening"
     assert read(spawner.client()) == b"hello"
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 def pending_of(pid: int) -> int:
@@ -1022,7 +1022,7 @@ def test_a_caller_whose_number_is_anothers_now(spawner: Spawner) -> None:
         end(process)
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
 
 
 KILLED_AT_RANDOM = """
@@ -1050,7 +1050,7 @@ def test_callers_that_are_killed_at_random(spawner: Spawner) -> None:
     assert keeper
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
-    assert way_of(spawner) == "native"
+    assert forward_of(spawner) == "native"
     server.kill()
     wait_until(lambda: ask_inside(spawner) == "Connection refused", what="the port free")
     assert len(links_of(keeper)) < 20, "descriptors are left over"
@@ -1137,10 +1137,10 @@ def test_a_server_in_bubblewrap(spawner: Spawner, options: tuple[str, ...]) -> N
     started = spawner.spawn(*bubble, *words)
     port = int(started.says("listening "))
     if "--unshare-net" in options:
-        assert (port, way_of(spawner)) == (GUEST, "relay")
+        assert (port, forward_of(spawner)) == (GUEST, "relay")
     else:
         assert ask(spawner)["peer"]
-        assert way_of(spawner) == "native"
+        assert forward_of(spawner) == "native"
 
 
 # ---- where it cannot be had ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ways out: what they reach and what they must not, who ends with whom, how a start fails."""
+"""The network drivers: what they reach, and must not; who ends with whom; how a start fails."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from network_drivers import ChosenDriver
 from networks import (
     FAR,
     HOST,
@@ -28,8 +29,7 @@ from networks import (
 )
 
 from helpers import NEIGHBOUR, OWNER, SYSTEM_PATH, identity, needs, run_as, wait_until
-from sessions import HELPERS, Inside, Portwrap, Session, kill, name_of, unused_port, unused_ports
-from ways import Way
+from sessions import DRIVERS, Inside, Portwrap, Session, kill, name_of, unused_port, unused_ports
 
 pytestmark = pytest.mark.namespaces
 
@@ -53,19 +53,19 @@ def exchange(session: Inside, listener: socket.socket) -> None:
 # ---- what is reached ----------------------------------------------------------------------------
 
 
-def test_out_from_the_first_moment(portwrap: Portwrap, host: Host, way: Way) -> None:
+def test_out_from_the_first_moment(portwrap: Portwrap, host: Host, driver: ChosenDriver) -> None:
     """The command asks at once; nothing here waits for a network that is still being set up."""
-    with way.inside(portwrap) as session, host.listen(FAR) as listener:
+    with driver.inside(portwrap) as session, host.listen(FAR) as listener:
         exchange(session, listener)
 
 
 @contextmanager
 def connected(
-    portwrap: Portwrap, host: Host, way: Way
+    portwrap: Portwrap, host: Host, driver: ChosenDriver
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connection from the sandbox to the server, and the server's end of it."""
     with ExitStack() as stack:
-        session = stack.enter_context(way.inside(portwrap))
+        session = stack.enter_context(driver.inside(portwrap))
         listener = stack.enter_context(host.listen(SERVER))
         client = stack.enter_context(session.connect(*listener.getsockname()))
         yield client, stack.enter_context(listener.accept()[0])
@@ -78,9 +78,9 @@ def send(sender: socket.socket, body: bytes) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("upward", [True, False], ids=["upload", "download"])
-def test_much(portwrap: Portwrap, host: Host, way: Way, upward: bool) -> None:
+def test_much(portwrap: Portwrap, host: Host, driver: ChosenDriver, upward: bool) -> None:
     body = os.urandom(1 << 20) * (2 if upward else 16)  # some versions of pasta are slow at that
-    with connected(portwrap, host, way) as (client, server):
+    with connected(portwrap, host, driver) as (client, server):
         for connection in (client, server):
             connection.settimeout(50)
         sender, receiver = (client, server) if upward else (server, client)
@@ -90,22 +90,24 @@ def test_much(portwrap: Portwrap, host: Host, way: Way, upward: bool) -> None:
         thread.join()
 
 
-def test_an_answer_after_the_question_has_ended(portwrap: Portwrap, host: Host, way: Way) -> None:
+def test_an_answer_after_the_question_has_ended(
+    portwrap: Portwrap, host: Host, driver: ChosenDriver
+) -> None:
     """Half-closed connections, as rsync and `ssh host command <file` use them."""
-    if way.network == "pasta" and not way.newer:
+    if driver.network == "pasta" and not driver.newer:
         version = subprocess.run(["dpkg-query", "-W", "passt"], capture_output=True, text=True)
         if "20230309" in version.stdout:
             pytest.xfail("this pasta sends the same bytes again after one side has ended")
     body = os.urandom(100_000)
-    with connected(portwrap, host, way) as (client, server):
+    with connected(portwrap, host, driver) as (client, server):
         send(client, b"question")
         assert receive(server) == b"question"
         send(server, body)
         assert receive(client) == body
 
 
-def test_datagrams(portwrap: Portwrap, host: Host, way: Way) -> None:
-    with way.inside(portwrap) as session, host.bind_udp(SERVER) as server:
+def test_datagrams(portwrap: Portwrap, host: Host, driver: ChosenDriver) -> None:
+    with driver.inside(portwrap) as session, host.bind_udp(SERVER) as server:
         client = session.keep(session.make(do="bind_udp", address="0.0.0.0", port=0))
         client.sendto(b"question", server.getsockname())
         data, address = server.recvfrom(99)
@@ -114,27 +116,27 @@ def test_datagrams(portwrap: Portwrap, host: Host, way: Way) -> None:
         assert client.recv(99) == b"answer"
 
 
-def test_the_nodes_own_addresses(portwrap: Portwrap, host: Host, way: Way) -> None:
+def test_the_nodes_own_addresses(portwrap: Portwrap, host: Host, driver: ChosenDriver) -> None:
     """The hub or a licence server may run on the same node."""
-    addresses = [HOST, HOST_ON_SECOND, *([HOST6] if way.has_ipv6 else [])]
+    addresses = [HOST, HOST_ON_SECOND, *([HOST6] if driver.has_ipv6 else [])]
     with ExitStack() as stack:
         # Before the session: these ports are sent to the node, all others stay in the sandbox.
         listeners = [
             stack.enter_context(host.listen(address, at=host.host)) for address in addresses
         ]
-        session = stack.enter_context(way.inside(portwrap))
+        session = stack.enter_context(driver.inside(portwrap))
         for listener in listeners:
             exchange(session, listener)
 
 
-def test_every_network_of_the_node(portwrap: Portwrap, host: Host, way: Way) -> None:
-    with way.inside(portwrap) as session, host.listen(SERVER_ON_SECOND, host.second) as listener:
+def test_every_network_of_the_node(portwrap: Portwrap, host: Host, driver: ChosenDriver) -> None:
+    with driver.inside(portwrap) as session, host.listen(SERVER_ON_SECOND, host.second) as listener:
         exchange(session, listener)
 
 
-def test_ipv6(portwrap: Portwrap, host: Host, way: Way) -> None:
-    with way.inside(portwrap) as session, host.listen(SERVER6) as listener:
-        if way.has_ipv6:
+def test_ipv6(portwrap: Portwrap, host: Host, driver: ChosenDriver) -> None:
+    with driver.inside(portwrap) as session, host.listen(SERVER6) as listener:
+        if driver.has_ipv6:
             exchange(session, listener)
         else:  # at once: a program that tries IPv6 first then takes IPv4
             with pytest.raises(OSError, match="unreachable"):
@@ -154,36 +156,40 @@ NETWORKS_OF_NODES = {
 
 @pytest.mark.parametrize("changes", NETWORKS_OF_NODES.values(), ids=NETWORKS_OF_NODES)
 def test_nodes_of_all_kinds(
-    portwrap: Portwrap, changing_host: Host, way: Way, changes: list[str]
+    portwrap: Portwrap, changing_host: Host, driver: ChosenDriver, changes: list[str]
 ) -> None:
     host = changing_host
     ip(*changes)
-    with way.inside(portwrap) as session:
+    with driver.inside(portwrap) as session:
         for address, place in ((SERVER, host.server), (SERVER_ON_SECOND, host.second)):
             with host.listen(address, place) as listener:
                 exchange(session, listener)
 
 
-def test_a_subnet_that_the_host_uses(portwrap: Portwrap, changing_host: Host, way: Way) -> None:
+def test_a_subnet_that_the_host_uses(
+    portwrap: Portwrap, changing_host: Host, driver: ChosenDriver
+) -> None:
     host = changing_host
     ip("addr add 198.18.2.100/24 dev h1", "route add 10.0.0.0/16 via " + SERVER)
     with host.entered(host.second):
         ip("addr add 198.18.2.2/24 dev s0")
-    with way.inside(portwrap) as session:
+    with driver.inside(portwrap) as session:
         with host.listen("198.18.2.2", host.second) as listener:
             exchange(session, listener)
         assert addresses_inside(session) == {"172.31.2.100"}
 
 
-def test_a_subnet_that_holds_the_proxy(portwrap: Portwrap, changing_host: Host, way: Way) -> None:
+def test_a_subnet_that_holds_the_proxy(
+    portwrap: Portwrap, changing_host: Host, driver: ChosenDriver
+) -> None:
     """Behind the default route: no route tells that the address is somewhere else."""
     host = changing_host
     with host.entered(host.server):
         ip("addr add 198.18.2.103/32 dev lo")
     with host.listen("198.18.2.103") as listener, ExitStack() as stack:
         proxy = f"http://198.18.2.103:{listener.getsockname()[1]}"
-        environ = {**way.options["extra_env"], "http_proxy": proxy}
-        session = stack.enter_context(way.inside(portwrap, extra_env=environ))
+        environ = {**driver.options["extra_env"], "http_proxy": proxy}
+        session = stack.enter_context(driver.inside(portwrap, extra_env=environ))
         exchange(session, listener)
         assert addresses_inside(session) == {"10.0.2.100"}
 
@@ -243,30 +249,30 @@ def link_local(interface: str) -> str:
     return str(next(entry["local"] for entry in entries if entry["scope"] == "link"))
 
 
-def knock(words: list[str], doors: list[tuple[str, str, int]]) -> None:
-    result = run_as(OWNER, [*words, json.dumps(doors)])
+def knock(words: list[str], endpoints: list[tuple[str, str, int]]) -> None:
+    result = run_as(OWNER, [*words, json.dumps(endpoints)])
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("forward", ["relay", "native"])
 def test_the_hosts_loopback_is_not_reached(
-    portwrap: Portwrap, host: Host, any_way: Way, forward: str
+    portwrap: Portwrap, host: Host, any_driver: ChosenDriver, forward: str
 ) -> None:
-    """Neither by its own addresses nor by one that a network helper may give it inside."""
+    """Neither by its own addresses nor by one that a network driver may give it inside."""
     places = [host.listen(address, host.host) for address in ("127.0.0.1", "::1")]
     places += [host.bind_udp(address, host.host) for address in ("127.0.0.1", "::1")]
     outward = [*OUTWARD, f"{link_local('h0')}%tap0"]
-    doors = []
+    endpoints = []
     for place in places:
         kind = "udp" if place.type == socket.SOCK_DGRAM else "tcp"
-        doors += [(kind, address, place.getsockname()[1]) for address in outward]
+        endpoints += [(kind, address, place.getsockname()[1]) for address in outward]
     knocker = portwrap.program("knock.py")
     try:
-        with any_way.inside(portwrap, forward=forward) as session:
+        with any_driver.inside(portwrap, forward=forward) as session:
             session.wait_until_up()
-            knock(inside_words(session, *knocker), doors)
+            knock(inside_words(session, *knocker), endpoints)
             assert all(map(is_silent, places))
-        knock(knocker, doors)  # the control: without the sandbox they are reached
+        knock(knocker, endpoints)  # the control: without the sandbox they are reached
         assert not any(map(is_silent, places))
     finally:
         for place in places:
@@ -286,11 +292,11 @@ def host_sockets() -> set[str]:
 
 @pytest.mark.parametrize("forward", ["relay", "native"])
 def test_nothing_of_the_sandbox_is_on_the_host(
-    portwrap: Portwrap, host: Host, any_way: Way, forward: str
+    portwrap: Portwrap, host: Host, any_driver: ChosenDriver, forward: str
 ) -> None:
     before = host_sockets()
     port = unused_port()
-    with any_way.inside(portwrap, forward=forward) as session:
+    with any_driver.inside(portwrap, forward=forward) as session:
         session.wait_until_up()
         opened = [session.listen(address, port) for address in ("0.0.0.0", "::")]
         opened += [
@@ -298,14 +304,16 @@ def test_nothing_of_the_sandbox_is_on_the_host(
         ]
         for each in opened:
             session.keep(each)
-        if any_way.network == "pasta":
+        if any_driver.network == "pasta":
             time.sleep(1.5)  # its defaults publish ports a second later: that nothing comes is seen
         addresses = ["127.0.0.1", "::1", HOST, HOST6, HOST_ON_SECOND, "198.18.2.100", "198.18.2.2"]
         addresses += ["fd5c:9a1e:72b4:2::100"]
-        doors = [(kind, address, port) for kind in ("tcp", "udp") for address in addresses]
-        words = portwrap.program("knock.py", json.dumps(doors))
+        endpoints = [(kind, address, port) for kind in ("tcp", "udp") for address in addresses]
+        words = portwrap.program("knock.py", json.dumps(endpoints))
         answers = json.loads(run_as(NEIGHBOUR, words).stdout)
-        assert "open" not in [answer for door, answer in zip(doors, answers) if door[0] == "tcp"]
+        assert "open" not in [
+            answer for endpoint, answer in zip(endpoints, answers) if endpoint[0] == "tcp"
+        ]
         with host.entered(host.server):  # another host knocks
             result = run_as(NEIGHBOUR, words)
             assert result.returncode == 0, result.stderr
@@ -316,7 +324,7 @@ def test_nothing_of_the_sandbox_is_on_the_host(
 
 @pytest.mark.parametrize("forward", ["relay", "native"])
 def test_options_open_what_they_name_and_nothing_else(
-    portwrap: Portwrap, host: Host, any_way: Way, forward: str
+    portwrap: Portwrap, host: Host, any_driver: ChosenDriver, forward: str
 ) -> None:
     """--publish and --host-service together: the two ports that they name are reached."""
     published, offered, _, secret = unused_ports(4)
@@ -324,14 +332,14 @@ def test_options_open_what_they_name_and_nothing_else(
     loopback += [host.listen(each, host.host, secret) for each in ("127.0.0.1", "::1")]
     named, others = loopback[:2], loopback[2:]
     before = host_sockets()
-    doors = [("tcp", address, secret) for address in OUTWARD]
-    doors += [("tcp", address, offered) for address in OUTWARD if address not in ITS_LOOPBACK]
+    endpoints = [("tcp", address, secret) for address in OUTWARD]
+    endpoints += [("tcp", address, offered) for address in OUTWARD if address not in ITS_LOOPBACK]
     extra = {"PORTWRAP_PUBLISH": str(published), "PORTWRAP_HOST_SERVICE": str(offered)}
-    variables = {**any_way.options["extra_env"], **extra}
+    variables = {**any_driver.options["extra_env"], **extra}
     try:
-        with any_way.inside(portwrap, forward=forward, extra_env=variables) as session:
+        with any_driver.inside(portwrap, forward=forward, extra_env=variables) as session:
             session.wait_until_up()
-            knock(inside_words(session, *portwrap.program("knock.py")), doors)
+            knock(inside_words(session, *portwrap.program("knock.py")), endpoints)
             assert all(map(is_silent, loopback))
             for listener in named:
                 exchange(session, listener)
@@ -348,7 +356,7 @@ def test_options_open_what_they_name_and_nothing_else(
             assert answers == ["open", "ECONNREFUSED", "ECONNREFUSED"]
             wait_until(lambda: not is_silent(opened[0]), what="the client at the published port")
             assert is_silent(opened[1])
-        knock(portwrap.program("knock.py"), doors)  # the control: outside they are reached
+        knock(portwrap.program("knock.py"), endpoints)  # the control: outside they are reached
         assert not any(map(is_silent, others))
     finally:
         for each in loopback:
@@ -356,7 +364,7 @@ def test_options_open_what_they_name_and_nothing_else(
 
 
 def test_none_is_loopback_only(portwrap: Portwrap, host: Host) -> None:
-    with Way("none").inside(portwrap) as session, host.listen(SERVER) as far:
+    with ChosenDriver("none").inside(portwrap) as session, host.listen(SERVER) as far:
         session.wait_until_up()
         assert {name_of(pid) for pid in session.others()} == {"portwrap-keeper"}
         result = run_as(OWNER, inside_words(session, "ip", "-j", "link"))
@@ -374,29 +382,33 @@ def test_none_is_loopback_only(portwrap: Portwrap, host: Host) -> None:
 TELL = "trap 'echo told; exit 3' TERM; echo up; while :; do sleep 0.05; done"
 
 
-def started(portwrap: Portwrap, way: Way, forward: str) -> Session:
-    session = Session(portwrap, ["sh", "-c", TELL], forward=forward, **way.options)
+def started(portwrap: Portwrap, driver: ChosenDriver, forward: str) -> Session:
+    session = Session(portwrap, ["sh", "-c", TELL], forward=forward, **driver.options)
     assert session.process.stdout is not None
     assert session.process.stdout.readline() == "up\n"
     return session
 
 
 @pytest.mark.parametrize("forward", ["relay", "native"])
-def test_the_network_helper_dies(portwrap: Portwrap, host: Host, way: Way, forward: str) -> None:
-    with started(portwrap, way, forward) as session:
-        assert name_of(session.helper) in HELPERS
-        kill(session.helper)
+def test_the_network_driver_dies(
+    portwrap: Portwrap, host: Host, driver: ChosenDriver, forward: str
+) -> None:
+    with started(portwrap, driver, forward) as session:
+        assert name_of(session.driver) in DRIVERS
+        kill(session.driver)
         assert session.process.wait(timeout=10) == 3
         session.wait_until_gone(5)
         said = session.stderr()
-        assert said.startswith(f"portwrap: {way.network} ended by signal 9"), said
+        assert said.startswith(f"portwrap: {driver.network} ended by signal 9"), said
         assert said.endswith("; ending the command (SIGTERM)\n") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("forward", ["relay", "native"])
-def test_the_keeper_dies(portwrap: Portwrap, host: Host, any_way: Way, forward: str) -> None:
-    """SIGKILL, so that nothing of it can clean up: the kernel ends the network helper."""
-    with started(portwrap, any_way, forward) as session:
+def test_the_keeper_dies(
+    portwrap: Portwrap, host: Host, any_driver: ChosenDriver, forward: str
+) -> None:
+    """SIGKILL, so that nothing of it can clean up: the kernel ends the network driver."""
+    with started(portwrap, any_driver, forward) as session:
         kill(session.keeper)
         assert session.process.wait(timeout=10) == 3
         session.wait_until_gone(5)
@@ -405,17 +417,19 @@ def test_the_keeper_dies(portwrap: Portwrap, host: Host, any_way: Way, forward: 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 def test_the_command_ends(
-    portwrap: Portwrap, host: Host, any_way: Way, ending: signal.Signals
+    portwrap: Portwrap, host: Host, any_driver: ChosenDriver, ending: signal.Signals
 ) -> None:
-    with started(portwrap, any_way, "relay") as session:
+    with started(portwrap, any_driver, "relay") as session:
         os.kill(session.pid, ending)
         session.process.wait(timeout=10)
         session.wait_until_gone(5)
         assert session.stderr() == ""
 
 
-def test_signals_to_every_process_of_the_job(portwrap: Portwrap, host: Host, way: Way) -> None:
-    with way.inside(portwrap) as session, host.listen(SERVER) as listener:
+def test_signals_to_every_process_of_the_job(
+    portwrap: Portwrap, host: Host, driver: ChosenDriver
+) -> None:
+    with driver.inside(portwrap) as session, host.listen(SERVER) as listener:
         session.wait_until_up()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             for pid in session.others():
@@ -447,19 +461,19 @@ BROKEN_NODES = {
 
 @pytest.mark.parametrize("node", BROKEN_NODES)
 def test_a_node_without_its_tun_device(
-    portwrap: Portwrap, host: Host, any_way: Way, node: str
+    portwrap: Portwrap, host: Host, any_driver: ChosenDriver, node: str
 ) -> None:
     command, path, hint = BROKEN_NODES[node]
     before = in_place_of(path, command)
-    options = {**any_way.options, "account": "root", "before": before}
+    options = {**any_driver.options, "account": "root", "before": before}
     with Session(portwrap, ["echo", "ran"], **options) as session:
         stdout, stderr = session.process.communicate(timeout=20)
-        if any_way.network == "none":
+        if any_driver.network == "none":
             assert (session.process.returncode, stdout, stderr) == (0, "ran\n", "")
             return
         assert (session.process.returncode, stdout) == (125, "")
         first, second = stderr.splitlines()
-        assert first.startswith(f"portwrap: {any_way.network} ended before it was ready")
+        assert first.startswith(f"portwrap: {any_driver.network} ended before it was ready")
         assert "tun" in first and "syslog" not in first
         assert second.startswith("  ") and hint in second
         session.wait_until_gone(5)
@@ -479,7 +493,7 @@ def test_helpers_that_are_not_installed(
         wanted = {"auto": there[:1], "none": []}.get(network, [n for n in there if n == network])
         if wanted or network == "none":
             session.wait_until_up()
-            name = name_of(session.helper).partition(".")[0].replace("passt", "pasta")
+            name = name_of(session.driver).partition(".")[0].replace("passt", "pasta")
             assert [name] == (wanted or [""])
             return
         _, stderr = session.process.communicate(timeout=20)
@@ -500,7 +514,7 @@ def test_pasta_does_not_run_for_root(portwrap: Portwrap, host: Host) -> None:
 
 def test_a_node_without_any_network(portwrap: Portwrap, changing_host: Host) -> None:
     ip("link del h0", "link del h1")
-    with Session(portwrap, ["true"], **Way("pasta").options) as session:
+    with Session(portwrap, ["true"], **ChosenDriver("pasta").options) as session:
         _, stderr = session.process.communicate(timeout=20)
         if session.process.returncode != 0:  # newer ones do without
             assert session.process.returncode == 125
@@ -517,8 +531,8 @@ def test_a_helper_that_never_gets_ready(portwrap: Portwrap, host: Host, world_di
     path = f"{world_dir}:{SYSTEM_PATH}"
     options: dict[str, Any] = {"network": "pasta", "extra_env": {"PATH": path}}
     with Session(portwrap, ["true"], **options) as session:
-        helper = wait_until(lambda: session.named("sleep"), what="the false pasta")
-        kill(helper)
+        driver = wait_until(lambda: session.named("sleep"), what="the false pasta")
+        kill(driver)
         _, stderr = session.process.communicate(timeout=20)
         assert session.process.returncode == 125
         assert "pasta ended before it was ready (ended by signal 9)" in stderr.splitlines()[0]

@@ -11,6 +11,7 @@ from typing import Iterator
 
 import pytest
 from launches import as_owner_in, in_sandbox, run_in_sandbox
+from network_drivers import ChosenDriver
 from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host, ip
 from outbound import native
 
@@ -18,7 +19,6 @@ from portwrap.launch.own_address import MAX_RULES
 
 from helpers import NEIGHBOUR, as_user, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
-from ways import Way
 
 pytestmark = pytest.mark.namespaces
 
@@ -106,7 +106,7 @@ def test_without_a_tun_device_lo_has_them(portwrap: Portwrap, host: Host) -> Non
 
 @pytest.mark.parametrize("address", [HOST, HOST6])
 def test_a_neighbour_does_not_answer_at_the_own_address(
-    portwrap: Portwrap, host: Host, way: Way, address: str
+    portwrap: Portwrap, host: Host, driver: ChosenDriver, address: str
 ) -> None:
     """A server of the owner's is found in the sandbox; where there is none, nobody answers."""
     port = unused_port()
@@ -114,7 +114,7 @@ def test_a_neighbour_does_not_answer_at_the_own_address(
         stack.enter_context(server_of(NEIGHBOUR, address, port))
         bare = stack.enter_context(Outside(portwrap))
         assert word_at(bare, address, port) == NEIGHBOUR.encode()  # the control
-        session = stack.enter_context(way.inside(portwrap))
+        session = stack.enter_context(driver.inside(portwrap))
         with pytest.raises(OSError) as caught:
             session.connect(address, port)
         assert caught.value.errno == errno.ECONNREFUSED
@@ -124,14 +124,14 @@ def test_a_neighbour_does_not_answer_at_the_own_address(
 
 
 def test_services_of_system_accounts_answer_at_the_own_address(
-    portwrap: Portwrap, host: Host, way: Way
+    portwrap: Portwrap, host: Host, driver: ChosenDriver
 ) -> None:
     """sshd, slurmd, a hub: what listens when the session starts, at one address or at all."""
     with ExitStack() as stack:
         ports = {"0.0.0.0": unused_port(), HOST: unused_port(), "::": unused_port()}
         for address, port in ports.items():
             stack.enter_context(server_of("root", address, port))
-        session = stack.enter_context(way.inside(portwrap))
+        session = stack.enter_context(driver.inside(portwrap))
         for port in ports.values():
             assert word_at(session, HOST, port) == b"root"
 
@@ -193,10 +193,10 @@ def test_an_interface_that_is_down(portwrap: Portwrap, changing_host: Host) -> N
 
 
 def test_an_interface_with_the_name_of_the_drivers(
-    portwrap: Portwrap, changing_host: Host, way: Way
+    portwrap: Portwrap, changing_host: Host, driver: ChosenDriver
 ) -> None:
     """A bridge of virtual machines has such names. lo has its address."""
     ip("link set h1 down", "link set h1 name tap0", "link set tap0 up")
-    with way.inside(portwrap) as session, changing_host.listen(SERVER) as far:
+    with driver.inside(portwrap) as session, changing_host.listen(SERVER) as far:
         session.keep(session.listen(HOST_ON_SECOND, 0))
         session.keep(session.connect(*far.getsockname()))

@@ -13,7 +13,7 @@ from typing import Any, Iterator
 import pytest
 from node import ADDRESS, ADDRESS6, PEER, peer
 from rivals import Player, in_a_loop, taken
-from spawned import LIMIT, Spawner, ask, ask_until_answered, links_of, way_of
+from spawned import LIMIT, Spawner, ask, ask_until_answered, forward_of, links_of
 
 from helpers import NEIGHBOUR, wait_until
 from sessions import Portwrap, unused_port, unused_ports
@@ -83,7 +83,7 @@ def test_a_server_has_the_hosts_socket(session: Published, way: str) -> None:
     for _ in range(3):
         facts = ask(session, port=session.published)
         assert facts["peer"] == facts["client"]
-    assert way_of(session, session.published) == "native"
+    assert forward_of(session, session.published) == "native"
     assert "the server has the published port's own socket" in session.said()
 
 
@@ -115,7 +115,7 @@ def test_both_address_families(
         for answer in facts:
             same = address_of(answer["peer"]) == tuple(answer["client"])
             assert same == (way == "native")
-        assert way_of(session, session.published) == ("relay" if way == "relay" else "native")
+        assert forward_of(session, session.published) == ("relay" if way == "relay" else "native")
         relayed = f"published port {session.published}: relay, because {OTHER_FAMILY}\n"
         assert (relayed in session.said()) == (way == "relay")
 

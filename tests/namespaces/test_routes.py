@@ -228,9 +228,9 @@ def test_no_other_service_of_the_host_answers_inside(stage: Stage) -> None:
     service = stage.listen(stage.owner, port, "0.0.0.0")
     secret = stage.listen(stage.owner, other, "0.0.0.0")
     session = stage.session(host_service=port)
-    doors = [("127.0.0.1", other), ("::1", other), ("::1", port), ("127.0.0.2", port)]
-    doors += [("198.18.2.2", port), ("198.18.2.2", other), ("198.18.2.100", port)]
-    for address, asked in doors:
+    endpoints = [("127.0.0.1", other), ("::1", other), ("::1", port), ("127.0.0.2", port)]
+    endpoints += [("198.18.2.2", port), ("198.18.2.2", other), ("198.18.2.100", port)]
+    for address, asked in endpoints:
         with pytest.raises(OSError):
             session.connect(address, asked)
     for listener in (service, secret):
@@ -361,7 +361,7 @@ def busy(portwrap: Portwrap, request: pytest.FixtureRequest) -> Iterator[Session
     with Session(portwrap, words, forward=forward, extra_env=extra, before=before) as session:
         assert session.process.stdout is not None
         assert session.process.stdout.readline() == "ready\n"
-        wait_until(lambda: session.keeper and session.helper and session.named(WORKER))
+        wait_until(lambda: session.keeper and session.driver and session.named(WORKER))
         session.wait_until_served()
         yield session
     for port in (published, session.port):
@@ -370,14 +370,14 @@ def busy(portwrap: Portwrap, request: pytest.FixtureRequest) -> Iterator[Session
 
 def helpers_of(session: Session) -> set[int]:
     """The processes of ours that serve the session."""
-    found = {session.keeper, session.helper, session.named(WORKER)}
+    found = {session.keeper, session.driver, session.named(WORKER)}
     return found - {0}
 
 
 @pytest.mark.parametrize("victim", ["worker", "keeper", "helper"])
 def test_a_process_of_ours_is_killed(busy: Session, victim: str) -> None:
     """The command is told, once, and nothing of ours is left."""
-    pid = {"worker": busy.named(WORKER), "keeper": busy.keeper, "helper": busy.helper}[victim]
+    pid = {"worker": busy.named(WORKER), "keeper": busy.keeper, "helper": busy.driver}[victim]
     os.kill(pid, signal.SIGKILL)
     assert busy.process.stdout is not None
     assert busy.process.stdout.readline() == "told\n"
@@ -387,7 +387,7 @@ def test_a_process_of_ours_is_killed(busy: Session, victim: str) -> None:
         kill(left)
     assert busy.process.stdout.read() == ""
     said = busy.stderr().splitlines()[1:]  # after the start-up line
-    # what a network helper said last stands in the middle
+    # what a network driver said last stands in the middle
     said = [line.replace(": sent tapfd=5 for tap0; received tapfd=5", "") for line in said]
     ending = "ended by signal 9; ending the command (SIGTERM)"
     assert (

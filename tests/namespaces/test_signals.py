@@ -21,7 +21,7 @@ from launches import (
 )
 
 from helpers import OWNER, as_user, end, needs
-from sessions import HELPER, Portwrap, name_of, unused_port
+from sessions import DRIVER, Portwrap, name_of, unused_port
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
 
@@ -76,14 +76,14 @@ def test_a_request_in_flight_is_answered_though_all_are_told_to_end(
 ) -> None:
     others = ours_alive() - {server.pid}
     keeper = keeper_among(others)
-    (helper,) = [pid for pid in others if name_of(pid) == HELPER]
+    (driver,) = [pid for pid in others if name_of(pid) == DRIVER]
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert said(server) == "in flight"
-        for pid in (keeper, helper) * times:
+        for pid in (keeper, driver) * times:
             os.kill(pid, SIG.SIGTERM)
         # They have got it: it stays pending because they block it.
-        for pid in (keeper, helper):
+        for pid in (keeper, driver):
             assert int(status_of(pid)["ShdPnd"], 16) >> SIG.SIGTERM - 1 & 1
         os.killpg(server.pid, SIG.SIGTERM)
         answer = b"".join(iter(lambda: client.recv(65536), b""))

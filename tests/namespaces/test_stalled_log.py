@@ -114,7 +114,7 @@ def test_the_command_is_ended_all_the_same(
 ) -> None:
     with Counting(portwrap, world_dir, log, forward) as session:
         session.wait_until_ready()
-        keeper, driver = session.keeper, session.helper
+        keeper, driver = session.keeper, session.driver
         log.stop()
         kill(driver)
         wait_until(lambda: session.count.read_text() == "RT", what="SIGTERM for the command")
@@ -157,7 +157,7 @@ def test_no_process_to_write_a_line(portwrap: Portwrap, log: FileServer) -> None
         for _ in range(20):
             session.serve().close()
         assert log.written() == b""
-        kill(session.helper)
+        kill(session.driver)
         wait_until(lambda: not session.others(), what="the keeper gone")
         *lines, last = log.written().splitlines(keepends=True)
         assert last == LOST

@@ -217,7 +217,7 @@ def test_a_security_module_that_forbids(portwrap: Portwrap, end: str, call: str)
         session.wait_until_up()
         if form == "worker":
             wait_until(lambda: session.named(WORKER), what="the worker")
-        pids = {"command": session.pid, "driver": session.helper, "worker": session.named(WORKER)}
+        pids = {"command": session.pid, "driver": session.driver, "worker": session.named(WORKER)}
         with injected(session.keeper, f"{call}:error=EACCES", children=True):
             use(session)
             kill(pids[ends])

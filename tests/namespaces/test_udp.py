@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from typing import Iterator
 
 import pytest
+from network_drivers import OLD_AND_NEW, ChosenDriver
 from networks import HOST, HOST_ON_SECOND, SERVER, SERVER_ON_SECOND, Host
 
 from helpers import NEIGHBOUR
 from sessions import Maker, Outside, Portwrap
-from ways import OLD_AND_NEW, Way
 
 pytestmark = pytest.mark.namespaces
 
@@ -74,7 +74,7 @@ def write(maker: Maker, node: Node) -> socket.socket:
 
 @pytest.mark.parametrize("name", OLD_AND_NEW)
 def test_a_socket_that_has_sent_something_out(portwrap: Portwrap, node: Node, name: str) -> None:
-    with Way(name).inside(portwrap) as session, write(session, node) as owner:
+    with ChosenDriver(name).inside(portwrap) as session, write(session, node) as owner:
         assert node.reached(owner) == REACHED[name]
 
 
@@ -87,6 +87,6 @@ def test_bare_everybody_reaches_it(portwrap: Portwrap, node: Node) -> None:
 @pytest.mark.parametrize("name", OLD_AND_NEW)
 def test_a_connected_socket(portwrap: Portwrap, node: Node, name: str) -> None:
     """It takes its peer's datagrams only: such are those that ask for names."""
-    with Way(name).inside(portwrap) as session, write(session, node) as owner:
+    with ChosenDriver(name).inside(portwrap) as session, write(session, node) as owner:
         owner.connect(node.server.getsockname())
         assert node.reached(owner) == set()

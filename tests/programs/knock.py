@@ -1,4 +1,4 @@
-"""Asks at many doors at once: a JSON list of [kind, address, port] as argument; answers as JSON.
+"""Asks at many endpoints at once: a JSON list of [kind, address, port]; answers as JSON.
 
 kind is tcp, udp or unix (abstract, the address is its name). Answers: "open", or the name of the
 error; "silent" after the limit. For udp "open" means that nobody refused.
@@ -19,34 +19,34 @@ LIMIT = 0.5
 
 def begin(kind: str, address: str, port: int) -> socket.socket:
     if kind == "unix":
-        door = socket.socket(socket.AF_UNIX)
-        door.connect("\0" + address)
-        return door
+        client = socket.socket(socket.AF_UNIX)
+        client.connect("\0" + address)
+        return client
     stream = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
     family, _, _, _, where = socket.getaddrinfo(address, port, type=stream)[0]
-    door = socket.socket(family, stream)
-    door.setblocking(False)
+    client = socket.socket(family, stream)
+    client.setblocking(False)
     try:
-        door.connect(where)
+        client.connect(where)
     except BlockingIOError:
         pass
     if kind == "udp":
-        door.send(b"knock")
-    return door
+        client.send(b"knock")
+    return client
 
 
-def outcome(door: socket.socket) -> str:
-    error = door.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+def outcome(client: socket.socket) -> str:
+    error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return errno.errorcode[error] if error else "open"
 
 
-doors = json.loads(sys.argv[1])
+endpoints = json.loads(sys.argv[1])
 answers: dict[int, str] = {}
 sockets: dict[int, socket.socket] = {}
 selector = selectors.DefaultSelector()
-for number, (kind, address, port) in enumerate(doors):
+for number, (kind, address, port) in enumerate(endpoints):
     try:
-        door = begin(kind, address, port)
+        client = begin(kind, address, port)
     except OSError as error:
         answers[number] = errno.errorcode.get(error.errno or 0, str(error))
         continue
@@ -54,8 +54,8 @@ for number, (kind, address, port) in enumerate(doors):
         answers[number] = "open"
     else:
         event = selectors.EVENT_WRITE if kind == "tcp" else selectors.EVENT_READ
-        selector.register(door, event, number)
-        sockets[door.fileno()] = door
+        selector.register(client, event, number)
+        sockets[client.fileno()] = client
 
 until = time.monotonic() + LIMIT
 last = False
@@ -65,5 +65,5 @@ while selector.get_map() and not last:
         answers[key.data] = outcome(sockets[key.fd])
         selector.unregister(key.fileobj)
 for key in selector.get_map().values():
-    answers[key.data] = "open" if doors[key.data][0] == "udp" else "silent"
-print(json.dumps([answers[number] for number in range(len(doors))]))
+    answers[key.data] = "open" if endpoints[key.data][0] == "udp" else "silent"
+print(json.dumps([answers[number] for number in range(len(endpoints))]))

@@ -85,10 +85,10 @@ def test_one_failure_is_none(tmp_path: Path) -> None:
 
 def test_rounds_end_when_patience_does(tmp_path: Path) -> None:
     """But not before there are enough of them."""
-    size = SIZES["full"]._replace(patience=-1.0)
+    size = SIZES["full"]._replace(timeout=-1.0)
     rig = Rig([], {}, {}, Account("nobody", 1, 1, "/"), tmp_path, size)
     assert list(rig.rounds(9)) == [0, 1, 2]
-    rig.size = size._replace(patience=60.0)
+    rig.size = size._replace(timeout=60.0)
     assert len(list(rig.rounds(9))) == 9
 
 

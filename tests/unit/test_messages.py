@@ -306,7 +306,7 @@ REAL = {
     "slirp4netns does not work": (REFUSALS, "test_driver_that_dies_at_its_start"),
     "pasta does not work": (CHECK, "test_the_other_network_driver_is_only_warned_about"),
     "This node lacks": (CHECK, "test_network_drivers"),
-    "Outbound connections are lost": ("test_lifetime.py", "test_the_network_helper_dies"),
+    "Outbound connections are lost": ("test_lifetime.py", "test_the_network_driver_dies"),
     "Another program on this node uses it": (
         "test_routes.py",
         "test_a_published_port_that_is_taken",

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Say when we run, then run a Python program in this interpreter: handed_over.py PROGRAM [WORD ...]
+"""Say when we run, then run a Python program in this interpreter: begun.py PROGRAM [WORD ...]
 
 What batchspawner-singleuser does with us, we do with the program: what comes after this moment is
 the program's own.

@@ -1,4 +1,5 @@
-"""The ways out that the tests try: slirp4netns and pasta of this system, and of the next Debian."""
+"""The network drivers that the tests try: slirp4netns and pasta of this system, and of the next
+Debian."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ NEWER = TEST_ROOT / "newer-helpers" / "usr" / "bin"
 """Where tests/setup.sh puts slirp4netns and pasta of the next Debian."""
 
 
-class Way:
-    """A way out: what --network is told, and what finds the helper of that version."""
+class ChosenDriver:
+    """A network driver: the value of --network, and the PATH on which that version is found."""
 
     def __init__(self, name: str) -> None:
         self.network, _, self.newer = name.partition("-")
