@@ -59,10 +59,12 @@ def main(number: int, modules: int | None) -> None:
 
         lifecycle = Lifecycle(session)
     except (BrokenPipeError, ConnectionResetError):
+        lifeline.close()
         return  # the other end is gone: it has reported why
     # ImportError: there was no file descriptor left to open a module
     except (OSError, MalformedMessage, ImportError) as error:
         refuse(lifeline, f"the keeper failed: {reason_of(error)}")
+        lifeline.close()
         return
     begin(session, lifecycle, modules)
 

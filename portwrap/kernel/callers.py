@@ -8,9 +8,14 @@ import os
 import struct
 
 from . import libc, procfs
-from .processes import PIDFD_THREAD, SYS_PIDFD_GETFD, pidfd_open, take_descriptor
+from .processes import (
+    PIDFD_THREAD,
+    SYS_PIDFD_GETFD,
+    SYS_PIDFD_SEND_SIGNAL,
+    pidfd_open,
+    take_descriptor,
+)
 
-SYS_PIDFD_SEND_SIGNAL = 424  # the same on every architecture but Alpha
 MAX_CALLERS = 64
 IOVECS = struct.Struct("@PNPN")
 """Two of struct iovec: where bytes go to, and where they come from."""

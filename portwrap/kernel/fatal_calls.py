@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 
 from . import libc
-from .callers import SYS_PIDFD_SEND_SIGNAL
-from .processes import SYS_PIDFD_GETFD, SYS_PIDFD_OPEN
+from .processes import SYS_PIDFD_GETFD, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL
 from .seccomp import SECCOMP_GET_NOTIF_SIZES, this_machine
 
 TYPE_CHECKING = False

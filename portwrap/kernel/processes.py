@@ -15,7 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 434, 438  # the same on every architecture but Alpha
+# the same on every architecture but Alpha
+SYS_PIDFD_SEND_SIGNAL, SYS_PIDFD_OPEN, SYS_PIDFD_GETFD = 424, 434, 438
 PIDFD_THREAD = os.O_EXCL
 NS_GET_PARENT = 0xB702  # linux/nsfs.h
 
