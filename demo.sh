@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# See it work: a real JupyterHub with batchspawner on this machine, one session in the sandbox and
-# one without, and what another account of the machine gets from each.
+# Demonstration: a real JupyterHub with batchspawner on this machine, one session in the sandbox and
+# one without it, and what another account on the machine can reach in each.
 #
-#   ./demo.sh            prints the proof, then the address to open, and waits for Ctrl-C
-#   ./demo.sh --once     prints the proof and ends: status 0 if it holds
+#   ./demo.sh            print the proof, then the URL to open, and wait for Ctrl-C
+#   ./demo.sh --once     print the proof and exit: status 0 if it holds
 #   --root DIR           where the hub's programs are kept between runs (about 500 MB)
 #
-# As root it makes two accounts and an interface of its own, and removes them at the end.
-# The hub's programs stay, so that the next start is quick.
+# Run as root it creates two accounts and a network interface, and removes them at the end.
+# The hub's programs stay, so that the next start is fast.
 set -euo pipefail
 # `su` without `-` leaves root without these on some systems.
 export PATH=$PATH:/usr/sbin:/sbin
@@ -54,7 +54,7 @@ end_step() {
         kill -TERM -- "-$step" 2>/dev/null || true
         wait "$step" 2>/dev/null || true
     fi
-    printf 'demo.sh: told to end\n' >&2
+    printf 'demo.sh: interrupted\n' >&2
     exit 130
 }
 trap end_step INT TERM HUP

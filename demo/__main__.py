@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return demonstrate(Plan(root=options.root, archive=options.archive), options.once)
     except Ended:
-        say("Told to end; everything is taken down again")
+        say("Interrupted; removing everything")
         return 130
     except (RigError, HubError, OSError) as error:
         print(f"demo.sh: {error}", file=sys.stderr)
@@ -66,7 +66,7 @@ def demonstrate(plan: Plan, once: bool) -> int:
         print_verdict(rig, proved)
         if not once:
             wait_for_the_end(rig)
-        say("Taking everything down")
+        say("Removing everything")
     return 0 if proved else 1
 
 
@@ -212,7 +212,7 @@ def say_how_it_started(rig: Rig) -> None:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    titles = ("SESSION", "WHO", "ASKS", "ANSWER")
+    titles = ("SESSION", "WHO", "CONNECTS TO", "RESULT")
     cells = [(row.session, row.who, row.asks, row.answer) for row in rows]
     widths = [max(len(line[column]) for line in [titles, *cells]) for column in range(3)]
     before = titles[0]
@@ -222,16 +222,18 @@ def print_table(rows: Sequence[Row]) -> None:
             print()
         before = line[0]
         padded = [cell.ljust(width) for cell, width in zip(line, [*widths, 0])]
-        print("  ".join(padded).rstrip() + ("" if holds else "   <-- NOT AS IT MUST BE"))
+        print("  ".join(padded).rstrip() + ("" if holds else "   <-- UNEXPECTED"))
     print(flush=True)
 
 
 def print_verdict(rig: Rig, proved: bool) -> None:
     if not rig.facts.stranger:
-        print("Another account: not possible here, that takes root. The rows above show your own")
-        print("account outside the session instead; to the network it is a stranger as well.\n")
+        print(
+            "A second account needs root. The rows above use your own account, outside the session;"
+        )
+        print("for the network this makes no difference.\n")
     if proved:
-        print("In the sandbox the owner's work is reachable through her login only; without it,")
+        print("In the sandbox the owner's work is reachable only through her login; without it,")
         print("any account on the node can read it.\n", flush=True)
     else:
         print("The proof does NOT hold: see the marked lines.\n", flush=True)
@@ -252,7 +254,7 @@ def wait_for_the_end(rig: Rig) -> None:
             print(f"Open      {facts.url}/user/{facts.owner}/   (in a browser on this machine)")
             print(f"Log in    as {facts.owner}, password {facts.password}")
             print(f"Her app   {facts.url}/user/{facts.owner}/notes/")
-            print("Ctrl-C    takes everything down again\n", flush=True)
+            print("Ctrl-C    removes everything again\n", flush=True)
             while rig.still_up():
                 time.sleep(1)
     except Ended:

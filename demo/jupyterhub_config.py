@@ -61,7 +61,7 @@ c.Spawner.options_form = """
 <p><label><input type="radio" name="sandbox" value="yes" checked>
 in a sandbox, as <code>batchspawner-portwrap</code> makes it</label></p>
 <p><label><input type="radio" name="sandbox" value="no">
-without one, for comparison: every account on this machine reaches your applications</label></p>
+without one, for comparison: any account on this machine can reach your applications</label></p>
 """
 
 

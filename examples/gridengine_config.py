@@ -1,12 +1,13 @@
-"""jupyterhub_config.py for a cluster with Grid Engine: each user's server in a network of its own.
+"""jupyterhub_config.py for a cluster with Grid Engine: each user's server in a network namespace of
+its own.
 
-Change the three words below. The hub's environment must have SGE_ROOT and SGE_CELL, and its host
-must be a submit host. Before the first start, run on a node, in a job, as a user:
+Change the three values below. The hub's environment needs SGE_ROOT and SGE_CELL, and its host must
+be a submit host. Before the first start, run on a node, in a job, as a user:
 
     qrsh /nfs/bin/batchspawner-portwrap.pyz --check --hub http://hub.cluster.example:8081/hub/api
 """
 
-# Adds to the hub's API what a session tells its port by.
+# Registers the API handler through which jobs report their port.
 import batchspawner  # noqa: F401
 
 c = get_config()
@@ -18,18 +19,18 @@ PROGRAMS = "/nfs/jupyterhub/bin"
 # The hub's name or address as the nodes know it.
 HUB = "hub.cluster.example"
 
-# The one line that is about us.
+# The only line about batchspawner-portwrap.
 c.Spawner.cmd = [ARCHIVE, "jupyterhub-singleuser"]
 
-# ---- what a hub with Grid Engine needs in any case ---------------------------------------------
+# ---- needed for any hub with Grid Engine --------------------------------------------------------
 
 c.JupyterHub.spawner_class = "batchspawner.GridengineSpawner"
-# The script is one for bash; a queue's own shell may be csh. Ask for time and memory here, too.
+# The script is for bash; a queue's own shell may be csh. Request time and memory here, too.
 c.GridengineSpawner.req_options = "-S /bin/bash -l h_rt=8:00:00"
-# Jobs start with a PATH of Grid Engine's.
+# Jobs start with Grid Engine's PATH.
 c.GridengineSpawner.req_prologue = f"export PATH={PROGRAMS}:$PATH"
 
-# The sessions report to the hub from their nodes: its own side must not be on 127.0.0.1.
+# The sessions report to the hub from their nodes: its API must not listen on 127.0.0.1 only.
 c.JupyterHub.hub_ip = "0.0.0.0"
 c.JupyterHub.hub_connect_ip = HUB
 

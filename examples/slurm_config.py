@@ -1,11 +1,12 @@
-"""jupyterhub_config.py for a cluster with Slurm: each user's server in a network of its own.
+"""jupyterhub_config.py for a cluster with Slurm: each user's server in a network namespace of its
+own.
 
-Change the four words below. Before the first start, run on a node, in a job, as a user:
+Change the four values below. Before the first start, run on a node, in a job, as a user:
 
     srun /nfs/bin/batchspawner-portwrap.pyz --check --hub http://hub.cluster.example:8081/hub/api
 """
 
-# Adds to the hub's API what a session tells its port by.
+# Registers the API handler through which jobs report their port.
 import batchspawner  # noqa: F401
 
 c = get_config()
@@ -18,14 +19,14 @@ PROGRAMS = "/nfs/jupyterhub/bin"
 HUB = "hub.cluster.example"
 PARTITION = "jupyter"
 
-# The one line that is about us.
+# The only line about batchspawner-portwrap.
 c.Spawner.cmd = [ARCHIVE, "jupyterhub-singleuser"]
 
-# Options of ours; `batchspawner-portwrap.pyz --help` lists them. This one lets only the hub's host
-# connect to a session, at the price of the relay.
+# Options; `batchspawner-portwrap.pyz --help` lists them. This one accepts connections to a session
+# only from the hub's host. It implies the relay.
 # c.Spawner.environment = {"PORTWRAP_ALLOW_FROM": "192.0.2.10"}
 
-# ---- what a hub with Slurm needs in any case ---------------------------------------------------
+# ---- needed for any hub with Slurm --------------------------------------------------------------
 
 c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"
 c.SlurmSpawner.req_partition = PARTITION
@@ -33,11 +34,11 @@ c.SlurmSpawner.req_runtime = "8:00:00"
 c.SlurmSpawner.req_memory = "4G"
 c.SlurmSpawner.req_nprocs = "2"
 
-# The sessions report to the hub from their nodes: its own side must not be on 127.0.0.1.
+# The sessions report to the hub from their nodes: its API must not listen on 127.0.0.1 only.
 c.JupyterHub.hub_ip = "0.0.0.0"
 c.JupyterHub.hub_connect_ip = HUB
 
-# sudo and sbatch set PATH anew. The script mends that, and srun hands on what is named here.
+# sudo and sbatch reset PATH. The prologue restores it, and srun passes it on.
 c.SlurmSpawner.req_prologue = f"export PATH={PROGRAMS}:$PATH"
 c.SlurmSpawner.req_keepvars_extra = "PATH"
 

@@ -170,7 +170,7 @@ def test_the_proof_does_not_hold_without_a_sandbox(world_dir: Path) -> None:
     (world_dir / "build.sh").chmod(0o755)
     status, shown = finish([world_dir / "demo.sh", "--once", "--root", TEST_ROOT])
     assert status == 1, shown
-    marked = [row for row in rows_of(shown) if row[-1].endswith("NOT AS IT MUST BE")]
+    marked = [row for row in rows_of(shown) if row[-1].endswith("UNEXPECTED")]
     assert [row[0] for row in marked] == ["sandbox", "sandbox"], shown
     assert_nothing_left()
 
