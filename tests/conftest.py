@@ -87,8 +87,6 @@ def why_namespaces_fail() -> str | None:
 # ---- which tests run, and where ---------------------------------------------------------------
 
 FORWARDS = ("auto", "native", "relay")  # the one that stands first is kept
-CHEAP = {"tmp_path_factory", "portwrap", "python", "pyz", "standing_host", "own_orphans"}
-"""Shared fixtures that each worker can make for itself."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,22 +97,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if isinstance(item, pytest.Function) and _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     if config.getoption("--one-forward"):
         kept = _with_one_forward(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
-
-
-def _shares_a_fixture(item: pytest.Function) -> bool:
-    """Whether another worker would have to make for this test what its file has made already."""
-    fixtures = item._fixtureinfo.name2fixturedefs
-    shared = {name for name, made in fixtures.items() if made[-1].scope in ("module", "session")}
-    return not shared <= CHEAP
 
 
 def _with_one_forward(items: list[pytest.Item]) -> list[pytest.Item]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
@@ -14,9 +13,11 @@ from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.lookup import read_setting
 from ..keeper.driver import variables
 from ..kernel import seccomp
-from ..launch import dns, drivers, namespaces, services
-from ..launch.drivers.direct import TUN, Direct, why_no_tun
+from ..kernel.interfaces import IFF_TAP, TUN, make_device, open_tun
+from ..launch import dns, drivers, hosts, namespaces, services
+from ..launch.drivers.direct import Direct, why_no_tun
 from ..launch.drivers.driver import find_executable
+from ..launch.drivers.routes import DEVICE
 from .report import FAILED, OK, WARNING, Result, refused
 
 TYPE_CHECKING = False
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 VERSION_TIMEOUT = 1.0
 """Seconds that a network driver may take to print its version."""
-IFF_TAP, IFF_NO_PI, TUNSETIFF = 0x2, 0x1000, 0x400454CA  # linux/if_tun.h
 FEW_DESCRIPTORS = 1024
 FEW_NAMESPACES = 1000
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID", "_CONDOR_SLOT")
@@ -61,10 +61,8 @@ def use_kernel() -> dict[str, list[str]]:
     no_tun = why_no_tun()
     if no_tun is not None:
         return {"tun": [no_tun.message, no_tun.failure]}
-    device = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
-    flags = (IFF_TAP | IFF_NO_PI).to_bytes(2, sys.byteorder)
     try:
-        fcntl.ioctl(device, TUNSETIFF, (b"tap0".ljust(16, b"\0") + flags).ljust(40, b"\0"))
+        make_device(open_tun(), DEVICE, IFF_TAP)
     except OSError as error:
         return {"tun": [f"{TUN}: TUNSETIFF: {error.strerror}", Failure.TUN_BROKEN]}
     return {}
@@ -105,9 +103,11 @@ def check_tun(found: Mapping[str, Sequence[str]], may_be_missing: bool) -> Resul
 def check_driver(settings: Mapping[str, Any]) -> list[Result]:
     """That there is a network driver, or that a session can do without; how it works is seen with a
     session."""
-    hosts = [host for host, _ in settings["node_services"]]
+    names = [name for name, _ in settings["node_services"]]
     try:
-        driver = drivers.choose_for(settings["network"], settings["outward"], hosts, os.environ)
+        driver = drivers.choose_for(
+            settings["network"], settings["outward"], names, os.environ, hosts.read_hosts_file()
+        )
     except PortwrapError as error:
         return [refused("network driver", FAILED, error)]
     if isinstance(driver, Direct) and driver.instead_of is not None:

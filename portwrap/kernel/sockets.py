@@ -43,6 +43,14 @@ def pack(address: str) -> bytes:
     return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
 
 
+def parse_address(text: str) -> bytes:
+    """The bytes of a text that may be an address of either family; nothing if it is none."""
+    try:
+        return pack(text)
+    except (OSError, ValueError):  # ValueError: bytes that are no text
+        return b""
+
+
 def serves(bound: bytes, address: bytes) -> bool:
     """Whether a socket that is bound to the first address may have clients at the second: [::]
     serves both families, unless it was told otherwise."""

@@ -4,13 +4,16 @@ they are known without a resolver, which may not answer and would delay a start.
 from __future__ import annotations
 
 import os
-import socket
 
+from ..kernel.sockets import parse_address
 from . import dns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    Known = Mapping[str, list[str]]
+    """The addresses of each name in the hosts file, as `read_hosts_file` returns them."""
 
 HOSTS_FILE = "/etc/hosts"
 MAX_SIZE = 1 << 20
@@ -18,18 +21,16 @@ MAX_SIZE = 1 << 20
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
 
 
-def needed_addresses(hosts: Iterable[str], environ: Mapping[str, str]) -> list[str]:
+def needed_addresses(hosts: Iterable[str], environ: Mapping[str, str], known: Known) -> list[str]:
     """The addresses of these hosts, of the proxies that the environment names, and of the
     resolvers."""
     names = [*hosts, *proxy_hosts(environ)]
-    known = read_hosts_file()
     found = [address for name in names for address in addresses_of(name, known)]
     return list(dict.fromkeys([*found, *dns.name_servers(dns.RESOLV_CONF)]))
 
 
-def need_ipv6(hosts: Iterable[str]) -> bool:
+def need_ipv6(hosts: Iterable[str], known: Known) -> bool:
     """Whether these hosts have IPv6 addresses only, as far as they are known."""
-    known = read_hosts_file()
     found = [address for name in hosts for address in addresses_of(name, known)]
     return bool(found) and all(":" in address and address != "::1" for address in found)
 
@@ -48,15 +49,9 @@ def _host_of(url: str) -> str:
     return place.partition(":")[0]
 
 
-def addresses_of(name: str, known: Mapping[str, list[str]]) -> list[str]:
-    """The addresses of a host: itself where it is one, else those of the hosts file."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, name)
-        except (OSError, ValueError):
-            continue
-        return [name]
-    return known.get(name.lower(), [])
+def addresses_of(name: str, known: Known) -> list[str]:
+    """The addresses of a host: itself where it is one, else those that are known."""
+    return [name] if parse_address(name) else known.get(name.lower(), [])
 
 
 def read_hosts_file(path: str = HOSTS_FILE) -> dict[str, list[str]]:

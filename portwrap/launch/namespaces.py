@@ -1,18 +1,16 @@
 """Namespaces, mounts and processes: small wrappers of Linux system calls.
 
-Numbers are from the kernel's headers: linux/sched.h, linux/mount.h, linux/sockios.h.
+Numbers are from the kernel's headers: linux/sched.h, linux/mount.h.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import socket
-import sys
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
 from ..kernel import libc, procfs
+from ..kernel.interfaces import bring_up_loopback
 from . import outer_filter
 
 CLONE_NEWNS = 0x00020000
@@ -22,11 +20,6 @@ CLONE_NEWNET = 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8  # linux/mount.h
 MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x20, 0x1000, 0x4000, 0x80000
 MNT_DETACH = 2
-
-SIOCGIFFLAGS = 0x8913  # linux/sockios.h
-SIOCSIFFLAGS = 0x8914
-IFF_UP = 0x1
-IFREQ_SIZE = 40
 
 FAILURES = {
     errno.ENOSPC: Failure.NAMESPACE_LIMIT,
@@ -93,19 +86,6 @@ def _allow_ping(gid: int) -> None:
         _write("/proc/sys/net/ipv4/ping_group_range", f"{gid} {gid}")
     except OSError:
         pass  # a container with a /proc/sys that nobody can write
-
-
-def bring_up_loopback() -> None:
-    """Set the interface lo of this network namespace up (netdevice(7)). Raises OSError."""
-    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    try:
-        request = bytearray(b"lo".ljust(IFREQ_SIZE, b"\0"))
-        fcntl.ioctl(control.fileno(), SIOCGIFFLAGS, request)
-        flags = int.from_bytes(request[16:18], sys.byteorder) | IFF_UP
-        request[16:18] = flags.to_bytes(2, sys.byteorder)
-        fcntl.ioctl(control.fileno(), SIOCSIFFLAGS, request)
-    finally:
-        control.close()
 
 
 def _write(path: str, text: str) -> None:

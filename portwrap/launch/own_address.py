@@ -12,12 +12,11 @@ to carry connections, rules by port (Linux 4.17) send those of the hub and of sy
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
-import struct
 
 from ..kernel import sock_diag
+from ..kernel.interfaces import IFF_TUN, keep_device, make_device, open_tun
 from ..kernel.rtnetlink import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
@@ -31,13 +30,15 @@ from ..kernel.rtnetlink import (
     Port,
     family_of,
 )
-from ..kernel.sockets import pack, serves
+from ..kernel.sockets import pack, parse_address, serves
 from .drivers.routes import DEVICE
-from .hosts import addresses_of, read_hosts_file
+from .hosts import addresses_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from .hosts import Known
 
 MAX_ADDRESSES = 64
 """Of a node: more would be slow, and no node of a cluster has them."""
@@ -46,10 +47,6 @@ SERVICES_FIRST, LOCAL_AFTER = 5, 10
 """Priorities of the rules: services of the node come before the sandbox's own addresses."""
 SYS_UID_MAX = 999
 """The highest uid of system accounts where login.defs(5) does not give one."""
-TUN = "/dev/net/tun"
-IFF_TUN, IFF_NO_PI = 0x1, 0x1000  # linux/if_tun.h
-TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
-IFREQ_SIZE = 40
 
 
 class OwnAddress:
@@ -71,15 +68,15 @@ class Node:
         self.services = services  # which the sandbox must reach at the node's addresses
 
 
-def read_node(reachable: Iterable[tuple[str, int]] = ()) -> Node:
+def read_node(reachable: Iterable[tuple[str, int]] = (), known: Known | None = None) -> Node:
     """The addresses of this node, and the services at them: those of system accounts, and what
-    listens at the `reachable` addresses and ports."""
+    listens at the `reachable` hosts and ports; `known` are addresses of the hosts."""
     try:
         addresses = own_addresses()
     except OSError:  # an outer sandbox without netlink
         return Node([], [])
     own = {each.packed for each in addresses}
-    ports = [*_services(own, _highest_system_uid()), *_at(own, reachable)]
+    ports = [*_services(own, _highest_system_uid()), *_at(own, reachable, known or {})]
     distinct = {port.key: port for port in ports}
     return Node(addresses, list(distinct.values())[:MAX_RULES])
 
@@ -101,23 +98,11 @@ def own_addresses() -> list[OwnAddress]:
     return own[:MAX_ADDRESSES]
 
 
-def _at(own: set[bytes], reachable: Iterable[tuple[str, int]]) -> list[Port]:
-    """Those of these hosts and TCP ports that are at the node's own addresses.
-
-    Names are looked up in the hosts file only.
-    """
-    known = read_hosts_file()
+def _at(own: set[bytes], reachable: Iterable[tuple[str, int]], known: Known) -> list[Port]:
+    """Those of these hosts and TCP ports that are at the node's own addresses."""
     places = [(each, number) for name, number in reachable for each in addresses_of(name, known)]
-    packed = [(_packed(address), number) for address, number in places]
+    packed = [(parse_address(address), number) for address, number in places]
     return [Port(each, socket.IPPROTO_TCP, number) for each, number in packed if each in own]
-
-
-def _packed(address: str) -> bytes:
-    """b"" where it is none: a line of the hosts file may hold anything."""
-    try:
-        return pack(address)
-    except (OSError, ValueError):
-        return b""
 
 
 def _highest_system_uid(path: str = "/etc/login.defs") -> int:
@@ -202,17 +187,16 @@ def _make_device(name: str) -> None:
     """Make a tun device of this name, which carries nothing. Where that cannot be, lo takes its
     addresses."""
     try:
-        device = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
+        tun = open_tun()
     except OSError:
         return
     try:
-        request = struct.pack("=16sH", os.fsencode(name), IFF_TUN | IFF_NO_PI)
-        fcntl.ioctl(device, TUNSETIFF, request.ljust(IFREQ_SIZE, b"\0"))
-        fcntl.ioctl(device, TUNSETPERSIST, 1)  # else it goes when we close it
+        make_device(tun, name, IFF_TUN)
+        keep_device(tun)
     except OSError:
         pass
     finally:
-        os.close(device)
+        os.close(tun)
 
 
 def _add_address(netlink: Netlink, index: int, packed: bytes) -> bool:

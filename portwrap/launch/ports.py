@@ -7,7 +7,7 @@ import os
 import socket
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
-from ..kernel.sockets import BACKLOG, MAPPED
+from ..kernel.sockets import BACKLOG, MAPPED, parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ def parse_networks(text: str) -> list[tuple[int, int, int]]:
 
 def _parse_network(text: str) -> tuple[int, int, int]:
     address, slash, bits = text.partition("/")
-    try:
-        packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    except (OSError, ValueError):
-        raise ValueError(f"{text!r} is neither an IP address nor a CIDR network") from None
+    packed = parse_address(address)
+    if not packed:
+        raise ValueError(f"{text!r} is neither an IP address nor a CIDR network")
     longest = 8 * len(packed)
     if slash and not (bits.isascii() and bits.isdigit() and len(bits) <= 3):
         raise ValueError(f"{text!r}: the number of bits must be from 0 to {longest}")

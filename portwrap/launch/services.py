@@ -13,7 +13,7 @@ import socket
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
 from ..kernel import sock_diag
-from ..kernel.sockets import BACKLOG
+from ..kernel.sockets import BACKLOG, pack, parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,13 +109,8 @@ def asked_at(address: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether this is a numeric address of the loopback."""
-    try:
-        if ":" in address:
-            packed = socket.inet_pton(socket.AF_INET6, address)
-            return packed == socket.inet_pton(socket.AF_INET6, LOOPBACK_IPV6)
-        return socket.inet_pton(socket.AF_INET, address)[0] == 127
-    except (OSError, ValueError):  # ValueError: bytes that are no text, in the environment
-        return False
+    packed = parse_address(address)
+    return packed == pack(LOOPBACK_IPV6) or (len(packed) == 4 and packed[0] == 127)
 
 
 def distinct(services: Iterable[Service]) -> list[Service]:
@@ -172,7 +167,7 @@ def is_held(table: str, address: str, port: int) -> bool:
 
     `table` is tcp, tcp6, udp or udp6; TCP sockets count that listen.
     """
-    packed = socket.inet_pton(socket.AF_INET6 if table.endswith("6") else socket.AF_INET, address)
+    packed = pack(address)
     return any(
         each.port == port and each.address in (packed, bytes(len(packed)))
         for each in sock_diag.waiting_sockets(table)

@@ -65,15 +65,16 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         for number, guest in sandbox.published
     ]
     # Imported here, and further below: while the keeper's interpreter and the driver start.
-    from . import dns, drivers, namespaces, native, own_address, ssh_config
+    from . import dns, drivers, hosts, namespaces, native, own_address, ssh_config
 
-    hosts = [host for host, _ in sandbox.node_services]
-    driver = drivers.choose_for(sandbox.network, sandbox.outward, hosts, environ)
+    known = hosts.read_hosts_file()
+    names = [name for name, _ in sandbox.node_services]
+    driver = drivers.choose_for(sandbox.network, sandbox.outward, names, environ, known)
     wanted = native.wanted_in(sandbox)
     resolvers = dns.needed(every=driver is not None and driver.name == drivers.DIRECT)
     covered = ssh_config.needed(environ)
     offered = services.distinct([*sandbox.host_services, *resolvers])
-    node = own_address.read_node(sandbox.node_services)
+    node = own_address.read_node(sandbox.node_services, known)
     services.check(offered, sandbox.guest_port, sandbox.published)
     namespaces.enter_new(0)
     own = _give_own_addresses(sandbox, node, with_rules=driver is not None and bool(driver.path))

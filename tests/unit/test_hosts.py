@@ -57,8 +57,7 @@ def test_needed_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         path.write_text(text or "nameserver 198.18.0.1\nnameserver 198.18.0.7\n")
         monkeypatch.setattr(module, name, str(path))
     known = hosts.read_hosts_file(hosts.HOSTS_FILE)
-    monkeypatch.setattr(hosts, "read_hosts_file", lambda: known)
-    found = hosts.needed_addresses(["hub01", "unknown"], {"http_proxy": "198.18.0.3:1"})
+    found = hosts.needed_addresses(["hub01", "unknown"], {"http_proxy": "198.18.0.3:1"}, known)
     assert found == ["198.18.0.7", "198.18.0.8", "198.18.0.3", "198.18.0.1"]
 
 
@@ -74,11 +73,7 @@ def test_needed_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         ([], False),
     ],
 )
-def test_hosts_that_need_ipv6(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: list[str], needed: bool
-) -> None:
+def test_hosts_that_need_ipv6(tmp_path: Path, names: list[str], needed: bool) -> None:
     path = tmp_path / "hosts"
     path.write_text(HOSTS)
-    known = hosts.read_hosts_file(str(path))
-    monkeypatch.setattr(hosts, "read_hosts_file", lambda: known)
-    assert hosts.need_ipv6(names) is needed
+    assert hosts.need_ipv6(names, hosts.read_hosts_file(str(path))) is needed

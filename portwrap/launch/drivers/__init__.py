@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..hosts import Known
+
 NETWORK_DRIVERS: Sequence[type[NetworkDriver]] = (Slirp4netns, Pasta)
 """In the order in which "auto" tries them."""
 AUTO, DIRECT, NONE = "auto", Direct.name, "none"
@@ -78,16 +80,16 @@ def choose(
 
 
 def choose_for(
-    network: str, outward: str, hosts: Sequence[str], environ: Mapping[str, str]
+    network: str, outward: str, hosts: Sequence[str], environ: Mapping[str, str], known: Known
 ) -> NetworkDriver | None:
-    """The same for a session that has to reach these hosts and has this setting of --outward.
-    Raises PortwrapError."""
+    """The same for a session that has to reach these hosts, with their `known` addresses, and has
+    this setting of --outward. Raises PortwrapError."""
     return choose(
         network,
         environ,
-        needed_addresses(hosts, environ),
+        needed_addresses(hosts, environ, known),
         may_be_direct=outward != "helper",
-        needs_ipv6=need_ipv6(hosts),
+        needs_ipv6=need_ipv6(hosts, known),
     )
 
 

@@ -14,6 +14,7 @@ import os
 import socket
 
 from ...diagnostics.errors import Failure, PortwrapError
+from ...kernel.interfaces import TUN, open_tun
 from ...kernel.rtnetlink import TABLE_LOCAL, Netlink, family_of
 from ...kernel.sockets import pack
 from ..services import is_loopback
@@ -32,7 +33,6 @@ ICMP: dict[int, int] = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: so
 WITHOUT = ": the session would have no outbound network"
 FAR = ("192.0.2.1", "2001:db8::1")
 """Addresses of nobody (RFC 5737, RFC 3849), to which a default route leads."""
-TUN = "/dev/net/tun"
 TUN_FAILURES = {
     errno.ENOENT: Failure.TUN_MISSING,
     errno.EACCES: Failure.TUN_MODE,
@@ -138,7 +138,7 @@ def add_if_missing(netlink: Netlink, loopback: int, address: bytes) -> None:
 def why_no_tun() -> PortwrapError | None:
     """Why no network driver can work here, if the tun device is the reason."""
     try:
-        os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
+        os.close(open_tun())
     except OSError as error:
         failure = TUN_FAILURES.get(error.errno or 0, Failure.TUN_BROKEN)
         return PortwrapError(f"{TUN}: {error.strerror}", failure)
