@@ -27,9 +27,9 @@ FILTERED = (
         Failure.DRIVER_START,
         "pasta ended before it was ready (ended by signal 31)",
         "A seccomp filter around the job forbids what the network driver needs.",
-        f"Allow {DRIVER_CALLS} in it. --network direct needs no driver, where native outbound is"
-        " possible.",
-        words=r"ended by signal 31\b|Operation not permitted",
+        f"Allow {DRIVER_CALLS} in it, and for pasta AF_NETLINK. --network direct needs no driver,"
+        " where native outbound is possible.",
+        words=r"ended by signal 31\b|Operation not permitted|netlink socket",
         around=FILTER,
     ),
     Diagnostic(
