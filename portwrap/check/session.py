@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 
+from ..cli.run import ANYWHERE
+from ..diagnostics import unexpected
 from ..diagnostics.errors import EXIT_SANDBOX, Failure, PortwrapError, failure_of, reason_of
 from ..keeper.acceptor import is_among
 from ..kernel.threads import is_threaded
-from ..launch import drivers, keeper_process, services
+from ..launch import drivers, keeper_process, lifeline, services
 from ..launch.command import reexec
 from ..launch.ports import parse_networks
 from ..launch.sandbox import Sandbox
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
     from .api import Api
 
-START_TIMEOUT = 5.0
-"""Seconds that a session may take to start."""
+START_TIMEOUT = lifeline.ANSWER_TIMEOUT + 5.0
+"""Seconds that a session may take to start, or to report why it does not: as long as any may."""
 PROBE_TIMEOUT = 1.0
 """Seconds for each look from the sandbox, and for each connection."""
 SUCCESS = ("2", "3")
@@ -142,9 +144,12 @@ def main(afresh: bool = False) -> int:
         if is_threaded() and not afresh:
             reexec(ENTRY, sys.argv[1:])
         _launch(json.loads(settings), json.loads(plan))
-    except PortwrapError as error:
-        keys = ("message", "failure", "subject")
-        probe.report("refused", {key: getattr(error, key) for key in keys})
+    except PortwrapError as caught:
+        error = caught
+    except ANYWHERE as caught:
+        error = unexpected.refusal_of(caught)
+    keys = ("message", "failure", "subject")
+    probe.report("refused", {key: getattr(error, key) for key in keys})
     return EXIT_SANDBOX
 
 

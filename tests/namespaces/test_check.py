@@ -523,6 +523,20 @@ def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
     assert node.run(node.as_owner(*inside, around)).returncode == 0
 
 
+def test_a_large_directory_is_left_alone(make_node: Any) -> None:
+    """To cover it would take a mount for each of its files."""
+    needs("ssh")
+    node = make_node(
+        *INCLUDED_BY_SSH,
+        f"for n in $(seq {ssh_config.MAX_ENTRIES}); do : > {SSH_FOLDER}/$n; done",
+        f"echo 'ServerAliveInterval 60' > {SSH_FOLDER}/site.conf",
+    )
+    found = named(node.check()[1])["ssh"]
+    assert f"Bad owner or permissions on {SSH_FOLDER}/site.conf" in found["fact"]
+    node.mend(f"rm {SSH_FOLDER}/1*")
+    assert named(node.check_when_it_is_good()[1])["ssh"]["status"] == "ok"
+
+
 def test_a_library_that_starts_a_thread(node: Node, world_dir: Path) -> None:
     """A session of the check starts as every session does, with the same outcome."""
     before = ["env", f"LD_PRELOAD={thread_library(world_dir)}"]

@@ -439,6 +439,7 @@ def test_few_descriptors(make_node: Any) -> None:
 
 BREAK = "printf '#!/bin/sh\\necho broken >&2\\nexit 3\\n' > /usr/local/sbin/broken"
 BROKEN = ("mount -t tmpfs -o mode=0755 tmpfs /usr/local/sbin", BREAK, "chmod +x /usr/local/sbin/*")
+NEVER_READY = "printf '#!/bin/sh\\nexec sleep 600\\n' > /usr/local/sbin/broken"
 REPLACE = "mount --bind /usr/local/sbin/broken /usr/bin/{}"
 SURROUNDINGS: dict[str, tuple[Sequence[str], str, str]] = {
     "all is there": ((), "", ""),
@@ -453,11 +454,91 @@ SURROUNDINGS: dict[str, tuple[Sequence[str], str, str]] = {
     "the chosen driver is missing": ((HIDE.format("pasta"),), "", "--network pasta"),
     "no nameserver": (("mount --bind /dev/null /etc/resolv.conf",), "", ""),
     "a host service at the guest port": ((), "", "--host-service 8888"),
+    "too many host services": ((), "", "--host-service 20000-20300"),
+    "no tun device": ((OWN_DEVICES,), "", ""),
+    "no tun device, but a driver wanted": ((OWN_DEVICES,), "", "--network pasta"),
+    "a tun device of root's": (
+        (OWN_DEVICES, "mknod -m 0600 /dev/net/tun c 10 200"),
+        "",
+        "--outward helper",
+    ),
+    "a tun device that is none": (
+        (OWN_DEVICES, "touch /dev/net/tun", "chmod 0666 /dev/net/tun"),
+        "",
+        "--outward helper",
+    ),
+    "no driver": (NO_DRIVER, "", ""),
+    "no driver, and nothing native": (NO_DRIVER, "without.py seccomp", ""),
+    "no driver, and left to it": (NO_DRIVER, "", "--outward helper"),
+    "both drivers are broken": (
+        (*BROKEN, REPLACE.format("slirp4netns"), REPLACE.format("pasta")),
+        "",
+        "",
+    ),
+    "a driver that never gets ready": (
+        (*BROKEN, NEVER_READY, REPLACE.format("slirp4netns")),
+        "",
+        "",
+    ),
+    "no seccomp listener": ((), "without.py seccomp", ""),
+    "no seccomp listener, natively": ((), "without.py seccomp", "--forward native"),
+    "no seccomp listener, natively outward": ((), "without.py seccomp", "--outward native"),
+    "no seccomp listener, direct": ((), "without.py seccomp", "--network direct"),
+    "signals interrupt a connect": ((), "without.py killable-wait", "--outward native"),
+    "signals interrupt a connect, direct": ((), "without.py killable-wait", "--network direct"),
+    "no pidfds, direct": ((), "without.py pidfds", "--network direct"),
+    "no descriptors of others": ((), "without.py pidfd_getfd", "--forward native"),
+    "the keeper may not enter": ((), "without.py setns", "--forward relay --outward helper"),
+    "no netlink": ((), "without.py netlink", ""),
+    "no netlink, direct": ((), "without.py netlink", "--network direct"),
+    "no mounts": ((), "without.py mount", ""),
+    "relayed, direct": ((), "", "--forward relay --network direct"),
     **{
         f"{limit} file descriptors": ((), f"prlimit --nofile={limit}:{limit} --", "")
         for limit in range(12, 32, 4)
     },
 }
+
+
+START_ONLY = ["host port", "host port published", "no port, by hand", "no command"]
+START_ONLY += ["option of another portwrap"]
+"""What --check has no use for."""
+SAME = {
+    name: mistake
+    for name, mistake in OPTIONS.items()
+    if mistake.argv.startswith("--port") and mistake.argv.endswith("true")
+    if mistake.status == 2 and name not in START_ONLY
+}
+
+
+@pytest.mark.parametrize("mistake", SAME.values(), ids=SAME)
+def test_the_check_agrees_on_the_command_line(
+    portwrap: Portwrap, names: dict[str, Any], mistake: Mistake
+) -> None:
+    program = [portwrap.python, str(batchspawner_portwrap(portwrap))]
+    argv = mistake.argv.format(**names)
+    given = {key: text.format(**names) for key, text in mistake.environ.items()}
+    asked = argv.replace(f"--port {names['port']}", "--check").replace(" true", "")
+    runs = [
+        run_as(mistake.account, [*program, *each.split()], env=environment(OWNER, given))
+        for each in (argv, asked)
+    ]
+    results = [(each.returncode, each.stdout, each.stderr) for each in runs]
+    assert results[0] == results[1]
+    assert results[0][0] == 2
+
+
+def test_the_check_agrees_for_root(make_node: Any) -> None:
+    node: Node = make_node()
+    for options in (["--network", "pasta"], ["--network", "slirp4netns"], []):
+        start = ["-q", "--port", str(unused_ports(1)[0]), *options, "true"]
+        started = node.run(node.enter(*node.program(*start)))
+        check = node.run(node.enter(*node.program("--check", "--json", *options)))
+        assert check.returncode == started.returncode, (check, started)
+        if started.returncode:
+            answer = json.loads(check.stdout)
+            found = next(each for each in answer["checks"] if each["status"] == "failed")
+            assert found["remedy"] in started.stderr
 
 
 @pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
@@ -471,8 +552,8 @@ def test_the_check_agrees_with_a_start(
     if words and words[0].endswith(".py"):
         words = node.portwrap.program(*words)
     start = ["-q", "--port", str(unused_ports(1)[0]), *options.split(), "true"]
-    started = node.run(node.as_owner(*words, *node.program(*start)))
-    status, answer = node.check(*options.split(), before=words)
+    started = node.run(node.as_owner(*words, *node.program(*start)), seconds=60)
+    status, answer = node.check(*options.split(), before=words, seconds=60)
     assert status == started.returncode, (answer, started.stderr)
     if status:
         failed = [check for check in answer["checks"] if check["status"] == "failed"]

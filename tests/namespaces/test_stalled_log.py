@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 
-from helpers import OWNER, PROJECT, cannot, end, run_as, wait_until
+from helpers import OWNER, PROJECT, cannot, end, lives, run_as, wait_until
 from sessions import Inside, Portwrap, Session, channel_pair, holders_of, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -92,12 +92,14 @@ def test_a_writer_is_stuck(log: FileServer) -> None:
 class Counting(Session):
     """A session whose command counts the SIGTERMs that it gets, and logs into this file."""
 
-    def __init__(self, portwrap: Portwrap, folder: Path, log: FileServer, forward: str) -> None:
+    def __init__(
+        self, portwrap: Portwrap, folder: Path, log: FileServer, forward: str, **options: Any
+    ) -> None:
         self.count = folder / "count"
         self.count.touch()
         self.count.chmod(0o666)
         command = portwrap.program("count_sigterm.py", self.count)
-        super().__init__(portwrap, command, forward=forward, stderr=log.file)
+        super().__init__(portwrap, command, forward=forward, stderr=log.file, **options)
 
     def __enter__(self) -> Counting:
         return self
@@ -125,6 +127,23 @@ def test_the_command_is_ended_all_the_same(
             wait_until(lambda: log.written() == LOST, what="the line in the log")
         wait_until(lambda: not session.others(), GIVES_UP, "nobody but the command is left")
         assert session.count.read_text() == "RT"
+
+
+def test_the_driver_is_ended_all_the_same(
+    portwrap: Portwrap, world_dir: Path, log: FileServer
+) -> None:
+    """Not only with the keeper, which may be stuck."""
+    offers = {"PORTWRAP_HOST_SERVICE": str(unused_port())}
+    with Counting(portwrap, world_dir, log, "relay", extra_env=offers) as session:
+        session.wait_until_ready()
+        keeper, driver = session.keeper, session.driver
+        worker = wait_until(lambda: session.named("portwrap-relay"), what="the worker")
+        log.stop()
+        kill(worker)
+        wait_until(lambda: session.count.read_text() == "RT", what="SIGTERM for the command")
+        wait_until(lambda: not lives(driver), 5, "the end of the driver")
+        assert lives(keeper)
+        wait_until(lambda: not session.others(), GIVES_UP, "nobody but the command is left")
 
 
 def test_a_listen_is_answered_all_the_same(portwrap: Portwrap, log: FileServer) -> None:
