@@ -114,16 +114,16 @@ without_interruption() { (trap '' INT TERM HUP && "$@"); }
 
 # For `tests/run.sh matrix` only: as large as everything else together.
 install_graphical_programs() {
-    type -P chromium chromedriver Xvfb xdpyinfo >/dev/null && return
-    say "installing chromium and an X server without a screen"
+    type -P chromium chromedriver Xvfb xdpyinfo Xtigervnc xsetroot >/dev/null && return
+    say "installing chromium, an X server without a screen, and TigerVNC"
     if type -P apt-get >/dev/null; then
         undisturbed apt-get -q update
         undisturbed env DEBIAN_FRONTEND=noninteractive \
             apt-get -q install --yes --no-install-recommends chromium chromium-driver fonts-dejavu-core \
-            xvfb x11-utils
+            xvfb x11-utils tigervnc-standalone-server tigervnc-common x11-xserver-utils xauth
     else
         undisturbed dnf --quiet --assumeyes install chromium chromedriver \
-            xorg-x11-server-Xvfb xdpyinfo
+            xorg-x11-server-Xvfb xdpyinfo tigervnc-server xsetroot xauth
     fi
 }
 
@@ -430,6 +430,7 @@ if [[ $EUID == 0 ]]; then
         make_sif
         install_compiler
         make_applications || true # the tests tell it
+        make_desktop || true
         install_java
         make_frameworks || true
         mapfile -t pairs < <(all_pairs)

@@ -7,6 +7,7 @@
 
 batchspawners=(1.1 1.2 1.3)
 code_server=code-server@4.139.1
+desktop=jupyter-remote-desktop-proxy==3.0.1
 versions_directory=$PORTWRAP_TEST_ROOT/versions
 
 # The pairs that every run tests: each of the three ways in which the port arrives, and a
@@ -106,6 +107,13 @@ make_applications() {
         make_base "$venv" "$system_python" "$requirements" &&
         once "$versions_directory/code-server.complete" "$code_server $(grep nodejs "$requirements")" \
             make_code_server "$versions_directory/code-server" "$venv/bin/python"
+}
+
+# Beside the hub's virtual environment: a PYTHONPATH, and etc/jupyter for JUPYTER_CONFIG_PATH.
+make_desktop() {
+    local place=$versions_directory/desktop
+    once "$place.complete" "$desktop" "$runner" -m pip install --quiet --disable-pip-version-check \
+        --no-deps --upgrade --target "$place" "$desktop"
 }
 
 make_frameworks() {

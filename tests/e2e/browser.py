@@ -76,6 +76,13 @@ class Browser:
                 return ""
             raise
 
+    def log_in(self, hub: str, account: str, password: str) -> None:
+        """Fill in the form of the hub of this URL."""
+        self.open(f"{hub}/hub/login")
+        self.type("#username_input", account)
+        self.type("#password_input", password + ENTER)
+        wait_until(lambda: "/hub/login" not in self.url, PAGE_SECONDS, "a login")
+
     def click(self, css: str) -> None:
         """Click there as soon as that can be done."""
         self._when_possible(css, "click", {})

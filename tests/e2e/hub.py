@@ -26,6 +26,7 @@ from helpers import (
     NEIGHBOUR,
     OWNER,
     PROJECT,
+    cannot,
     children_of,
     descendants,
     describe,
@@ -210,6 +211,12 @@ def user_of(pid: int) -> int | None:
     except OSError:
         return None  # it has ended
     return int(status.partition("\nUid:\t")[2].split()[0])
+
+
+def needs_installed(place: Path) -> None:
+    """Skip or fail (see `cannot`) unless setup.sh has made it."""
+    if not place.with_name(f"{place.name}.complete").exists():
+        cannot(f"no {place}; tests/setup.sh (matrix) installs it")
 
 
 def start_hub(root: Path, archive: Path, *options: str | Path) -> Iterator[Hub]:

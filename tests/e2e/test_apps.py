@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from e2e.browser import ENTER, chromium
-from e2e.hub import Hub, start_hub
+from e2e.browser import chromium
+from e2e.hub import Hub, needs_installed, start_hub
 
 from demo.client import HubError
 
@@ -90,6 +90,10 @@ CODE = (
 )
 BOKEH = "bokeh serve plot.py --port={port} --prefix={base_url} --allow-websocket-origin=*"
 VOILA = "voila page.ipynb {--}no-browser {--}port={port} {--}base_url={base_url}/"
+DASK = (
+    "dask scheduler --host=127.0.0.1 --port=0 --dashboard-address=127.0.0.1:{port}"
+    " --dashboard-prefix={base_url}"
+)
 
 APPLICATIONS = (
     Application("Bokeh", BOKEH, "drawn by Bokeh", proxy=WHOLE_PATH, path="plot"),
@@ -108,6 +112,7 @@ APPLICATIONS = (
         "drawn by Voila",
         proxy=JHSINGLE,
     ),
+    Application("Dask", DASK, "Occupancy", proxy=WHOLE_PATH, path="status"),
     Application("code-server", CODE, "notes.txt", path="?folder={home}"),
 )
 EACH = pytest.mark.parametrize("application", APPLICATIONS, ids=lambda each: each.name)
@@ -117,11 +122,9 @@ EACH = pytest.mark.parametrize("application", APPLICATIONS, ids=lambda each: eac
 def hub(pyz: Path) -> Iterator[Hub]:
     needs("chromium", "chromedriver")
     reason = why_namespaces_fail()
-    for place in (PROGRAMS.parent, CODE_SERVER):
-        if not reason and not place.with_name(f"{place.name}.complete").exists():
-            reason = f"no {place}; tests/setup.sh matrix installs it"
     if reason:
         cannot(reason)
+    needs_installed(PROGRAMS.parent)
     for made in start_hub(TEST_ROOT, pyz, "--name", "apps"):
         for name, text in FILES.items():
             path = home(made) / name
@@ -145,6 +148,8 @@ def temporary(hub: Hub) -> Path:
 @contextlib.contextmanager
 def running(hub: Hub, application: Application, sandbox: bool) -> Iterator[None]:
     """The application runs in place of the owner's server."""
+    if str(CODE_SERVER) in application.command:
+        needs_installed(CODE_SERVER)
     words = hub.command() if sandbox else ["batchspawner-singleuser"]
     words += [*shlex.split(application.proxy), *shlex.split(application.command)]
     settings = [f"PATH={PROGRAMS}:{TEST_ROOT}/hub-venv/bin:{SYSTEM_PATH}"]
@@ -183,10 +188,7 @@ def test_the_neighbour_has_it_without_the_sandbox(hub: Hub, application: Applica
 def see(hub: Hub, directory: Path, application: Application) -> None:
     """What is drawn comes by JavaScript, mostly over a WebSocket: a page alone shows nothing."""
     with chromium(directory) as browser:
-        browser.open(f"{hub.facts.url}/hub/login")
-        browser.type("#username_input", hub.facts.owner)
-        browser.type("#password_input", hub.facts.password + ENTER)
-        wait_until(lambda: "/hub/login" not in browser.url, 60, "a login")
+        browser.log_in(hub.facts.url, hub.facts.owner, hub.facts.password)
         path = application.path.format(home=home(hub))
         browser.open(hub.facts.url + hub.user(path))
         try:
