@@ -151,7 +151,7 @@ class Epolls:
     ) -> Iterator[Entry]:
         for ring in process.rings:
             if registers_files(thread, ring):
-                raise NotMovable("an io_uring holds files of its own")
+                raise NotMovable("an io_uring may have registered it")
         inode = os.fstat(socket.fileno()).st_ino if process.epolls else 0
         for epoll in process.epolls:
             if self.may_hold(thread, number, socket, epoll):
@@ -203,11 +203,11 @@ def entries_of(thread: int, number: int, inode: int, epoll: int) -> Iterator[Ent
             if its_inode not in rest:
                 continue  # it begins with the same digits
             if int(target) != number:
-                raise NotMovable("an epoll has it under a number that it had before")
+                raise NotMovable("an epoll holds it under an earlier file descriptor")
             mask = int(events, 16)
             if mask & EPOLLONESHOT and not mask & REPORTED:
                 # Added anew, it would report errors.
-                raise NotMovable("its entry in an epoll has been used up")
+                raise NotMovable("its one-shot entry in an epoll is disarmed")
             yield Entry(epoll, number, EPOLL_EVENT.pack(mask, int(data, 16)))
 
 

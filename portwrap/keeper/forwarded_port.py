@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     RelayInside = Callable[[Sequence[_socket.socket], int], None]
 
 OTHER_FAMILY = "the server listens on another address family than the %s"
-SHARES = "the server shares its socket, or holds it twice, before it called listen"
+SHARES = "the server shared or duplicated its socket before listen"
 NO_PROCESS = (errno.EAGAIN, *OUT_OF_RESOURCES)
 """Errors of a start of the relay that may pass: the account's processes are used up (fork(2))."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE, SHORT_PAUSE, MAX_PAUSE = 0.05, 0.001, 1.0
 """Seconds until the next look while clients wait: the first one, the first one where a server is
 known to listen on its own socket, and the last one; they double in between."""
-UNWATCHED = "the server listens without the system call that we watch"
+UNWATCHED = "the server listens by a call that the filter does not see"
 
 
 class Lookout:

@@ -22,9 +22,9 @@ def why_not(socket: _socket.socket, notification: Notification) -> str:
     """Why this socket cannot be replaced, or nothing. Raises OSError."""
     if not procfs.link(notification.thread, notification.descriptor):
         # Then we could not see either whether it still has the one that we give it.
-        return "the server does not let its descriptors be seen"
+        return "the server's file descriptors cannot be read"
     if fcntl.fcntl(socket.fileno(), fcntl.F_GETFL) & O_ASYNC:
-        return "the server wants a signal for each client"  # F_SETOWN is the replaced file's
+        return "the server requests a signal for each client"  # F_SETOWN is the replaced file's
     return ""
 
 

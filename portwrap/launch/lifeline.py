@@ -59,7 +59,7 @@ class Lifeline:
                 raise _refusal(answer) from error
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 raise _keeper_died() from error
-            raise _keeper_failed(f"telling the keeper: {error.strerror}") from error
+            raise _keeper_failed(f"sending to the keeper: {error.strerror}") from error
 
     def send_go(self, go: Go) -> None:
         """Have the keeper begin. Raises PortwrapError."""

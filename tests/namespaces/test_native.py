@@ -67,11 +67,11 @@ def ask_inside(session: Spawner, port: int = GUEST, address: str = "127.0.0.1") 
     return session.spawn(session.portwrap.python, "-I", "-c", script).all().strip()
 
 
-SHARED = "the server shares its socket, or holds it twice, before it called listen"
-REGISTERED = "the server's socket could not be replaced: an io_uring holds files of its own"
-UNWATCHED = "the server listens without the system call that we watch"
+SHARED = "the server shared or duplicated its socket before listen"
+REGISTERED = "the server's socket could not be replaced: an io_uring may have registered it"
+UNWATCHED = "the server listens by a call that the filter does not see"
 OTHER_FAMILY = "the server listens on another address family than the host port"
-SIGNALLED = "the server wants a signal for each client"
+SIGNALLED = "the server requests a signal for each client"
 
 WAYS = [  # how server.py comes to its socket, why it is relayed (nothing: it is not)
     ("plain", ""),
@@ -103,7 +103,7 @@ WAYS = [  # how server.py comes to its socket, why it is relayed (nothing: it is
     ("in-flight-unread", SHARED),
     ("in-flight-unaccepted", SHARED),
     ("signal-driven", SIGNALLED),
-    ("unreadable", "the server does not let its descriptors be seen"),
+    ("unreadable", "the server's file descriptors cannot be read"),
 ]
 
 

@@ -23,9 +23,9 @@ V4, V6, ALL4, ALL6 = "127.0.0.1", "::1", "0.0.0.0", "::"
 ADDRESSES = [ALL4, V4, ADDRESS, ALL6, V6, ADDRESS6, f"::ffff:{V4}", f"::ffff:{ALL4}"]
 """Where a neighbour tries to have the port."""
 CYCLES = 30
-SHARED = "the server shares its socket, or holds it twice, before it called listen"
-REGISTERED = "the server's socket could not be replaced: an io_uring holds files of its own"
-SIGNALLED = "the server wants a signal for each client"
+SHARED = "the server shared or duplicated its socket before listen"
+REGISTERED = "the server's socket could not be replaced: an io_uring may have registered it"
+SIGNALLED = "the server requests a signal for each client"
 OTHER_FAMILY = "the server listens on another address family than the published port"
 
 

@@ -351,7 +351,7 @@ def test_more_descriptors_under_way_than_the_account_may_have(
     error = "inject=sendmsg:error=ETOOMANYREFS:when=1"
     watch = ["strace", "-qq", "-o", "/dev/null", "-e", error]
     result = run_in_sandbox(portwrap, "true", port=port, before=watch)
-    refusal_of(result, 125, "telling the keeper: Too many references")
+    refusal_of(result, 125, "sending to the keeper: Too many references")
 
 
 @each_forward

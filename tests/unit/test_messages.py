@@ -251,7 +251,8 @@ def test_what_a_network_driver_prints_chooses_the_remedy(printed: str, named: st
 def test_what_the_kernel_says_to_the_keeper_chooses_the_remedy() -> None:
     assert row_of(Failure.KEEPER, "the keeper failed: Too many open files").failure == "descriptors"
     assert (
-        row_of(Failure.KEEPER, "telling the keeper: Too many references").failure == "descriptors"
+        row_of(Failure.KEEPER, "sending to the keeper: Too many references").failure
+        == "descriptors"
     )
     assert row_of(Failure.KEEPER, "the keeper failed: Cannot allocate memory").failure == "keeper"
 
