@@ -140,16 +140,29 @@ install_compiler() {
     fi
 }
 
-# For Spark.
+# For Spark, and for the programs in Java.
 install_java() {
-    type -P java >/dev/null && return
-    say "installing a Java virtual machine"
+    type -P java javac >/dev/null && return
+    say "installing a Java virtual machine and its compiler"
     if type -P apt-get >/dev/null; then
         undisturbed apt-get -q update
         undisturbed env DEBIAN_FRONTEND=noninteractive \
-            apt-get -q install --yes --no-install-recommends default-jre-headless
+            apt-get -q install --yes --no-install-recommends default-jdk-headless
     else
-        undisturbed dnf --quiet --assumeyes install java-headless
+        undisturbed dnf --quiet --assumeyes install java-devel
+    fi
+}
+
+# What test_programs.py compiles, and a server that is a client as well.
+install_languages() {
+    type -P go rustc nginx >/dev/null && [[ -e /usr/include/boost/asio.hpp ]] && return
+    say "installing Go, Rust, Boost and nginx"
+    if type -P apt-get >/dev/null; then
+        undisturbed apt-get -q update
+        without_services env DEBIAN_FRONTEND=noninteractive apt-get -q install --yes \
+            --no-install-recommends golang-go rustc libboost-dev nginx-light openssl unzip wget
+    else
+        undisturbed dnf --quiet --assumeyes install golang rust boost-devel nginx openssl unzip wget
     fi
 }
 
@@ -433,6 +446,8 @@ if [[ $EUID == 0 ]]; then
         make_desktop || true
         install_java
         make_frameworks || true
+        install_languages
+        make_programs || true
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"
     fi

@@ -122,6 +122,12 @@ make_frameworks() {
         make_base "$venv" "$system_python" "$requirements"
 }
 
+make_programs() {
+    local venv=$versions_directory/programs requirements=$tests/versions/programs.txt
+    once "$venv.complete" "$("$system_python" -VV && cat "$requirements")" \
+        make_base "$venv" "$system_python" "$requirements"
+}
+
 # npm compiles parts of it, with the headers of the Node that is to run it; the system's is too old.
 make_code_server() {
     local place=$1 python=$2 node

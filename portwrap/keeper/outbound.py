@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .sandbox_sockets import SandboxSockets
     from .session import Session
 
-IP_FREEBIND = 15  # linux/in.h
+IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 15, 24  # linux/in.h
 O_ASYNC = 0o20000  # asm-generic/fcntl.h
 IPPROTO_MPTCP = 262  # linux/in.h
 PROTOCOLS = (_socket.IPPROTO_TCP, IPPROTO_MPTCP)
@@ -258,14 +258,13 @@ def as_socket(number: int) -> _socket.socket:
 
 
 def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
-    """Whether this is a stream socket of this family that is neither connected nor listens, with
-    nothing on it that cannot be moved. Raises OSError."""
+    """Whether this is a TCP or MPTCP socket of this family that is neither connected nor listens,
+    with nothing on it that cannot be moved. Raises OSError."""
     return (
         socket.family == family
-        and socket.type == _socket.SOCK_STREAM
         and socket.proto in PROTOCOLS
         and not flags & O_ASYNC  # F_SETOWN is the file's
-        and state_of(socket) == TCP_CLOSE
+        and state_of(socket) == TCP_CLOSE  # else we would wait as long as the caller
         and not has_filter(socket)
     )
 
@@ -280,15 +279,17 @@ def bind_as(old: _socket.socket, new: _socket.socket) -> None:
     """Bind a socket to what another one is bound to, in another network namespace. Raises OSError:
     the address is not of that one, or the port is taken there; and NotMovable."""
     name = old.getsockname()
-    if (name[0] in EVERY_ADDRESS and not name[1]) or not is_bound(old):
+    if (name[0] in EVERY_ADDRESS and not name[1]) or not is_bound(old, name[1]):
         return
     if name[0] == "::1" or name[0].startswith(("127.", "::ffff:127.")):
         raise NotMovable("it is bound to the loopback")
     new.bind(name)
 
 
-def is_bound(socket: _socket.socket) -> bool:
+def is_bound(socket: _socket.socket, port: int) -> bool:
     """Whether bind(2) has given it its name: that of a failed connection still shows."""
+    if not port:
+        return bool(socket.getsockopt(_socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT))
     try:
         socket.bind(("", 0))
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any, Iterator
 
 import pytest
 from launches import in_sandbox
-from networks import HOST, SERVER, SERVER6, Host
+from networks import HOST, HOST_ON_SECOND, SERVER, SERVER6, Host
 
 from helpers import OWNER, needs, run_as
 from sessions import Portwrap, unused_port
@@ -46,6 +46,7 @@ CASES = {  # what it is (tests/programs/connect_cases.py), and by whose socket i
     "not-blocking": NATIVE,
     "connected-twice": NATIVE,
     "loopback-in-progress-then-outside": INSIDE,
+    "in-progress-while-others-connect": NATIVE,
     "a-listening-socket": INSIDE,
     "send-timeout": NATIVE,
     "disconnected-then-outside-then-loopback": INSIDE,
@@ -57,6 +58,7 @@ CASES = {  # what it is (tests/programs/connect_cases.py), and by whose socket i
     "bound-to-any": NATIVE,
     "bound-to-a-port": NATIVE,
     "bound-without-a-port": NATIVE,
+    "bound-to-an-address-without-a-port": EITHER,
     "bound-to-the-loopback": INSIDE,
     "options": NATIVE,
     "options-that-nobody-set": NATIVE,
@@ -98,6 +100,7 @@ CASES = {  # what it is (tests/programs/connect_cases.py), and by whose socket i
     "poll-and-select": NATIVE,
     "a-long-address": NATIVE,
     "an-address-of-odd-length": DRIVER,
+    "a-length-with-a-higher-half": NATIVE,
     "bad-lengths": INSIDE,
     "bad-pointers": INSIDE,
     "bad-descriptors": EITHER,
@@ -145,6 +148,7 @@ class Servers:
             "server": SERVER,
             "server6": SERVER6,
             "host": HOST,
+            "second": HOST_ON_SECOND,
             "unreachable": NOBODY,
             "echo": echo,
             "full": full,

@@ -223,6 +223,17 @@ def test_a_socket_of_the_host_never_listens_for_the_sandbox(
                 made.accept()[0].close()
 
 
+def test_nor_where_the_kernel_has_no_cookies(portwrap: Portwrap, host: Host, server: int) -> None:
+    """Whose a socket is takes rights that the keeper does not have over the host's."""
+    before = portwrap.program("without.py", "cookies")
+    with native(portwrap, "auto", before=before) as session:
+        request = {"address": SERVER, "port": server, "how": "disconnected"}
+        with session.make(do="connect_and_listen", **request) as made:
+            port = made.getsockname()[1]
+            assert listening("thread-self", port) == []
+            assert len(listening(session.pid, port)) == 1
+
+
 def test_a_socket_of_the_host_never_binds_for_the_sandbox(session: Inside, server: int) -> None:
     port = unused_port()
     request = {"address": SERVER, "port": server, "how": "disconnected"}

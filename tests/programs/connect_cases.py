@@ -25,6 +25,7 @@ from typing import Any, Callable, NoReturn
 
 SETTINGS: dict[str, Any] = json.loads(sys.argv[1])
 SERVER, SERVER6, HOST = SETTINGS["server"], SETTINGS["server6"], SETTINGS["host"]
+SECOND = SETTINGS["second"]
 ECHO, FULL, REFUSED = SETTINGS["echo"], SETTINGS["full"], SETTINGS["refused"]
 UNREACHABLE = SETTINGS["unreachable"]
 LIMIT = 10
@@ -339,6 +340,28 @@ def loopback_in_progress_then_outside() -> Any:
 
 
 @case
+def in_progress_while_others_connect() -> Any:
+    """Who waits for a connection within the sandbox holds up nobody."""
+    made, address = slow_connection()
+    threading.Thread(target=connect, args=[made], daemon=True).start()
+    others = [new() for _ in range(20)]
+    return [address, {connect(each) for each in others} == {"ok"}, talk(others[-1])]
+
+
+def slow_connection() -> tuple[socket.socket, str]:
+    """A blocking socket whose connection to the loopback is in progress, as the queue is full."""
+    listener = new()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    for _ in range(3):
+        made = new()
+        made.setblocking(False)
+        connect(made, "127.0.0.1", listener.getsockname()[1])
+    made.settimeout(None)
+    return made, made.getsockname()[0]
+
+
+@case
 def a_listening_socket() -> Any:
     made = new()
     made.bind(("127.0.0.1", 0))
@@ -463,6 +486,16 @@ def bound_without_a_port() -> Any:
     made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     made.bind(("0.0.0.0", 0))
     return [made.getsockname(), connect(made), talk(made)]
+
+
+@case
+def bound_to_an_address_without_a_port() -> Any:
+    """As `curl --interface ADDRESS` does it. No answer comes to this one."""
+    made = new()
+    made.setblocking(False)
+    made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    made.bind((SECOND, 0))
+    return [connect(made), made.getsockname()[0]]
 
 
 @case
@@ -937,6 +970,16 @@ def a_long_address() -> Any:
 def an_address_of_odd_length() -> Any:
     made = new()
     return [raw_connect(made.fileno(), sockaddr().ljust(100, b"\0"), 100), talk(made)]
+
+
+@case
+def a_length_with_a_higher_half() -> Any:
+    """The kernel takes an int."""
+    made = new()
+    number = {"x86_64": 42, "aarch64": 203}[os.uname().machine]
+    address = ctypes.create_string_buffer(sockaddr() + bytes(8))
+    words = [number, made.fileno(), ctypes.addressof(address), 16 | 1 << 40]
+    return [libc.syscall(*map(ctypes.c_long, words)), talk(made)]
 
 
 @case
