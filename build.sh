@@ -4,8 +4,8 @@
 # OUTPUT is dist/batchspawner-portwrap.pyz by default. --for adds byte code for that Python, which
 # starts a session faster; every other Python >= 3.8 compiles the sources in the same file.
 #
-# Needs bash, Python >= 3.8 with venv, and a package index. PYTHON names the Python to build with;
-# the bytes are the same whichever it is. SOURCE_DATE_EPOCH is the time in the archive.
+# Needs bash, Python >= 3.8 with venv, and a package index. PYTHON selects the Python to build with;
+# the result is the same with any. SOURCE_DATE_EPOCH sets the timestamps in the archive.
 set -euo pipefail
 umask 022
 

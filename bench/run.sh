@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Measure batchspawner-portwrap beside what a site could use instead: bench/run.sh [--quick]
+# Measure batchspawner-portwrap beside the alternatives: bench/run.sh [--quick]
 #
-# Installs what it needs first: as root with apt-get or dnf, else it names what is missing. The
-# measured programs run as the account pw-owner then, else as the caller. Writes bench/results.md, two
+# Installs what it needs first: as root with apt-get or dnf, else it lists what is missing. As root the
+# measured programs run as the account pw-owner, else as the caller. Writes bench/results.md, two
 # charts and the tables of README.md and docs/performance.md. --help tells of more options; BENCH_SET_UP=no skips the installing.
 set -euo pipefail
 
