@@ -90,6 +90,10 @@ CODE = (
 )
 BOKEH = "bokeh serve plot.py --port={port} --prefix={base_url} --allow-websocket-origin=*"
 VOILA = "voila page.ipynb {--}no-browser {--}port={port} {--}base_url={base_url}/"
+MLFLOW = (
+    "mlflow server --host=127.0.0.1 --port={port} --workers=1 --allowed-hosts=*"
+    " --backend-store-uri=sqlite:///mlflow.db --static-prefix={base_url}"
+)
 DASK = (
     "dask scheduler --host=127.0.0.1 --port=0 --dashboard-address=127.0.0.1:{port}"
     " --dashboard-prefix={base_url}"
@@ -112,6 +116,7 @@ APPLICATIONS = (
         "drawn by Voila",
         proxy=JHSINGLE,
     ),
+    Application("MLflow", MLFLOW, "Experiments", proxy=WHOLE_PATH),
     Application("Dask", DASK, "Occupancy", proxy=WHOLE_PATH, path="status"),
     Application("code-server", CODE, "notes.txt", path="?folder={home}"),
 )
@@ -126,6 +131,7 @@ def hub(pyz: Path) -> Iterator[Hub]:
         cannot(reason)
     needs_installed(PROGRAMS.parent)
     for made in start_hub(TEST_ROOT, pyz, "--name", "apps"):
+        made.client.seconds = 120  # the proxies start an application while its first client waits
         for name, text in FILES.items():
             path = home(made) / name
             path.write_text(text)
@@ -153,7 +159,7 @@ def running(hub: Hub, application: Application, sandbox: bool) -> Iterator[None]
     words = hub.command() if sandbox else ["batchspawner-singleuser"]
     words += [*shlex.split(application.proxy), *shlex.split(application.command)]
     settings = [f"PATH={PROGRAMS}:{TEST_ROOT}/hub-venv/bin:{SYSTEM_PATH}"]
-    settings.append(f"TMPDIR={temporary(hub)}")
+    settings += [f"TMPDIR={temporary(hub)}", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"]
     try:
         try:
             hub.client.spawn({"sandbox": sandbox, "cmd": shlex.join(["env", *settings, *words])})
