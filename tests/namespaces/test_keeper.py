@@ -97,6 +97,16 @@ def test_a_worker_has_no_socket_of_the_keepers(held: Held) -> None:
     assert not keeper & worker
 
 
+def test_a_driver_has_nothing_of_the_keepers(held: Held) -> None:
+    """A port would not be free before it has ended, nor the command be told of the keeper's end."""
+    keeper, driver = (
+        {link for link in links_of(pid) if link.startswith(("socket:", "anon_inode:[pidfd]"))}
+        for pid in (held.session.keeper, held.session.driver)
+    )
+    assert keeper
+    assert not keeper & driver
+
+
 def test_the_end_of_a_session_is_no_busy_loop(portwrap: Portwrap, world_dir: Path) -> None:
     """A connection to a host service is still open, which somebody outside has got: the keeper
     waits for its last bytes. That nobody is left to call listen is no event all the time."""
