@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests: tests/run.sh [quick|unit|namespaces|e2e|all|matrix|fuzz|coverage] [--no-setup] [pytest's arguments]
+# Run the tests: tests/run.sh [quick|unit|namespaces|e2e|all|matrix|vm|fuzz|coverage] [--no-setup]
+#                             [pytest's arguments]
 #
 #   quick       what to run while you work: of unit and namespaces what is fast, each test with one
 #               forward, in the system's Python; writes nothing into the checkout
@@ -9,6 +10,8 @@
 #   all         the three of them (the default)
 #   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine,
 #               eight minutes of sessions that come and go, Pythons newer than this machine's
+#   vm          for the night: virtual machines of Debian 13 and 11 with AppArmor, systemd and cgroups of
+#               version 2, emulated, one at a time
 #   coverage    how much of our code the unit and namespaces tests run, in all the processes they start
 #   fuzz        for the night: the fuzz tests, PORTWRAP_TEST_FUZZ (20) times as thorough as by default
 #
@@ -29,7 +32,7 @@ parts=()
 set_up=yes
 while [[ $# -gt 0 ]]; do
     case $1 in
-        quick | unit | namespaces | e2e | matrix | fuzz | coverage) parts+=("$1") ;;
+        quick | unit | namespaces | e2e | matrix | vm | fuzz | coverage) parts+=("$1") ;;
         all) parts+=(unit namespaces e2e) ;;
         --no-setup) set_up=no ;;
         -h | --help)
@@ -167,7 +170,9 @@ finish() {
 
 if [[ $set_up == yes ]]; then
     heading "setting up"
-    if [[ " ${parts[*]} " == *" matrix "* ]]; then "$tests/setup.sh" matrix; else "$tests/setup.sh"; fi
+    extra=()
+    for part in "${parts[@]}"; do [[ $part != matrix && $part != vm ]] || extra+=("$part"); done
+    "$tests/setup.sh" ${extra[@]+"${extra[@]}"}
 fi
 if [[ ! -x $runner ]]; then
     printf 'tests/run.sh: no %s; run tests/setup.sh\n' "$runner" >&2
@@ -197,6 +202,8 @@ for part in "${parts[@]}"; do
             run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps"
             run_newest_pythons
             ;;
+        # One after the other: an emulated machine keeps two processors busy.
+        vm) run_part vm "$runner" tests/vm -m vm --numprocesses=0 ;;
         fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
             --timeout=3600 ;;
         coverage) measure_coverage || broken=yes ;;

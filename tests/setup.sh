@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests need, once; a second run only looks: tests/setup.sh [matrix]
+# Install what the tests need, once; a second run only looks: tests/setup.sh [matrix] [vm]
 #
 # As root on Debian, Ubuntu, Fedora or RHEL: system packages, /dev/net/tun and /dev/fuse for everyone,
 # the accounts pw-owner and pw-neighbour, and in PORTWRAP_TEST_ROOT (/opt/portwrap-tests) virtual
@@ -7,6 +7,7 @@
 # As an ordinary user: a virtual environment, and the names of what is missing.
 # With "matrix" what `tests/run.sh matrix` asks for, too: each JupyterHub and batchspawner, a browser,
 # and a Grid Engine below PORTWRAP_TEST_ROOT, to which /usr/lib/gridengine is a link.
+# With "vm" the virtual machines of `tests/run.sh vm`, on Debian.
 set -euo pipefail
 # shellcheck source=tests/environment.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
@@ -138,6 +139,15 @@ install_compiler() {
     else
         undisturbed dnf --quiet --assumeyes install gcc-c++ make krb5-devel
     fi
+}
+
+# For the virtual machines, which are Debian's, and emulated.
+install_emulator() {
+    type -P qemu-system-x86_64 mmdebstrap mke2fs >/dev/null && return
+    say "installing an emulator"
+    undisturbed apt-get -q update
+    undisturbed env DEBIAN_FRONTEND=noninteractive apt-get -q install --yes \
+        --no-install-recommends qemu-system-x86 mmdebstrap e2fsprogs debian-archive-keyring
 }
 
 # For Spark, and for the programs in Java.
@@ -436,7 +446,7 @@ if [[ $EUID == 0 ]]; then
     fetch_apptainer
     patiently "$project/bench/install.sh" {lock}>&-
     make_pairs "${usual_pairs[@]}"
-    if [[ ${1:-} == matrix ]]; then
+    if [[ " $* " == *" matrix "* ]]; then
         install_graphical_programs
         fetch_gridengine
         fetch_newest_pythons
@@ -450,6 +460,10 @@ if [[ $EUID == 0 ]]; then
         make_programs || true
         mapfile -t pairs < <(all_pairs)
         make_pairs "${pairs[@]}"
+    fi
+    if [[ " $* " == *" vm "* ]] && type -P apt-get >/dev/null; then
+        install_emulator
+        patiently "$tests/vm/build.sh" "$PORTWRAP_TEST_ROOT/vm" {lock}>&-
     fi
 fi
 say "ready: $PORTWRAP_TEST_ROOT"
