@@ -194,14 +194,12 @@ class Epolls:
 
 def entries_of(thread: int, number: int, inode: int, epoll: int) -> Iterator[Entry]:
     """A socket's entries in one epoll (proc_pid_fdinfo(5)). Raises OSError, and NotMovable."""
-    its_inode = f"ino:{inode:x}".encode()
+    its_inode = f" ino:{inode:x} ".encode()
     with open(f"/proc/{thread}/fdinfo/{epoll}", "rb") as file:
         for line in file:
             if its_inode not in line:
                 continue
-            _, target, _, events, _, data, *rest = line.split()
-            if its_inode not in rest:
-                continue  # it begins with the same digits
+            _, target, _, events, _, data, *_ = line.split()
             if int(target) != number:
                 raise NotMovable("an epoll holds it under an earlier file descriptor")
             mask = int(events, 16)

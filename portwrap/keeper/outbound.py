@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 15, 24  # linux/in.h
 O_ASYNC = 0o20000  # asm-generic/fcntl.h
-IPPROTO_MPTCP = 262  # linux/in.h
-PROTOCOLS = (_socket.IPPROTO_TCP, IPPROTO_MPTCP)
 STREAM = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC
 MAX_LENGTH = 128
 """sizeof(struct sockaddr_storage): connect(2) takes no longer address."""
@@ -259,12 +257,12 @@ def as_socket(number: int) -> _socket.socket:
 
 def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
     """Whether this is a TCP or MPTCP socket of this family that is neither connected nor listens,
-    with nothing on it that cannot be moved. Raises OSError."""
+    with nothing on it that cannot be moved. Raises OSError, as for any other kind of socket."""
     return (
         socket.family == family
-        and socket.proto in PROTOCOLS
         and not flags & O_ASYNC  # F_SETOWN is the file's
-        and state_of(socket) == TCP_CLOSE  # else we would wait as long as the caller
+        # Only TCP and MPTCP have a state. In another one we would wait as long as the caller.
+        and state_of(socket) == TCP_CLOSE
         and not has_filter(socket)
     )
 

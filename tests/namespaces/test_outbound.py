@@ -223,6 +223,31 @@ def test_a_socket_of_the_host_never_listens_for_the_sandbox(
                 made.accept()[0].close()
 
 
+def test_if_it_cannot_be_the_sandboxs_again_the_call_fails(session: Inside, server: int) -> None:
+    """And the socket of the host's does not listen."""
+    with injected(session.keeper, "accept4:error=EMFILE"), pytest.raises(OSError) as caught:
+        session.make(do="connect_and_listen", address=SERVER, port=server, how="disconnected")
+    assert caught.value.errno == errno.ENOBUFS
+
+
+def test_a_connection_that_fails_at_once_leaves_the_programs_own_socket(session: Inside) -> None:
+    """To everybody on the cable, which it may not."""
+    with session.make(do="connect_anyway", address="198.18.0.255", port=9) as made:
+        assert not is_native(made)
+
+
+def test_nobody_of_the_sandbox_has_the_hosts_loopback_as_its_address(
+    session: Inside, host: Host
+) -> None:
+    """Services at the node's address may trust it."""
+    with echoing(host.listen(HOST, host.host)) as port:
+        request = {"do": "connect_anyway", "address": HOST, "port": port}
+        with session.make(**request, source="127.0.0.1") as made:
+            assert not is_native(made)
+        with session.make(**request) as control:
+            assert is_native(control) and talks(control)
+
+
 def test_nor_where_the_kernel_has_no_cookies(portwrap: Portwrap, host: Host, server: int) -> None:
     """Whose a socket is takes rights that the keeper does not have over the host's."""
     before = portwrap.program("without.py", "cookies")
@@ -290,6 +315,7 @@ REFUSED = [  # what the kernel refuses the keeper, and by whose socket a connect
     ("fchmod:error=EPERM", "driver"),
     ("epoll_create1:error=EMFILE", "native"),  # it has the one that it needs
     ("epoll_ctl:error=ENOSPC", "driver"),
+    ("epoll_ctl:error=ENOSPC:when=2", "driver"),  # the program's own entry
     ("openat:error=EMFILE", "driver"),
     ("openat:error=EACCES", "driver"),
     ("fcntl:error=EBADF", "driver"),

@@ -294,6 +294,26 @@ def refused_later_then_loopback() -> Any:
 
 
 @case
+def refused_later_then_loopback_at_once() -> Any:
+    """Nobody has asked what came of it: the next call is told."""
+    made, told = refused_later()
+    port = own_server()
+    told.append(connect(made, "127.0.0.1", port))
+    return [*told, connect(made, "127.0.0.1", port), talk(made)]
+
+
+@case
+def inside_refused_later_then_outside() -> Any:
+    made, closed = new(), new()
+    closed.bind(("127.0.0.1", 0))
+    made.setblocking(False)
+    told = [connect(made, "127.0.0.1", closed.getsockname()[1]) in ("EINPROGRESS", "ECONNREFUSED")]
+    told.append(bool(wait_for(made, select.POLLOUT)))
+    made.settimeout(None)
+    return [*told, connect(made), connect(made), talk(made)]
+
+
+@case
 def refused_later_then_listen() -> Any:
     made, told = refused_later()
     return [told, attempt(made.listen), reaches(made)]
@@ -392,6 +412,65 @@ def disconnected_then_listening() -> Any:
     made = new()
     told = [connect(made), raw_connect(made.fileno(), bytes(16), 16), attempt(made.listen)]
     return [*told, reaches(made)]
+
+
+def set_before_and_after(made: socket.socket) -> list[int]:
+    """Options that were set before connecting, and since."""
+    options = (socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)
+    return [made.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+
+
+@case
+def disconnected_with_settings() -> Any:
+    made = new()
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
+    told = [connect(made), raw_connect(made.fileno(), bytes(16), 16)]
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 11)
+    told += [connect(made, "127.0.0.1", own_server()), talk(made)]
+    return [*told, set_before_and_after(made)]
+
+
+@case
+def disconnected_that_does_not_block() -> Any:
+    made = new()
+    told: list[Any] = [connect(made), raw_connect(made.fileno(), bytes(16), 16)]
+    made.setblocking(False)
+    told += [begin(made, "127.0.0.1", own_server()), os.get_blocking(made.fileno())]
+    return [*told, wait_for(made, select.POLLOUT), talk(made)]
+
+
+@case
+def disconnected_that_was_bound() -> Any:
+    """It keeps its port, and is a server there."""
+    made = new()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("", SETTINGS["own_port"]))
+    told = [connect(made), raw_connect(made.fileno(), bytes(16), 16), attempt(made.listen)]
+    return [*told, made.getsockname()[1] == SETTINGS["own_port"], reaches(made)]
+
+
+@case
+def bound_while_connected() -> Any:
+    made = new()
+    return [connect(made), attempt(made.bind, ("127.0.0.1", 0)), talk(made)]
+
+
+@case
+def listening_while_connected() -> Any:
+    made = new()
+    return [connect(made), attempt(made.listen), talk(made)]
+
+
+@case
+def in_progress_outside_while_others_connect() -> Any:
+    """Who waits for it, or asks for another connection meanwhile, holds up nobody."""
+    made = new()
+    for address, port in ((SERVER, FULL), ("127.0.0.1", 1)):
+        threading.Thread(target=connect, args=[made, address, port], daemon=True).start()
+        time.sleep(0.1)  # whichever comes first
+    others = [new() for _ in range(20)]
+    return [{connect(each) for each in others} == {"ok"}, talk(others[-1])]
 
 
 @case
@@ -740,6 +819,44 @@ def thread_with_descriptors_of_its_own() -> Any:
 
 
 @case
+def epolls_of_threads_with_descriptors_of_their_own() -> Any:
+    """Each has another one under the same number."""
+    said: list[Any] = []
+    turns = [threading.Event() for _ in range(3)]
+
+    def one(epoll: select.epoll) -> None:
+        made = new()
+        made.setblocking(False)
+        epoll.register(made, OUT | EDGE)
+        epoll.poll(0)
+        said.extend([begin(made), events_of(epoll), talk(made)])
+        made.close()
+
+    def run() -> None:
+        libc.unshare(CLONE_FILES)
+        epoll = select.epoll()
+        one(epoll)
+        turns[0].set()
+        turns[1].wait(LIMIT)
+        one(epoll)
+
+    spare = [os.dup(0) for _ in range(20)]
+    for each in spare:
+        os.close(each)
+    thread = threading.Thread(target=run)
+    thread.start()
+    turns[0].wait(LIMIT)
+    for _ in range(5):
+        os.dup(0)  # so that this one's number is another
+    mine = select.epoll()
+    one(mine)
+    one(mine)
+    turns[1].set()
+    thread.join()
+    return said
+
+
+@case
 def after_exec() -> Any:
     """A program that was started with vfork(2) or the like."""
     text = (
@@ -769,6 +886,18 @@ def in_namespaces_of_its_own() -> Any:
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
         return "no namespaces"
     return connect(new())
+
+
+@case
+def marked_in_namespaces_of_its_own() -> Any:
+    """The mark by which we know our sockets is no secret."""
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        return "no namespaces"
+    made = new()
+    os.fchmod(made.fileno(), 0o1777)
+    told = [attempt(made.bind, ("0.0.0.0", 0)), attempt(made.listen)]
+    natives.append(is_native(made))
+    return [*told, natives[-1]]
 
 
 @case
@@ -813,6 +942,18 @@ def epoll_level() -> Any:
     told.append(events_of(epoll))
     epoll.unregister(made)
     return [*told, talk(made)]
+
+
+@case
+def epoll_after_a_way_back() -> Any:
+    """One entry, though somebody else has the socket that it had before."""
+    made, epoll = watched(OUT)
+    told = [begin(made), events_of(epoll), talk(made)]
+    with made.dup():
+        told += [raw_connect(made.fileno(), bytes(16), 16)]
+        told += [begin(made, "127.0.0.1", own_server()), wait_for(made, select.POLLOUT)]
+        told += [len(epoll.poll(0)), talk(made)]
+    return told
 
 
 @case

@@ -83,6 +83,16 @@ def connect_twice(address: str, port: int, other: str) -> socket.socket:
     return made
 
 
+def connect_anyway(address: str, port: int, source: str = "") -> socket.socket:
+    """Whatever comes of it; from this address."""
+    made = tcp_or_udp(address, socket.SOCK_STREAM)
+    made.settimeout(None)
+    if source:
+        made.bind((source, 0))
+    made.connect_ex((address, port))
+    return made
+
+
 def connect_watched(address: str, port: int) -> socket.socket:
     """In an epoll before it connects, which reports that it has."""
     made, epoll = tcp_or_udp(address, socket.SOCK_STREAM), select.epoll()
@@ -145,6 +155,7 @@ ACTIONS: dict[str, Callable[..., socket.socket]] = {
     "connect_and_listen": connect_and_listen,
     "connect_and_bind": connect_and_bind,
     "connect_twice": connect_twice,
+    "connect_anyway": connect_anyway,
     "connect_watched": connect_watched,
     "connect_beyond_limit": connect_beyond_limit,
     "bind_udp": bind_udp,

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import socket
+import subprocess
 import threading
 from contextlib import ExitStack
 from typing import Callable, Iterator
@@ -281,5 +282,22 @@ def test_one_that_was_missed(stack: ExitStack, known: Callable[..., Epolls]) -> 
             epolls.on_creation(os.getppid())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found(epolls, one) == []  # it is not there yet
     made = epoll(stack, (one, IN))
     assert [entry[0] for entry in found(epolls, one)] == [made.fileno()]
+
+
+def test_so_many_processes_are_remembered(
+    known: Callable[..., Epolls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PROCESSES", 2)
+    epolls = known()
+    children = [subprocess.Popen(["sleep", "100"]) for _ in range(3)]
+    try:
+        for child in children:
+            epolls.process(child.pid)
+        assert list(epolls.processes) == [child.pid for child in children[1:]]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
