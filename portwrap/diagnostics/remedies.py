@@ -13,7 +13,7 @@ from .diagnostic import Diagnostic
 from .errors import Failure
 from .filtered import FILTERED
 from .running import RUNNING
-from .surroundings import FILTER, OWN_DEVICES
+from .surroundings import APPARMOR, FILTER, OWN_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 SYSCTL = "echo {0} >>/etc/sysctl.d/90-portwrap.conf; sysctl -p /etc/sysctl.d/90-portwrap.conf"
 PROFILE = "/etc/apparmor.d/batchspawner-portwrap"
+LOAD_PROFILE = (
+    f"""p=$({{check}} --check --apparmor {{singleuser}}) && printf '%s\\n' "$p" >{PROFILE}"""
+    f" && apparmor_parser -r {PROFILE}"
+)
 
 NAMESPACES = (
     Diagnostic(
@@ -68,9 +72,19 @@ NAMESPACES = (
         "setting up the user namespace (/proc/self/uid_map): Operation not permitted",
         "AppArmor restricts user namespaces (Ubuntu 24.04 and later).",
         "A profile allows them for this program alone.",
-        f"""p=$({{check}} --check --apparmor {{singleuser}}) && printf '%s\\n' "$p" >{PROFILE}"""
-        f" && apparmor_parser -r {PROFILE}",
+        LOAD_PROFILE,
         ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ),
+    Diagnostic(
+        Failure.NAMESPACE_FORBIDDEN,
+        "unshare(…): Permission denied",
+        "The AppArmor profile of this program or of the job forbids user namespaces: --check names"
+        " it.",
+        "Add 'userns,' to that profile; or, where it is attached to this program by a pattern, load"
+        " one for this program alone.",
+        LOAD_PROFILE,
+        around=APPARMOR,
+        answer="Permission denied",
     ),
     Diagnostic(
         Failure.NAMESPACE_FORBIDDEN,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 FILTER = "seccomp filter"
 OWN_DEVICES = "own devices"
+APPARMOR = "AppArmor profile"
 
 
 def has_own_devices() -> bool:
@@ -27,7 +28,17 @@ def has_own_devices() -> bool:
     return kind != "devtmpfs"
 
 
+def is_confined_by_apparmor() -> bool:
+    """Whether a profile of AppArmor's, which is enforced, is that of this process (proc(5))."""
+    try:
+        with open("/proc/self/attr/apparmor/current", errors="surrogateescape") as file:
+            return file.read().rstrip("\0\n").endswith(" (enforce)")
+    except OSError:
+        return False
+
+
 SURROUNDINGS: Mapping[str, Callable[[], bool]] = {
     FILTER: seccomp.has_outer_filter,
     OWN_DEVICES: has_own_devices,
+    APPARMOR: is_confined_by_apparmor,
 }

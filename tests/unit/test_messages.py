@@ -16,7 +16,7 @@ from portwrap.cli.run import as_lines
 from portwrap.diagnostics import diagnostic, errors, lookup, remedies
 from portwrap.diagnostics.diagnostic import Diagnostic
 from portwrap.diagnostics.errors import Failure, PortwrapError
-from portwrap.diagnostics.surroundings import FILTER, OWN_DEVICES
+from portwrap.diagnostics.surroundings import APPARMOR, FILTER, OWN_DEVICES
 from portwrap.launch import drivers, namespaces
 from portwrap.launch.command import find_command
 from portwrap.launch.drivers.driver import find_executable
@@ -178,6 +178,7 @@ SEEN = [
 # The identifier of a failure, its message, what is around the job, what the remedy must name.
 FORBIDDEN = "pidfd_getfd: Operation not permitted"
 AROUND = [
+    (Failure.NAMESPACE_FORBIDDEN, "unshare: Permission denied", APPARMOR, "userns,"),
     (Failure.NAMESPACE_FORBIDDEN, "unshare", FILTER, "RestrictNamespaces="),
     (Failure.KEEPER, f"the keeper failed: {FORBIDDEN}", FILTER, "PORTWRAP_FORWARD=relay"),
     (Failure.DRIVER_START, "pasta (ended by signal 31)", FILTER, "mount"),
@@ -279,6 +280,7 @@ REAL = {
     "Network namespaces are switched off": (CHECK, "test_namespaces"),
     "The limit of namespaces is reached": (CHECK, "test_namespaces"),
     "AppArmor restricts": (CHECK, "test_the_remedy_for_apparmor_works_as_it_is_printed"),
+    "The AppArmor profile of this": ("../vm/test_refusals.py", "test_apparmor"),
     "A container, chroot": (CHECK, "test_namespaces_that_something_forbids"),
     "A seccomp filter around the job": (
         AROUND_IT,

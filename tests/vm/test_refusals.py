@@ -1,9 +1,10 @@
-"""What systemd and sysctls refuse on Debian 13: what is reported, and that the remedy is
+"""What systemd, sysctls and AppArmor refuse on Debian 13: what is reported, and that the remedy is
 one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Iterator
 
 import pytest
 from vm.machine import Machine
@@ -124,6 +125,50 @@ def test_namespaces_switched_off(machine: Machine, kind: str) -> None:
     finally:
         machine.do("sysctl", "-w", f"{setting}={before}")
         machine.do("rm", "-f", "/etc/sysctl.d/90-portwrap.conf")
+
+
+# ---- AppArmor ----------------------------------------------------------------------------------
+
+SITES = """
+abi <abi/4.0>,
+include <tunables/global>
+profile site /opt/tests/*.pyz {
+  file, network, capability, signal, ptrace, unix, mount, umount, pivot_root, mqueue,
+}
+"""
+"""A site's profile for its programs, which does not let them have user namespaces."""
+
+
+@pytest.fixture
+def confined(machine: Machine) -> Iterator[None]:
+    machine.write("/etc/apparmor.d/site", SITES)
+    machine.write("/usr/local/bin/batchspawner-singleuser", "#!/bin/sh\n", 0o755)
+    machine.do("apparmor_parser", "-r", "/etc/apparmor.d/site")
+    yield
+    machine.do("apparmor_parser", "-R", "/etc/apparmor.d/site")
+    ours = "/etc/apparmor.d/batchspawner-portwrap"
+    machine.run("apparmor_parser", "-R", ours)
+    machine.do("rm", "-f", "/etc/apparmor.d/site", ours)
+
+
+def test_apparmor(machine: Machine, confined: None) -> None:
+    """With the profiles that are printed, loaded by the command that is, a session starts."""
+    refused = Session(machine)
+    assert refused.status() == 125
+    log = refused.log()
+    assert "Permission denied" in log and "AppArmor" in log, log
+    refused.stop()
+    answer = check(machine)
+    assert not answer["would_start"]
+    found = named(answer)["user namespaces"]
+    assert found["command"] in log, (found, log)
+    machine.shell(found["command"])
+    session = Session(machine)
+    use(session)
+    session.stop()
+    answer = check(machine)
+    assert answer["would_start"], answer
+    assert "batchspawner-portwrap" in named(answer)["security modules"]["fact"]
 
 
 @pytest.mark.parametrize("driver", ["pasta", "slirp4netns"])
