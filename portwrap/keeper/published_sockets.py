@@ -7,6 +7,7 @@ as they are without us. The port stays the session's all the time: by a socket t
 
 from __future__ import annotations
 
+import errno
 import os
 
 import _socket
@@ -25,6 +26,8 @@ ONLY_IPV6 = _socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY
 EVERY_IPV4, EVERY_ADDRESS = "0.0.0.0", "::"
 IN_IPV6 = "::ffff:"
 """What an IPv4 address begins with that is written as an IPv6 one."""
+LOOPBACK = ("127.", "::1", "::ffff:127.", EVERY_IPV4, "::ffff:0.0.0.0")
+"""What addresses begin with that every host has, and so none can announce."""
 
 
 class PublishedSockets:
@@ -54,7 +57,7 @@ class PublishedSockets:
         for address, port in sorted(self.places, reverse=True):  # [::] before 0.0.0.0
             place = in_family(server.family, address)
             if place and not (only_ipv6 and place.startswith(IN_IPV6)):
-                self.sockets.append(bound(server.family, place, port, only_ipv6))
+                self.sockets.append(bound_as(server, place, port, only_ipv6))
                 return self.sockets[0]
         return None
 
@@ -123,6 +126,24 @@ def in_family(family: int, address: str) -> str:
     if address.startswith(IN_IPV6):
         return address[len(IN_IPV6) :]
     return "" if ":" in address else address
+
+
+def bound_as(server: _socket.socket, place: str, port: int, only_ipv6: bool) -> _socket.socket:
+    """A socket that is bound to the server's own address if that is the node's, too, and the port
+    published there; else where it is published. Raises OSError.
+
+    Programs look at where their socket is bound, and announce that address.
+    """
+    own = server.getsockname()[0]
+    prefix = place[: -len(EVERY_IPV4)] if place.endswith(EVERY_IPV4) else ""
+    everywhere = place in (EVERY_ADDRESS, prefix + EVERY_IPV4)
+    if everywhere and own.startswith(prefix) and not own.startswith(LOOPBACK):
+        try:
+            return bound(server.family, own, port, only_ipv6)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+    return bound(server.family, place, port, only_ipv6)
 
 
 def bound(family: int, address: str, port: int, only_ipv6: bool) -> _socket.socket:

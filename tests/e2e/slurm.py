@@ -232,6 +232,7 @@ class Cluster:
         self.stack.callback(host.close)
         host.do("mount", "--make-rprivate", "/")
         host.do("mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run")
+        host.do("mount", "-t", "tmpfs", "-o", "mode=1777", "shm", "/dev/shm")
         for source, target in (
             (self.run / "homes", self.homes),
             (self.run / "slurm", "/etc/slurm"),

@@ -91,6 +91,9 @@ FAMILIES = [  # listens inside on, host address, asked through, way
     (V4, ALL4, V4, "native"),
     (ALL4, ALL4, V4, "native"),
     (ADDRESS, ALL4, ADDRESS, "native"),
+    (ADDRESS, ALL4, V4, "through the keeper"),
+    (ADDRESS6, ALL6, ADDRESS6, "native"),
+    (ADDRESS6, ALL6, ADDRESS, "through the keeper"),
     (ALL6, ALL4, V4, "native"),
     (ALL6, "127.0.0.2", "127.0.0.2", "native"),
     (ALL6, ALL6, V4, "native"),
@@ -126,6 +129,17 @@ def test_a_server_with_a_socket_of_each_family(session: Published, first: str) -
     session.served("both", first, session.published)
     facts = ask(session, port=session.published)
     assert facts["peer"] == facts["client"]
+
+
+@pytest.mark.parametrize("host", [ALL4, ALL6, ADDRESS])
+def test_a_server_knows_its_address(portwrap: Portwrap, host: str) -> None:
+    """Dask tells other nodes where its socket is bound, if that is not everywhere."""
+    text = "import socket, sys; s = socket.create_server((sys.argv[1], int(sys.argv[2]))); "
+    text += "print(*s.getsockname())"
+    with Published(portwrap, host=host) as session:
+        for address in (ADDRESS, ADDRESS):
+            words = [portwrap.python, "-c", text, address, str(session.published)]
+            assert session.spawn(*words).all() == f"{ADDRESS} {session.published}\n"
 
 
 def test_who_comes_from_another_node(session: Published) -> None:

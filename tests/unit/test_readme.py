@@ -126,6 +126,10 @@ OF_SCRIPTS = {
     "--no-setup": "tests/run.sh",
 }
 OF_OTHERS = {
+    "dask": "--nanny-port --no-dashboard --worker-port",
+    "spark": "--cores --memory --webui-port",
+    "ipyparallel": "--cluster-id --file --ip --log-level --ports",
+    "torchrun": "--standalone",
     "apptainer": "--bind --contain --fakeroot --net --pid",
     "bwrap": "--bind --dev --dev-bind --die-with-parent --disable-userns --proc --ro-bind"
     " --unshare-net --unshare-pid",
