@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of results.md; by default bench/, and the tables of docs/",
     )
     made.add_argument("--archive", type=Path, required=True, help=argparse.SUPPRESS)
+    made.add_argument("--fast-archive", type=Path, help=argparse.SUPPRESS)
     made.add_argument("--root", type=Path, required=True, help=argparse.SUPPRESS)
     return made
 
@@ -130,6 +131,8 @@ def prepare(
     for file in ("__init__.py", "load.py"):
         shutil.copy(HERE / file, folder / "bench")
     archive = shutil.copy(options.archive, folder / "batchspawner-portwrap.pyz")
+    if options.fast_archive:
+        shutil.copy(options.fast_archive, folder / "fast.pyz")
     home, temporary = folder / "home", folder / "tmp"
     home.mkdir()
     temporary.mkdir()
@@ -143,6 +146,7 @@ def prepare(
     values = {
         "python": "/usr/bin/python3",
         "archive": str(archive),
+        "fast-archive": str(folder / "fast.pyz"),
         "folder": str(folder),
         "rivals": str(folder / "rivals"),
         "programs": str(folder / "programs"),
@@ -163,6 +167,8 @@ def prepare(
     only = [name for name in options.ways.split(",") if name]
     choice = ways.choose(options.way, only)
     rig = Rig(choice.ways, values, environ, account, folder, size)
+    if options.fast_archive:
+        rig.byte_code_ways = ways.choose_byte_code(only).ways
     newer = options.root / "newer-helpers" / "usr" / "bin"
     rig.outbound_ways, left_out = ways.choose_out(newer, environ["PATH"], only)
     choice.left_out.update(_prepare_calls(rig, options.only))
@@ -185,7 +191,7 @@ def write(rig: Rig, left_out: dict[str, str], options: argparse.Namespace) -> No
     results = Results(
         figures=rig.figures,
         ways=rig.ways,
-        special=[*rig.outbound_ways, *rig.ways_calls],
+        special=[*rig.byte_code_ways, *rig.outbound_ways, *rig.ways_calls],
         left_out=left_out,
         notes=rig.notes,
         command=command_line(options),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .lab import SERVER, Lab, LabError
 from .rig import await_word
-from .staying import KILOBYTES_PER_MEGABYTE, kilobytes
+from .staying import KEEPER, KILOBYTES_PER_MEGABYTE, kilobytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,6 @@ CONNECT = ("{python}", "-I", "-S", "{programs}/connects.py", SERVER, str(PORT))
 CONNECTED = r"(?m)^figures: (\S+)$"
 START_KERNEL = ("{hub-venv}/bin/python", "{programs}/start_kernel.py")
 STARTED = r"(?m)^milliseconds: (\S+)$"
-KEEPER = "portwrap-keeper"
 
 
 def measure(rig: Rig) -> None:

@@ -147,6 +147,7 @@ class Rig:
         size: Size,
     ) -> None:
         self.ways = list(ways)
+        self.byte_code_ways: list[Way] = []
         self.outbound_ways: list[Way] = []
         self.ways_calls: list[Way] = []
         self.token = secrets.token_hex(16)

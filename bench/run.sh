@@ -33,9 +33,15 @@ archive=$work/batchspawner-portwrap.pyz
 [[ ${BENCH_SET_UP:-yes} == no && -f $project/dist/batchspawner-portwrap.pyz ]] &&
     cp -- "$project/dist/batchspawner-portwrap.pyz" "$archive"
 [[ -f $archive ]] || "$project/build.sh" "$archive" >/dev/null
+# Sessions and batchspawner-singleuser run in Pythons of one version.
+fast=()
+if [[ ${BENCH_SET_UP:-yes} != no ]]; then
+    "$project/build.sh" --for "$system_python" "$work/fast.pyz" >/dev/null
+    fast=(--fast-archive "$work/fast.pyz")
+fi
 
 PYTHONPATH=$project PYTHONDONTWRITEBYTECODE=1 "$venv_python" -m bench \
-    --archive "$archive" --root "$PORTWRAP_TEST_ROOT" "$@" &
+    --archive "$archive" "${fast[@]}" --root "$PORTWRAP_TEST_ROOT" "$@" &
 runner=$!
 status=0
 wait "$runner" || status=$?

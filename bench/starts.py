@@ -46,7 +46,8 @@ def _small(rig: Rig) -> None:
         rig.figure("Start", "the command's first instruction", "ms", added=True),
         rig.figure("Start", "first answer of a small server", "ms", added=True),
     ]
-    _in_rounds(rig, figures, rig.ways, lambda way: start_small(rig, way))
+    ways = [*rig.ways, *rig.byte_code_ways]
+    _in_rounds(rig, figures, ways, lambda way: start_small(rig, way))
 
 
 def _in_rounds(
@@ -158,6 +159,7 @@ def _in_process(rig: Rig) -> None:
         rig.figure(group, "first answer of a small server", "ms", added=True),
     ]
     ways = [way for way in rig.ways if way.name == BARE or way.is_ours or way.waits]
+    ways += rig.byte_code_ways
     with Hub() as hub:
         try:
             _in_rounds(rig, figures, ways, lambda way: _singleuser(rig, way, hub))

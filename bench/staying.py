@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GROUP = "What stays for each session besides the command"
 KILOBYTES_PER_MEGABYTE = 1000
+KEEPER = "portwrap-keeper"
 SLEEP = ("sleep", "100000")
 PYTHON = ("{python}", "-I", "-S", "-c", "import signal; signal.pause()")
 DRIVERS = ("slirp4netns", "pasta", "passt")
@@ -31,12 +32,13 @@ def measure(rig: Rig) -> None:
     shared = rig.figure(GROUP, "PSS, 1 session of a server in the same interpreter", "MB")
     rss = rig.figure(GROUP, "RSS, 1 session", "MB")
     own = rig.figure(GROUP, "memory that no file backs, 1 session", "MB")
+    keeper = rig.figure(GROUP, "memory that no file backs, keeper of 1 session", "MB")
     crowds = {
         number: rig.figure(GROUP, f"PSS, each of {number} sessions", "MB")
         for number in rig.size.crowd
         if number > 1
     }
-    for way in rig.ways:
+    for way in (*rig.ways, *rig.byte_code_ways):
         if way.is_bare:
             continue
         rig.say(f"memory: {way.name}")
@@ -46,15 +48,22 @@ def measure(rig: Rig) -> None:
             for number in sorted({1, *crowds}):
                 with _sessions(rig, way, SLEEP, number) as sessions:
                     pss, resident, written, count = _memory(sessions)
+                    kept = _memory([_keepers(found) for found in sessions])[2]
                 _note(crowds.get(number, one), way, pss / number)
                 if number == 1:
                     _note(rss, way, resident)
                     _note(own, way, written)
                     _note(processes, way, count)
+                    if way.is_ours:
+                        _note(keeper, way, kept)
         except (load.LoadError, OSError) as error:
             rig.say(f"{way.name}: {error}")
             one.failures[way.name] = str(error)
     _idle(rig)
+
+
+def _keepers(processes: Sequence[Process]) -> list[Process]:
+    return [each for each in processes if each.name == KEEPER]
 
 
 def _note(figure: Figure, way: Way, value: float) -> None:
@@ -91,7 +100,7 @@ def settled(sessions: Sequence[Session], command: Sequence[str]) -> list[list[Pr
 def _memory(sessions: Sequence[Sequence[Process]]) -> tuple[float, float, float, int]:
     """(PSS, RSS, PSS of what no file backs, processes) of all that stays, in MB."""
     staying = [process for found in sessions for process in found]
-    sums = map(sum, zip(*map(kilobytes, staying)))
+    sums = map(sum, zip((0, 0, 0), *map(kilobytes, staying)))
     pss, rss, own = (kilobyte / KILOBYTES_PER_MEGABYTE for kilobyte in sums)
     return pss, rss, own, len(staying)
 

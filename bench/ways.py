@@ -18,6 +18,7 @@ BARE, CONTROL = "bare", "bare again"
 ANY_FILTER = "any filter"
 OURS = "portwrap"
 """Our own ways' names begin with it."""
+BYTE_CODE = "portwrap from byte code"
 LEAN = ("{python}", "-I", "-S")
 OUR_WORDS = ("{python}", "{archive}", "-P", "{guest-port}")
 SERVICE = {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:{host-port}/"}
@@ -119,6 +120,18 @@ def ours() -> list[Way]:
         )
         for forward, about in FORWARDS.items()
     ]
+
+
+def choose_byte_code(only: Sequence[str]) -> Choice:
+    """Our own row of an archive with byte code, for what depends on that: start and memory."""
+    python, _, *options = OUR_WORDS
+    way = Way(
+        BYTE_CODE,
+        (python, "{fast-archive}", *options, "--forward", "native"),
+        f"as {OURS} native, from an archive with byte code (build.sh --for)",
+        environ=SERVICE,
+    )
+    return _available([way], only)
 
 
 RIVALS = (
@@ -240,8 +253,8 @@ DRIVERS = ("slirp4netns", "pasta")
 def _ours_out(driver: str, path: str, version: str) -> Way:
     return Way(
         f"{OURS} {driver}{version}",
-        ("env", f"PATH={path}", *OUR_WORDS, "--outward", "driver", "--network", driver),
-        f"batchspawner-portwrap, outbound by {driver}{version} (--outward driver)",
+        ("env", f"PATH={path}", *OUR_WORDS, "--outward", "helper", "--network", driver),
+        f"batchspawner-portwrap, outbound by {driver}{version} (--outward helper)",
         () if version else (driver,),
         environ=SERVICE,
     )

@@ -12,7 +12,7 @@ from bench.accounts import Account
 from bench.growth import STARTS
 from bench.results import Results
 from bench.rig import SIZES, Figure, Rig
-from bench.ways import ANY_FILTER, BARE, CONTROL, Port, Way, choose_calls, ours
+from bench.ways import ANY_FILTER, BARE, BYTE_CODE, CONTROL, Port, Way, choose_calls, ours
 
 OURS = "portwrap relay"
 ABOUT: Mapping[str, Any] = {"left_out": {}, "notes": [], "command": "", "size": "", "versions": ""}
@@ -115,6 +115,15 @@ def test_a_goal_may_compare_with_another_way() -> None:
     found.samples = {BARE: [1, 1, 1], ANY_FILTER: [2, 20, 4], OURS: [2, 20, 8]}
     lines = goals.lines(results(found))
     assert lines[-1] == "| dd of single bytes, of what any seccomp filter costs: at most 1.03 | 1 |"
+
+
+def test_a_start_from_byte_code_has_goals_of_its_own() -> None:
+    found = Figure("Start", "first answer of a small server", "ms", added=True)
+    found.samples = {BARE: [1], OURS: [30], BYTE_CODE: [30]}
+    assert goals.lines(results(found))[-2:] == [
+        "| added to a start, plain: at most 39 ms | 29 | - |",
+        "| the same from byte code: at most 25 ms | - | **29, missed** |",
+    ]
 
 
 def test_the_reference_stands_between_ours_and_the_rivals() -> None:
