@@ -58,7 +58,7 @@ class Lifecycle:
         poll.register(self.lifeline.fileno(), select.POLLIN)
         if poll.poll(0):
             send_signal(self.command, signal.SIGTERM)
-        self.lifeline.close()  # now: the command may let its end go while we end the helper
+        self.lifeline.close()  # now: the command may let its end go while we end the driver
 
     # -- the network driver ----------------------------------------------------------------
 

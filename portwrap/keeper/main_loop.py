@@ -234,7 +234,7 @@ class Keeper:
         self.lifecycle.end_session(f"{driver.name} {how_ended(status)}{messages}")
 
     def on_worker_end(self, worker: Worker) -> None:
-        """End the session if a worker is gone: the way in is lost."""
+        """End the session if a worker is gone: nobody serves what it relayed."""
         self.lifecycle.workers.remove(worker)
         self.lifecycle.end_session(f"the relay in the sandbox {how_ended(worker.end())}")
 

@@ -13,6 +13,7 @@ import _socket
 
 from ..kernel import seccomp
 from ..kernel.processes import take_descriptor
+from ..kernel.sockets import IPPROTO_MPTCP
 from .forwarded_port import ForwardedPort, HostPort, PublishedPort, Tools, backlog_of
 from .host_sockets import listen_again
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .responder import Responder
     from .session import Session
 
-IPPROTO_MPTCP = 262  # Go's listeners are MPTCP sockets by default
+PROTOCOLS = (_socket.IPPROTO_TCP, IPPROTO_MPTCP)  # Go's listeners are of MPTCP by default
 
 
 class Native:
@@ -83,7 +84,7 @@ class Native:
     def is_done(self, socket: _socket.socket, notification: seccomp.Notification) -> bool:
         """Whether we have done what the caller of listen wants. False: its own call is to
         proceed. Raises OSError."""
-        if socket.proto not in (_socket.IPPROTO_TCP, IPPROTO_MPTCP):
+        if socket.proto not in PROTOCOLS:
             return False
         network = self.networks.of(socket)
         if network == SANDBOX:

@@ -163,7 +163,7 @@ def why_not_native(session: Session) -> str:
     from ..kernel import seccomp
 
     if seccomp.this_machine() is None:
-        return "the system call numbers of this architecture are not known"
+        return seccomp.UNKNOWN_MACHINE
     try:
         os.close(processes.take_descriptor(session.go.command, session.go.lifeline))
     except OSError as error:

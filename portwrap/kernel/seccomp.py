@@ -74,6 +74,9 @@ MACHINES = {
 }
 
 
+UNKNOWN_MACHINE = "the system call numbers of this architecture are not known"
+
+
 def _ioc(direction: int, number: int, size: int) -> int:
     """_IOC of asm-generic/ioctl.h with the type '!' of seccomp; 1 is write, 3 read and write."""
     return direction << 30 | size << 16 | ord("!") << 8 | number

@@ -34,6 +34,7 @@ OUT_OF_RESOURCES = (
 RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 SIOCGSKNS = 0x894C  # linux/sockios.h
 TCP_CLOSE = 7  # enum of linux/tcp.h: it neither listens nor is connected, or about to be
+IPPROTO_MPTCP = 262  # linux/in.h
 AF_UNSPEC = bytes(16)
 """A struct sockaddr of no address family."""
 

@@ -85,7 +85,7 @@ class Lifeline:
 
     def _take(self, flags: int = 0) -> Answer | None:
         """What the keeper has answered; None if it is gone without a word."""
-        for _ in range(2):  # an error of the socket is told first, and only once
+        for _ in range(2):  # an error of the socket is reported first, and only once
             try:
                 data, _ = receive(self.socket, flags)
                 return decode_answer(data) if data else None

@@ -8,6 +8,7 @@ import socket
 
 from ..diagnostics.errors import Failure, PortwrapError
 from ..kernel import seccomp
+from ..kernel.sockets import IPPROTO_MPTCP
 from ..protocol import NotNative, SeccompListener
 from . import outer_filter
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from .lifeline import Lifeline
     from .sandbox import Sandbox
 
-IPPROTO_MPTCP = 262  # linux/in.h
 NO_SUCH_SOCKET = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT)
-UNKNOWN_MACHINE = "the system call numbers of this architecture are not known"
 NOT_WANTED = "not wanted"
 BEFORE_KILLABLE = "the kernel lets signals interrupt a connect that has begun (before Linux 5.19)"
 
@@ -75,7 +74,7 @@ def agree(lifeline: Lifeline, wanted: Native, insist: bool) -> Native:
     answer = lifeline.receive_whether_native()
     machine = seccomp.this_machine()
     if isinstance(answer, NotNative) or machine is None:
-        reason = answer.reason if isinstance(answer, NotNative) else UNKNOWN_MACHINE
+        reason = answer.reason if isinstance(answer, NotNative) else seccomp.UNKNOWN_MACHINE
         return Native(wanted.no_forward or reason, wanted.no_outbound or reason)
     wanted.no_outbound = wanted.no_outbound or answer.no_outbound
     spares = spare_sockets()
