@@ -60,10 +60,7 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     log_step(sandbox, "the keeper is starting")
     port = ports.bind(sandbox.host, sandbox.host_port)
     log_step(sandbox, f"listening on {sandbox.address}")
-    published = [
-        (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
-        for number, guest in sandbox.published
-    ]
+    published = _bind_published(sandbox)
     # Imported here, and further below: while the keeper's interpreter and the driver start.
     from . import dns, drivers, hosts, namespaces, native, own_address, ssh_config
 
@@ -98,6 +95,14 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
         sandbox.announce(sandbox, facts)
     _arm(lifeline)
     exec_command(path, command, environ)
+
+
+def _bind_published(sandbox: Sandbox) -> list[tuple[HostPort, int]]:
+    """The ports of the host to be published, each with its guest port. Raises PortwrapError."""
+    return [
+        (ports.bind(sandbox.host, number, ports.PUBLISHED), guest)
+        for number, guest in sandbox.published
+    ]
 
 
 def _send_go(
