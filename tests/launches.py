@@ -146,8 +146,8 @@ def assert_ps_shows_a_title(keeper: int, command: int) -> None:
     """Whoever looks at the processes of a node reads in one line what the keeper is, and whose."""
     *words, _ = Path(f"/proc/{keeper}/cmdline").read_text().split("\0")
     assert all(word.isprintable() for word in words), words
-    title = f"'batchspawner-portwrap: keeper of process {command}';"
-    assert any(word.startswith(title) for word in words), words
+    title = f"portwrap: keeper of process {command}';"
+    assert any(word.startswith("'") and title in word for word in words), words
 
 
 # ---- a process, seen from outside ------------------------------------------------------------
