@@ -7,7 +7,11 @@ not as those of the sandbox.
 
 from __future__ import annotations
 
+import ctypes
+
 import _socket
+
+from ..kernel import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ SIZE = 16
 """Bytes of struct timeval, of an interface's name, and of a congestion control's."""
 SO_ATTACH_FILTER = 26
 """asm-generic/socket.h. Read, it is how long the socket's filter is (SO_GET_FILTER)."""
+get_option = libc.prepare("getsockopt", "nnnnn")
 
 # Numbers are from linux/in.h, linux/in6.h, asm-generic/socket.h and linux/tcp.h. The order counts:
 # IP_TOS sets SO_PRIORITY, and the size of a buffer sets its bit of SO_BUF_LOCK.
@@ -160,8 +165,11 @@ def write(socket: _socket.socket, option: Option, value: Value) -> None:
 
 
 def has_filter(socket: _socket.socket) -> bool:
-    """Whether a socket filter is attached: it cannot be read."""
-    try:
-        return socket.getsockopt(SOCKET, SO_ATTACH_FILTER) != 0
-    except OSError:
-        return True  # longer than the answer may be, or made of eBPF
+    """Whether a socket filter is attached: it cannot be read.
+
+    We ask for its length, with no room for it: the kernel takes the size of the room for a number
+    of instructions, and would write eight bytes for each.
+    """
+    length = ctypes.c_uint(0)
+    result = get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, 0, ctypes.addressof(length))
+    return result != 0 or length.value != 0  # EACCES: it is made of eBPF

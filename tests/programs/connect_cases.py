@@ -722,8 +722,8 @@ def signal_driven() -> Any:
 @case
 def a_socket_filter() -> Any:
     made = new()
-    code = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0xFFFFFFFF))
-    program = struct.pack("@HP", 1, ctypes.addressof(code))
+    code = ctypes.create_string_buffer(4 * struct.pack("=HBBI", 6, 0, 0, 0xFFFFFFFF))
+    program = struct.pack("@HP", 4, ctypes.addressof(code))
     told = attempt(made.setsockopt, socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
     return [told, connect(made), talk(made)]
 

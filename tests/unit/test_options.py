@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import socket
 import struct
 
@@ -17,6 +19,9 @@ from portwrap.keeper.options import (
     read,
     write,
 )
+from portwrap.keeper.outbound import is_replaceable
+
+from helpers import cannot
 
 SET = [
     (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
@@ -117,3 +122,63 @@ def test_sizes() -> None:
 def test_no_filter() -> None:
     with socket.socket() as made:
         assert not has_filter(made)
+
+
+SO_ATTACH_FILTER, SO_ATTACH_BPF = 26, 50  # asm-generic/socket.h
+BPF_PROG_LOAD, BPF_PROG_TYPE_SOCKET_FILTER = 5, 1  # linux/bpf.h
+SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(os.uname().machine, 0)
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def attach_filter(made: socket.socket, length: int) -> None:
+    """One of so many instructions, which lets everything pass. Some kernels want rights for it."""
+    code = ctypes.create_string_buffer(length * struct.pack("=HBBI", 6, 0, 0, 0xFFFFFFFF))
+    program = struct.pack("@HP", length, ctypes.addressof(code))
+    try:
+        made.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+    except PermissionError:
+        cannot("no socket filter can be attached here")
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_a_filter_is_seen_and_not_read(length: int) -> None:
+    """Into a number the kernel would write up to four of its instructions: whose filter it is
+    would write them into our memory."""
+    with socket.socket() as made:
+        attach_filter(made, length)
+        child = os.fork()
+        if child == 0:
+            os._exit(7 if has_filter(made) else 0)
+        assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
+
+
+def test_a_socket_with_a_filter_stays() -> None:
+    """No other one could be given its filter."""
+    with socket.socket() as made:
+        assert is_replaceable(made, made.family, os.O_RDWR)
+        attach_filter(made, 4)
+        assert not is_replaceable(made, made.family, os.O_RDWR)
+
+
+def ebpf_filter() -> int:
+    """A socket filter of eBPF that lets everything pass. Raises OSError."""
+    code = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0xFFFF, 0x95, 0, 0, 0))
+    license = ctypes.create_string_buffer(b"GPL")
+    places = ctypes.addressof(code), ctypes.addressof(license)
+    attributes = struct.pack("=IIQQ", BPF_PROG_TYPE_SOCKET_FILTER, 2, *places).ljust(128, b"\0")
+    made = libc.syscall(SYS_BPF, BPF_PROG_LOAD, attributes, len(attributes))
+    if made < 0:
+        raise OSError(ctypes.get_errno(), "bpf")
+    return int(made)
+
+
+def test_a_filter_that_nobody_can_read_is_one() -> None:
+    try:
+        program = ebpf_filter()
+    except OSError as error:
+        cannot(f"no program of eBPF can be loaded here: {error}")
+    with socket.socket() as made:
+        made.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, program)
+        os.close(program)
+        assert has_filter(made)
