@@ -311,6 +311,18 @@ LAUNCH = [
             "unit/test_messages.py -k interpreter_is_missing",
         ),
         (
+            "what was printed before a start afresh is not lost",
+            "    _flush_output()\n    os.execve(keeper_process",
+            "    os.execve(keeper_process",
+            "namespaces/test_in_process.py -k printed_before",
+        ),
+        (
+            "what was printed before the command is not lost",
+            "    _flush_output()\n    try:\n",
+            "    try:\n",
+            "namespaces/test_in_process.py -k printed_before",
+        ),
+        (
             "SIGPIPE and SIGXFSZ as without us",
             "    for number in (signal.SIGPIPE, signal.SIGXFSZ):\n",
             "    for number in ():\n",
@@ -373,6 +385,12 @@ LAUNCH = [
             "if True",
             f"{JOB} keeper_loads_no_library",
         ),
+        (
+            "with PYTHONHOME the current directory is not looked into",
+            '        text = f"import sys; sys.path[:] = filter(None, sys.path); exec({text!r})"\n',
+            "        pass\n",
+            "namespaces/test_in_process.py -k current_directory",
+        ),
     ),
     *of(
         "portwrap/launch/lifeline.py",
@@ -414,6 +432,12 @@ LAUNCH = [
             "    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGTERM)\n",
             "",
             f"{LIFETIME} 'keeper_dies and not just'",
+        ),
+        (
+            "a node's addresses that cannot be given",
+            "    except OSError as error:  # a kernel without rules by port\n",
+            "    except ZeroDivisionError as error:\n",
+            "namespaces/test_own_address.py -k cannot_be_given",
         ),
         (
             "the lifeline has a high number",
@@ -564,6 +588,12 @@ LAUNCH = [
             "        if usable and address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):\n",
             "        if address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):\n",
             "namespaces/test_own_address.py -k is_down",
+        ),
+        (
+            "a node without netlink",
+            "    except OSError:  # an outer sandbox without netlink\n",
+            "    except ZeroDivisionError:\n",
+            "namespaces/test_own_address.py -k cannot_be_given",
         ),
     ),
     *of(
@@ -741,6 +771,12 @@ KEEPERS = [
             "    for number in ():\n",
             f"{REFUSALS} hardly_any_descriptor {LIFETIME[:-3]} -k 'descriptor'",
         ),
+        (
+            "a keeper that only relays is in the sandbox",
+            "        processes.enter(session.namespaces)\n        session.inside = True\n",
+            "        pass\n",
+            f"{KEEPER} 'is_in_the_sandbox'",
+        ),
     ),
     *of(
         "portwrap/keeper/worker.py",
@@ -827,6 +863,12 @@ KEEPERS = [
             "            ends.append(self.driver.kill)\n",
             "            pass\n",
             f"{KEEPER} does_not_end",
+        ),
+        (
+            "what fails before the command begins is a refusal",
+            "        if self.ready:\n            self.end_session(why)\n",
+            "        self.end_session(why)\n",
+            "namespaces/test_surroundings.py -k keeper_that_a_filter",
         ),
     ),
     *of(
@@ -1018,6 +1060,12 @@ KEEPERS = [
             "            if False:\n                place.put",
             KINDS.format("shared- or duplicate"),
         ),
+        (
+            "half an exchange is undone",
+            "            place.put(old.fileno())\n            raise\n",
+            "            raise\n",
+            f"{OUTBOUND} 'is_refused and ENOSPC'",
+        ),
     ),
     *of(
         "portwrap/keeper/server_socket.py",
@@ -1038,6 +1086,18 @@ KEEPERS = [
             "    fcntl.fcntl(target.fileno(), fcntl.F_SETFL, flags)\n",
             "",
             f"{NATIVE} flags_of",
+        ),
+        (
+            "a server without SO_REUSEADDR is served natively",
+            "        each.setsockopt(SOL_SOCKET, _socket.SO_REUSEADDR, 1)\n",
+            "        pass\n",
+            f"{NATIVE} a_signal_arrives_for",
+        ),
+        (
+            "SO_REUSEADDR of a server's socket comes back",
+            "        socket.setsockopt(SOL_SOCKET, _socket.SO_REUSEADDR, reuse)\n",
+            "        pass\n",
+            f"{NATIVE} put_back_is_as_it_was",
         ),
     ),
     *of(
@@ -1101,6 +1161,42 @@ KEEPERS = [
             "the socket blocks again as it did",
             "    finally:\n        fcntl.fcntl(socket.fileno(), fcntl.F_SETFL, flags)\n",
             "    finally:\n        pass\n",
+            CASES,
+        ),
+        (
+            "it is the caller's socket (id_valid)",
+            "            seccomp.id_valid(notification)  # so it was",
+            "            pass  # so it was",
+            f"{OUTBOUND} 'number_is_anothers and connect'",
+        ),
+        (
+            "and so it is where it is led back (id_valid)",
+            "            seccomp.id_valid(notification)\n            return socket\n",
+            "            return socket\n",
+            f"{OUTBOUND} 'number_is_anothers and listen'",
+        ),
+        (
+            "a call on what cannot be led back fails",
+            "            return -errno.ENOBUFS\n",
+            "            return None\n",
+            f"{OUTBOUND} cannot_be_the_sandboxs",
+        ),
+        (
+            "a socket that is bound to the loopback stays",
+            '        raise NotMovable("it is bound to the loopback")\n',
+            "        pass\n",
+            f"{OUTBOUND} hosts_loopback_as",
+        ),
+        (
+            "a socket with a filter stays",
+            "        and not has_filter(socket)\n",
+            "",
+            "unit/test_options.py -k filter_stays",
+        ),
+        (
+            "a result that was not reported comes first",
+            "        if not has_no_result(result):\n            return result\n        place",
+            "        place",
             CASES,
         ),
     ),
@@ -1203,6 +1299,12 @@ KEEPERS = [
             "unit/test_epolls.py -k being_told",
         ),
         (
+            "a thread with descriptors of its own",
+            "shares = thread == leader or self.have_same_descriptors(thread, leader)",
+            "shares = True",
+            "unit/test_epolls.py -k descriptors_of_its_own",
+        ),
+        (
             "what we have under that number comes back",
             "            os.dup2(saved, number, inheritable)\n            os.close(saved)\n",
             "            os.close(saved)\n",
@@ -1222,6 +1324,18 @@ KEEPERS = [
             "    if kind == HALF:\n",
             "    if False:\n",
             "unit/test_options.py",
+        ),
+        (
+            "a socket filter is not read into our memory",
+            "get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, 0, ctypes.addressof(length))",
+            "socket.getsockopt(SOCKET, SO_ATTACH_FILTER)",
+            "unit/test_options.py -k seen_and_not_read",
+        ),
+        (
+            "a filter of eBPF, which nobody can read",
+            "return result != 0 or length.value != 0",
+            "return length.value != 0",
+            "unit/test_options.py -k nobody_can_read",
         ),
     ),
     *of(
@@ -1563,6 +1677,12 @@ PROGRAMS = [
             '        if "made" in self.reported:\n',
             "        if False:\n",
             f"{CHECK} cannot_go_on",
+        ),
+        (
+            "the check waits for its keeper to end",
+            "        self.read_errors(time.monotonic() + END_TIMEOUT)  # the keeper holds",
+            "        pass  # the keeper holds",
+            "unit/test_check_session.py",
         ),
         (
             "a session of the check may take as long as a start",

@@ -6,15 +6,18 @@ import array
 import json
 import os
 import socket
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from helpers import state_of, wait_until
-from sessions import Portwrap, Session, channel_pair, kill, name_of
+from sessions import Portwrap, Session, channel_pair, injected, kill, name_of
 
 GUEST = 8888
 LIMIT = 20.0
 """Seconds within which a client must have been answered: hanging is the fault to find."""
+PIDFD_OPEN_CALL, PIDFD_GETFD_CALL = "434", "438"  # the same on all
+EPOLL_CALL = {"x86_64": "232", "aarch64": "22"}.get(os.uname().machine, "")
 
 
 def listening_inodes(pid: int, port: int) -> set[str]:
@@ -162,3 +165,17 @@ class Spawner(Session):
         """What was said on standard error, by ours and by the network driver."""
         self.end_processes()
         return self.stderr()
+
+
+@contextmanager
+def held(keeper: int, calls: str) -> Iterator[None]:
+    """Within it the keeper gets no further than to its next one of these system calls. Afterwards
+    it is asleep again."""
+    with injected(keeper, f"{calls}:delay_enter={60 * 1_000_000}"):  # until strace lets go of it
+        yield
+    wait_until(lambda: call_of(keeper) == EPOLL_CALL, what="the keeper asleep")
+
+
+def call_of(pid: int) -> str:
+    """The number of the system call that a process is in."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0]

@@ -85,6 +85,15 @@ def test_no_capability(held: Held, portwrap: Portwrap) -> None:
     assert capabilities_of(control)["CapEff"] != 0
 
 
+def test_only_one_that_relays_is_in_the_sandbox(held: Held, request: pytest.FixtureRequest) -> None:
+    """It needs no second process then; one that has to reach the host stays with it."""
+    networks = {
+        os.readlink(f"/proc/{pid}/ns/net") for pid in (held.session.keeper, held.session.pid)
+    }
+    is_inside = len(networks) == 1
+    assert is_inside == (request.node.callspec.params["held"] == "inside")
+
+
 @pytest.mark.parametrize("held", ["outside, with a worker"], indirect=True)
 def test_a_worker_has_no_socket_of_the_keepers(held: Held) -> None:
     """Above all not the lifeline: the kernel tells the command that the keeper is gone when the

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -23,11 +22,14 @@ from networks import Host
 from spawned import (
     GUEST,
     LIMIT,
+    PIDFD_OPEN_CALL,
     Spawner,
     Started,
     ask,
     ask_until_answered,
+    call_of,
     forward_of,
+    held,
     links_of,
     listening_inodes,
     read,
@@ -849,8 +851,6 @@ def stopped(spawner: Spawner) -> Iterator[Callable[[], None]]:
 LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
 BIND_CALL = {"x86_64": "49", "aarch64": "200"}.get(os.uname().machine, "")
 POLL_CALLS = {"x86_64": ("7", "271"), "aarch64": ("73",)}.get(os.uname().machine, ())
-PIDFD_OPEN_CALL = "434"  # the same on all
-EPOLL_CALL = {"x86_64": "232", "aarch64": "22"}.get(os.uname().machine, "")
 BOUND_BEFORE = """
 import os, signal, socket
 made = socket.socket()
@@ -897,20 +897,6 @@ def test_callers_that_die_before_they_are_answered(spawner: Spawner) -> None:
     server = spawner.served()
     assert ask(spawner)["pid"] == server.pid
     assert forward_of(spawner) == "native"
-
-
-@contextmanager
-def held(keeper: int, calls: str) -> Iterator[None]:
-    """Within it the keeper gets no further than to its next one of these system calls. Afterwards
-    it is asleep again."""
-    with injected(keeper, f"{calls}:delay_enter={60 * 1_000_000}"):  # until strace lets go of it
-        yield
-    wait_until(lambda: call_of(keeper) == EPOLL_CALL, what="the keeper asleep")
-
-
-def call_of(pid: int) -> str:
-    """The number of the system call that a process is in."""
-    return Path(f"/proc/{pid}/syscall").read_text().split()[0]
 
 
 def test_a_caller_that_dies_while_the_keeper_turns_to_it(spawner: Spawner) -> None:

@@ -19,12 +19,14 @@ import pytest
 from launches import in_sandbox
 from networks import HOST, HOST6, SERVER, SERVER6, Host
 from outbound import echoing, is_native, native, talks, whose
+from spawned import PIDFD_GETFD_CALL, PIDFD_OPEN_CALL, Spawner, call_of, held
 
-from helpers import NEIGHBOUR, OWNER, needs, run_as, state_of, wait_until
+from helpers import NEIGHBOUR, OWNER, as_user, end, needs, run_as, state_of, wait_until
 from sessions import Inside, Outside, Portwrap, Session, injected, kill, unused_port
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.timeout(120)]
 LIMIT = 20.0
+TCP_CLOSE = 7
 
 
 @pytest.fixture
@@ -272,6 +274,83 @@ def test_a_socket_of_the_host_never_connects_to_the_loopback(session: Inside, se
     with pytest.raises(OSError) as caught:
         session.make(do="connect_twice", address=SERVER, port=secret, other="127.0.0.1")
     assert caught.value.errno == errno.ECONNREFUSED
+
+
+CALLER = """
+import socket, sys
+made = socket.socket()
+print("made", flush=True)
+input()
+if sys.argv[1] == "connect": made.connect((sys.argv[2], int(sys.argv[3])))
+else: made.listen()
+"""
+IMPOSTOR = """
+import os, socket, sys
+from portwrap.kernel.sockets import mark, state_of
+number, made = int(sys.argv[2]), socket.socket()
+mark(made)
+os.dup2(made.fileno(), number)
+if sys.argv[1] == "listen":
+    made.setblocking(False)
+    try: made.connect(("127.0.0.1", 1))
+    except BlockingIOError: pass
+print("marked", flush=True)
+input()
+print(state_of(made), made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+"""
+TAKE = """
+import sys
+from portwrap.kernel import processes, sockets
+print(sockets.is_marked(processes.take_descriptor(int(sys.argv[1]), int(sys.argv[2]))))
+"""
+LOOK_CALLS = (PIDFD_OPEN_CALL, PIDFD_GETFD_CALL)
+CONNECT_CALL = {"x86_64": "42", "aarch64": "203"}.get(os.uname().machine, "")
+LISTEN_CALL = {"x86_64": "50", "aarch64": "201"}.get(os.uname().machine, "")
+
+
+@pytest.mark.parametrize(
+    ("call", "number_of_call", "left"),
+    [
+        ("connect", CONNECT_CALL, f"{TCP_CLOSE} 0\n"),
+        ("listen", LISTEN_CALL, f"{TCP_CLOSE} {errno.ECONNREFUSED}\n"),
+    ],
+    ids=["connect", "listen"],
+)
+def test_a_caller_whose_number_is_anothers_now(
+    portwrap: Portwrap, server: int, call: str, number_of_call: str, left: str
+) -> None:
+    """It died before the keeper looked, and another process has got its number: one with a socket
+    of the host's, which has not made this call. That is not connected, and a result that its own
+    program has not seen stays."""
+    needs("setpriv")
+    with Spawner(portwrap, outward="native") as session:
+        caller = session.spawn(portwrap.python, "-c", CALLER, call, SERVER, str(server))
+        caller.says("made")
+        with held(session.keeper, "pidfd_open,pidfd_getfd"):  # it may know the caller
+            caller.channel.send(b"\n")
+            wait_until(lambda: call_of(session.keeper) in LOOK_CALLS, what="the keeper's look")
+            words = Path(f"/proc/{caller.pid}/syscall").read_text().split()
+            assert words[0] == number_of_call
+            number = str(int(words[1], 16))
+            caller.kill()
+            wait_until(lambda: not state_of(caller.pid), what="the number free")
+            owner = ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--init-groups"]
+            impostor = [*owner, portwrap.python, "-c", IMPOSTOR, call, number]
+            process = as_user(
+                "root",
+                [*portwrap.program("numbered.py", str(caller.pid)), *impostor],
+                stdin=subprocess.PIPE,
+                cwd=portwrap.folder,
+            )
+            assert process.stdin and process.stdout
+            assert process.stdout.readline() == "marked\n"
+        try:
+            take = [portwrap.python, "-c", TAKE, str(caller.pid), number]
+            control = run_as(OWNER, take, cwd=portwrap.folder)
+            assert control.stdout == "True\n", control
+            assert process.communicate("\n")[0] == left
+        finally:
+            end(process)
 
 
 def test_a_neighbour_reaches_nothing(session: Inside, portwrap: Portwrap, server: int) -> None:

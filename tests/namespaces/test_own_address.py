@@ -200,3 +200,15 @@ def test_an_interface_with_the_name_of_the_drivers(
     with driver.inside(portwrap) as session, changing_host.listen(SERVER) as far:
         session.keep(session.listen(HOST_ON_SECOND, 0))
         session.keep(session.connect(*far.getsockname()))
+
+
+@pytest.mark.parametrize("network", ["none", "slirp4netns"])
+def test_where_they_cannot_be_given(portwrap: Portwrap, network: str) -> None:
+    """As by a kernel that knows no rules by port: the session does without them."""
+    extra = {"PORTWRAP_VERBOSE": "1", "PORTWRAP_NETWORK": network}
+    without = portwrap.program("without.py", "netlink")
+    result = run_in_sandbox(portwrap, "echo", "ran", before=without, extra_env=extra)
+    assert (result.returncode, result.stdout) == (0, "ran\n"), result
+    assert "without the node's own addresses: Address family not supported" in result.stderr
+    control = run_in_sandbox(portwrap, "echo", "ran", extra_env=extra)
+    assert "ms: the node's own addresses: " in control.stderr

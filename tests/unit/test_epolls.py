@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 from contextlib import ExitStack
+from queue import Queue
 from typing import Callable, Iterator
 
 import pytest
@@ -203,6 +204,36 @@ def test_an_epoll_that_is_closed_meanwhile(stack: ExitStack, known: Callable[...
     os.dup2(other.fileno(), number)
     assert found(epolls, one) == []
     os.close(number)
+
+
+CLONE_FILES = 0x400  # linux/sched.h
+
+
+def test_a_thread_with_descriptors_of_its_own(
+    stack: ExitStack, known: Callable[..., Epolls]
+) -> None:
+    """What is known of its process says nothing of its epolls, nor the other way round."""
+    one, _ = pair(stack)
+    taken = stack.enter_context(one.dup())
+    epolls = known()
+    assert found(epolls, one) == []
+    threads: Queue[int] = Queue()
+    looked = threading.Event()
+
+    def run() -> None:
+        assert libc.unshare(CLONE_FILES) == 0
+        with select.epoll() as made:
+            made.register(one, IN)
+            threads.put(threading.get_native_id())
+            looked.wait(10)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    entries = epolls.entries(threads.get(timeout=10), one.fileno(), taken)
+    looked.set()
+    thread.join()
+    assert [entry.number for entry in entries] == [one.fileno()]
+    assert found(epolls, one) == []
 
 
 def test_another_process_with_the_same_number(
