@@ -71,11 +71,13 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def blocks() -> dict[str, str]:
-    """The configurations on the pages, each as a file; "…" stands for more words."""
+    """The configurations on the pages, each as a file; "…" stands for more words. A page's other
+    programs (frameworks) set nothing of JupyterHub's."""
     found = {}
     for page in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]:
         texts = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-        for number, text in enumerate(texts):
+        settings = [text for text in texts if re.search(r"^ *c\.", text, re.MULTILINE)]
+        for number, text in enumerate(settings):
             found[f"{page.stem} {number}.py"] = text.replace("…", "'more'")
     return found
 

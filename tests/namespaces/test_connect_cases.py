@@ -231,7 +231,9 @@ class Runs:
         self.known: dict[str, dict[str, tuple[Any, bool | None, bool]]] = {}
 
     def of(self, mode: str) -> dict[str, tuple[Any, bool | None, bool]]:
-        if mode not in self.known:
+        for _ in range(3):
+            if mode in self.known and not (mode == "pasta" and stalled(self.known[mode])):
+                break
             self.known[mode] = self.run(mode)
         return self.known[mode]
 
@@ -244,6 +246,11 @@ class Runs:
         assert result.stderr == ""
         rows = map(json.loads, result.stdout.splitlines())
         return {name: (seen, native, named) for name, seen, native, named in rows}
+
+
+def stalled(rows: dict[str, tuple[Any, bool | None, bool]]) -> bool:
+    """Whether a case had no answer in time: Debian 12's pasta sometimes forwards no more of one."""
+    return any("TimeoutError" in str(seen) for seen, _, _ in rows.values())
 
 
 @pytest.fixture(scope="module")

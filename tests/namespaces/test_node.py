@@ -22,8 +22,9 @@ pytestmark = pytest.mark.namespaces
 def test_its_name_leads_to_the_address_of_its_interface() -> None:
     assert socket.gethostname() == node.NAME
     assert socket.gethostbyname(node.NAME) == node.ADDRESS
-    assert {name for _, name in socket.if_nameindex()} == {"lo", "eth0"}
-    assert set(os.listdir("/sys/class/net")) == {"lo", "eth0"}
+    names = {name for _, name in socket.if_nameindex()}
+    assert names >= {"lo", "eth0"}  # a hub of another test may have a cable here
+    assert set(os.listdir("/sys/class/net")) == names
     with socket.socket() as bound:
         bound.bind((node.NAME, 0))
 
