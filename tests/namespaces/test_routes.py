@@ -257,6 +257,8 @@ def test_a_host_service_that_comes_and_goes(stage: Stage) -> None:
     port = unused_port()
     session = stage.session(host_service=port)
     for _ in range(2):
+        # Who made the service's socket closes its own descriptor of it some time later.
+        wait_until(lambda: not holders_of(port), what="a port that nobody holds")
         assert_hung_up(session, port, native=stage.forward == "native")
         with stage.listen(stage.owner, port) as service:
             assert_connected(session.connect("127.0.0.1", port), service)
