@@ -1002,7 +1002,7 @@ KEEPERS = [
         ),
         (
             "no process for the relay ends no session",
-            "            if error.errno not in NO_PROCESS:\n",
+            "            if error.errno not in self.MAY_PASS:\n",
             "            if True:\n",
             f"{NATIVE} 'no_process_for'",
         ),
@@ -1011,8 +1011,8 @@ KEEPERS = [
         "portwrap/keeper/published_sockets.py",
         (
             "clients of another family find the server, too",
-            "                listen_again(made)\n",
-            "                pass\n",
+            "                    listen_again(self.sockets[-1])\n",
+            "                    pass\n",
             f"{ROUTES} where_a_server_listens",
         ),
     ),
@@ -1047,7 +1047,7 @@ KEEPERS = [
         ),
         (
             "and is free when nobody serves",
-            "            self.relay.stop_serving(self.stand_in)\n",
+            "            self.relay.stop_serving(stand_in)\n",
             "            pass\n",
             f"{NATIVE} started_again",
         ),

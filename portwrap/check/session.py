@@ -333,6 +333,8 @@ def what_answered(api: Api, found: Mapping[str, Any]) -> Result:
 
 def hidden_address(host: str, hidden: str) -> str:
     """The first address of this host if it is in one of these networks; else ""."""
+    if not hidden:
+        return ""
     address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4]
     networks = parse_networks(hidden)
     return str(address[0]) if is_among(probe.family(str(address[0])), address, networks) else ""

@@ -15,7 +15,7 @@ import errno
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import OUT_OF_RESOURCES
+from ..kernel.sockets import OUT_OF_RESOURCES, listens
 from .epolls import NotMovable
 from .exchange import EXCHANGED, PUT_BACK
 from .guest_port import GuestPort
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 OTHER_FAMILY = "the server listens on another address family than the %s"
 SHARES = "the server shared or duplicated its socket before listen"
+LISTENED_BEFORE = "the server listened while another one served"
 NO_PROCESS = (errno.EAGAIN, *OUT_OF_RESOURCES)
 """Errors of a start of the relay that may pass: the account's processes are used up (fork(2))."""
 
@@ -65,6 +66,7 @@ class ForwardedPort:
     """What leads to one guest port. A subclass says what clients find while nobody serves."""
 
     SOCKETS: type[HostSockets | PublishedSockets]
+    MAY_PASS: tuple[int, ...] = NO_PROCESS
     kind = ""  # for messages
     label = ""  # what a line of the log about it begins with
     lookout: Lookout | BriefLookout
@@ -96,7 +98,7 @@ class ForwardedPort:
         report(f"{self.label}: {forward}")
 
     def open_others(self) -> None:
-        """Listen where a server that has got a socket does not. Raises OSError."""
+        """Listen where a server that has got a socket does not, as far as that can be."""
         raise NotImplementedError
 
     def open_all(self) -> None:
@@ -144,12 +146,14 @@ class ForwardedPort:
         copy_settings(socket, host, self.sandbox.pristine[socket.family, socket.proto])
         bind_beside(socket, stand_in)
         outcome = self.exchanger.exchange(place, socket, host.fileno())
+        if outcome != PUT_BACK:
+            # The queue as long as the server has asked for, not longer: what waits here can only
+            # fill it up. The kernel lowers it to net.core.somaxconn, a negative one, which is a
+            # large one, too.
+            listen_again(host, backlog_of(notification))
         if outcome != EXCHANGED:
             stand_in.close()
             return outcome
-        # As long as the server has asked for, not longer: what is queued here can only fill it up.
-        # The kernel lowers it to net.core.somaxconn, a negative one, which is a large one, too.
-        listen_again(host, backlog_of(notification))
         self.open_others()
         self.served = True
         self.lookout.end()
@@ -176,7 +180,7 @@ class ForwardedPort:
             self.open_all()
             self.relay_inside(self.hosts.sockets, self.guest_port.port)
         except OSError as error:
-            if error.errno not in NO_PROCESS:
+            if error.errno not in self.MAY_PASS:
                 raise
             self.wait_for_relay(why, error)
             return
@@ -187,7 +191,7 @@ class ForwardedPort:
         """Try again as long as clients wait."""
         if not self.delayed:
             self.log.report(
-                f"clients of the {self.kind} wait: no process for the relay ({error.strerror})"
+                f"clients of the {self.kind} wait: it cannot be relayed now ({error.strerror})"
             )
         self.delayed = True
         self.lookout.expect(why, MAX_PAUSE)
@@ -240,6 +244,7 @@ class PublishedPort(ForwardedPort):
     of them costs no more than its descriptors."""
 
     SOCKETS = PublishedSockets
+    MAY_PASS = (*NO_PROCESS, errno.EADDRNOTAVAIL)  # an address may come back
     kind = "published port"
     hosts: PublishedSockets
 
@@ -254,19 +259,23 @@ class PublishedPort(ForwardedPort):
         self.label = f"published port {self.hosts.places[0][1]}"
         ports = tools.unserved.listeners.ports
         self.lookout = BriefLookout(
-            tools.relay.reactor, lambda: guest_port in ports(), self.become_relay
+            tools.relay.reactor, lambda: guest_port in ports(), self.become_relay, self.hosts.close
         )
 
     def open_others(self) -> None:
-        self.hosts.open_others()
+        for error in self.hosts.open_others():
+            self.log.report(f"{self.label}: clients are refused at an address: {error.strerror}")
 
     def await_server(self) -> None:
-        self.lookout.end()
         self.hosts.close()
+        self.lookout.expect(LISTENED_BEFORE)
 
     def open_all(self) -> None:
-        self.hosts.close()
-        self.hosts.open_others()
+        if not all(map(listens, self.hosts.sockets)):
+            self.hosts.close()  # what was made for a server that did not get it
+        errors = self.hosts.open_others()
+        if errors and not self.hosts.sockets:
+            raise errors[0]
 
 
 def backlog_of(notification: seccomp.Notification) -> int:

@@ -44,9 +44,9 @@ class GuestPort:
         for host in self.hosts:
             if self.relay.serves(host):
                 self.relay.release(host)
-        if self.stand_in is not None:
-            self.relay.stop_serving(self.stand_in)
-            self.stand_in = None
+        stand_in, self.stand_in = self.stand_in, None
+        if stand_in is not None:
+            self.relay.stop_serving(stand_in)
 
 
 def reachable(address: str) -> str:

@@ -92,10 +92,12 @@ class BriefLookout:
         reactor: Reactor,
         listens: Callable[[], bool],
         on_server: Callable[[str], None],
+        on_none: Callable[[], None],
     ) -> None:
         self.reactor = reactor
         self.listens = listens
         self.on_server = on_server
+        self.on_none = on_none  # called at the end, when none has listened
         self.reason = ""
         self.timer: Timer | None = None
 
@@ -120,3 +122,5 @@ class BriefLookout:
             self.on_server(self.reason)
         elif self.pause < MAX_PAUSE:
             self.look_in(2 * self.pause)
+        else:
+            self.on_none()

@@ -56,16 +56,20 @@ class Native:
         responder.on(machine.listen, self.on_listen)
 
     def end(self) -> None:
-        """Look for no server any more."""
+        """Look for no server any more, and for no server's end."""
         for port in self.ports.values():
             port.lookout.end()
+            port.hosts.stop_watching()
 
     # -- system calls ----------------------------------------------------------------------
 
     def on_bind(self, _: seccomp.Notification) -> None:
         """A server that listens anew needs the guest port that we keep."""
         for port in self.ports.values():
-            port.look_for_end()
+            try:
+                port.look_for_end()
+            except OSError:
+                continue  # another one may be theirs
 
     def on_listen(self, notification: seccomp.Notification) -> int | None:
         """0: the caller has a socket of the host's, which listens."""

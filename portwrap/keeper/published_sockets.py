@@ -14,7 +14,7 @@ import _socket
 
 from ..kernel.processes import pidfd_open
 from ..kernel.sockets import OpenFile
-from .host_sockets import listen_again
+from .host_sockets import descriptors_of_others, listen_again
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ ONLY_IPV6 = _socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY
 EVERY_IPV4, EVERY_ADDRESS = "0.0.0.0", "::"
 IN_IPV6 = "::ffff:"
 """What an IPv4 address begins with that is written as an IPv6 one."""
+NOT_THE_NODES = (errno.EADDRNOTAVAIL, errno.EINVAL)
+"""Errors of bind(2) for an address of another host; EINVAL: a link-local one without interface."""
 LOOPBACK = ("127.", "::1", "::ffff:127.", EVERY_IPV4, "::ffff:0.0.0.0")
 """What addresses begin with that every host has, and so none can announce."""
 
@@ -42,7 +44,7 @@ class PublishedSockets:
         self.places: list[tuple[str, int]] = []
         for number in descriptors:
             bound = _socket.socket(fileno=number)
-            self.places.append(bound.getsockname()[:2])
+            self.places.append(name_of(bound))
             bound.close()
         self.sockets: list[_socket.socket] = []  # those that we have
         self.given: OpenFile | None = None  # the one that only a server has
@@ -61,14 +63,19 @@ class PublishedSockets:
                 return self.sockets[0]
         return None
 
-    def open_others(self) -> None:
-        """Listen where the one that was made last does not. Raises OSError."""
+    def open_others(self) -> list[OSError]:
+        """Listen where the one that was made last does not; returns why some could not be made: an
+        address may have gone from the host."""
+        errors = []
         for address, port in self.places:
             if not any(takes_clients_of(each, address, port) for each in self.sockets):
                 family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
-                made = bound(family, address, port, True)
-                self.sockets.append(made)
-                listen_again(made)
+                try:
+                    self.sockets.append(bound(family, address, port, True))
+                    listen_again(self.sockets[-1])
+                except OSError as error:
+                    errors.append(error)
+        return errors
 
     def find(self, socket: _socket.socket) -> _socket.socket | None:
         """The same if a server has it from us."""
@@ -84,16 +91,26 @@ class PublishedSockets:
         host = self.sockets.pop(0)
         self.given, self.inode = OpenFile(host.fileno()), os.fstat(host.fileno()).st_ino
         host.close()
+        self.watch_process(process)  # if it has ended, the next call of bind will show that
+
+    def watch_process(self, process: int) -> bool:
+        """False: it has ended already."""
         try:
             self.pidfd = pidfd_open(process)
         except OSError:
-            return  # it has ended: the next call of bind will show that
+            return False
         self.reactor.watch(self.pidfd, self.on_process_end)
+        return True
 
     def on_process_end(self) -> None:
+        """Another process that has it may serve on."""
         self.stop_watching()
         if not self.are_served():
             self.on_end()
+            return
+        for process, link in descriptors_of_others():
+            if link == f"socket:[{self.inode}]" and self.watch_process(process):
+                return
 
     def stop_watching(self) -> None:
         if self.pidfd >= 0:
@@ -111,9 +128,15 @@ class PublishedSockets:
             self.given = None
 
 
+def name_of(socket: _socket.socket) -> tuple[str, int]:
+    """Its address and port. A link-local address names its interface, without which it is none."""
+    address, port, *rest = socket.getsockname()
+    return (f"{address}%{rest[1]}" if rest and rest[1] else address), port
+
+
 def takes_clients_of(socket: _socket.socket, address: str, port: int) -> bool:
     """Whether it is for clients of this address and port, too."""
-    own, own_port = socket.getsockname()[:2]
+    own, own_port = name_of(socket)
     if own == EVERY_ADDRESS and address == EVERY_IPV4:
         return own_port == port and not socket.getsockopt(*ONLY_IPV6)
     return (own, own_port) == (address, port) or (own, own_port) == (IN_IPV6 + address, port)
@@ -141,7 +164,7 @@ def bound_as(server: _socket.socket, place: str, port: int, only_ipv6: bool) -> 
         try:
             return bound(server.family, own, port, only_ipv6)
         except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno not in NOT_THE_NODES:
                 raise
     return bound(server.family, place, port, only_ipv6)
 
@@ -155,7 +178,8 @@ def bound(family: int, address: str, port: int, only_ipv6: bool) -> _socket.sock
         # For connections in TIME_WAIT.
         made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
-        made.bind((address, port))
+        host, _, interface = address.partition("%")
+        made.bind((host, port, 0, int(interface)) if interface else (host, port))
         made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
     except OSError:
         made.close()

@@ -86,7 +86,7 @@ def make_in_child(wanted: dict[str, Call]) -> list[str] | None:
 def make(wanted: dict[str, Call], output: int) -> NoReturn:
     """Make these calls, and write the name of each that has come back."""
     try:
-        libc.prctl(libc.PR_SET_DUMPABLE, 0)  # else its end would leave a core file
+        libc.attempt("prctl", libc.PR_SET_DUMPABLE, 0, 0, 0, 0)  # else it may leave a core file
         for name, (function, arguments) in wanted.items():
             libc.attempt(function, *arguments)
             os.write(output, f"{name}\n".encode())

@@ -49,6 +49,15 @@ def field(path: str, name: bytes) -> bytes:
     return data.partition(b"\n" + name)[2].partition(b"\n")[0].strip()
 
 
+def late_field(path: str, name: bytes) -> bytes:
+    """The same for a field that may stand behind more lines than are read above."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.startswith(name):
+                return line[len(name) :].strip()
+    return b""
+
+
 def leader_of(thread: int) -> int:
     """The process that this thread belongs to. Raises OSError."""
     return int(field(f"/proc/{thread}/status", b"Tgid:"))

@@ -146,10 +146,10 @@ def has_outer_filter() -> bool:
     """Whether this process has a filter that is not from `install_filter`."""
     path = "/proc/self/status"  # proc_pid_status(5)
     try:
-        if procfs.field(path, b"Seccomp:") != b"2":
+        if procfs.late_field(path, b"Seccomp:") != b"2":  # behind all groups
             return False
         # Linux 5.9 counts them; before that none is ours.
-        return int(procfs.field(path, b"Seccomp_filters:") or 1) > len(_installed)
+        return int(procfs.late_field(path, b"Seccomp_filters:") or 1) > len(_installed)
     except OSError:
         return False
 

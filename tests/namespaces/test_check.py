@@ -441,6 +441,13 @@ def test_a_hub_in_the_sandboxs_own_network(node: Node, hidden_hub: str, world_di
     assert status == 0, answer
 
 
+def test_a_hub_without_outbound(node: Node, hidden_hub: str) -> None:
+    """`--network none` has no network of its own that could hide the hub."""
+    status, answer = node.check("--network", "none", "--hub", hidden_hub)
+    assert (status, answer["failed"]) == (125, ["hub"]), answer
+    assert "answers this node, but not the sandbox: " in named(answer)["hub"]["fact"]
+
+
 def test_a_hub_in_the_sandboxs_own_network_natively(node: Node, hidden_hub: str) -> None:
     """Most addresses of that network are nobody's in the sandbox."""
     status, answer = node.check_when_it_is_good("--hub", hidden_hub)

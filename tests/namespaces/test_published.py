@@ -162,6 +162,33 @@ def test_one_that_cannot_have_it_is_relayed(session: Published, way: str, why: s
     assert f"published port {session.published}: relay, because {why}\n" in session.said()
 
 
+def test_one_that_listened_while_another_served(session: Published) -> None:
+    """It calls listen no more, so that nothing reports it when the other one ends."""
+    first = session.served("plain", V4, session.published)
+    second = session.served("plain", V6, session.published)
+    assert ask(session, port=session.published)["pid"] == first.pid
+    first.kill()
+    facts = ask_until_answered(session, port=session.published)
+    assert facts["pid"] == second.pid
+
+
+def test_a_link_local_host_address(portwrap: Portwrap) -> None:
+    """Without its interface it is the address of nothing."""
+    with Published(portwrap, host=f"{link_local()}%eth0") as session:
+        session.served("plain", ALL6, session.published)
+        facts = ask_until_answered(session, f"{link_local()}%eth0", session.published)
+        assert facts["peer"][0].partition("%")[0] == link_local()
+
+
+def link_local() -> str:
+    """The link-local address of the node's interface (proc_net(5), if_inet6)."""
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        digits, _, _, scope, _, name = line.split()
+        if (scope, name) == ("20", "eth0"):
+            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+    raise AssertionError("eth0 has no link-local address")
+
+
 def test_two_ports_that_lead_to_one(portwrap: Portwrap) -> None:
     """The server has one socket: the other port's clients are relayed to it."""
     one, two, inner = unused_ports(3)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,12 @@ def test_no_address() -> None:
     with pytest.raises(OSError):
         pack("none")
     assert pack("127.0.0.1") == socket.inet_aton("127.0.0.1")
+
+
+def test_a_field_behind_many_lines(tmp_path: Path) -> None:
+    """Hundreds of groups, or what waits in an io_uring, come before it."""
+    file = tmp_path / "status"
+    file.write_text("Groups:\t" + "1000000000 " * 1000 + "\nSeccomp:\t2\nSeccomp_filters:\t1\n")
+    assert procfs.late_field(str(file), b"Seccomp:") == b"2"
+    assert procfs.late_field(str(file), b"Seccomp_filters:") == b"1"
+    assert procfs.late_field(str(file), b"UserFiles:") == b""
