@@ -10,6 +10,7 @@ from portwrap import __main__, __version__
 from portwrap.cli import help
 from portwrap.diagnostics import errors
 from portwrap.diagnostics.diagnostic import SYSTEMS, Diagnostic
+from portwrap.diagnostics.errors import Failure
 from portwrap.diagnostics.remedies import table
 
 if TYPE_CHECKING:
@@ -28,8 +29,13 @@ STATUSES = (
 NAMES = {
     "{check}": "batchspawner-portwrap.pyz",
     "{singleuser}": "/path/of/batchspawner-singleuser",
-    "{subject}": "FILE",
 }
+SUBJECTS = {
+    Failure.NO_BYTE_CODE: "/path/of/python3",
+    Failure.HIDDEN: "'ADDRESS NAME'",
+    Failure.API: "NAME",
+}
+"""What a failure is about, if not a file."""
 
 PURPOSE = {
     PARSER.program: "run a Jupyter server in a network namespace of its own",
@@ -41,11 +47,11 @@ NO_HYPHENS = ".nr HY 0\n.nh\n.ad l\n"
 """What is to be pasted must not be broken at a hyphen, nor have its spaces widened."""
 
 
-def written(text: str) -> str:
+def written(text: str, failure: str) -> str:
     """A text of the table of remedies, with names for what is known only where something failed."""
     for field, name in NAMES.items():
         text = text.replace(field, name)
-    return text
+    return text.replace("{subject}", SUBJECTS.get(failure, "FILE"))
 
 
 def roff(text: str) -> str:
@@ -103,11 +109,12 @@ def statuses(_: Parser) -> str:
 
 def remedy(row: Diagnostic) -> str:
     """One failure, its cause and remedy, and the commands of each system."""
-    lines = [f".TP\n{roff(row.example)}\n{roff(written(f'{row.cause} {row.remedy}'.rstrip()))}\n"]
+    text = written(f"{row.cause} {row.remedy}".rstrip(), row.failure)
+    lines = [f".TP\n{roff(row.example)}\n{roff(text)}\n"]
     for system, command in row.commands.items():
         if command:
             who = f"{SYSTEMS[system]}, as root:" if system else "As root:"
-            lines.append(f".br\n{roff(who)}\n{example(written(command))}")
+            lines.append(f".br\n{roff(who)}\n{example(written(command, row.failure))}")
     return "".join(lines)
 
 

@@ -17,29 +17,32 @@ if TYPE_CHECKING:
 
 QUOTED = re.compile(r"(c\.[\w.]+ = |\w+=)?'([^']+)'")
 OPTION = re.compile(
-    r"`[^`]*`|(--(?:network|forward|outward) [a-z0-9]+|(?<![\w-])--[a-z][\w-]*|PORTWRAP_\w+=\w+)"
+    r"`[^`]*`|(--(?:network|forward|outward) [a-z0-9]+"
+    r"|(?<![\w-])--[a-z][\w-]*(?:=\w+|(?: /dev[\w/]+)+)?|PORTWRAP_\w+=\w+)"
 )
 
 
-def with_code(text: str) -> str:
+def with_code(text: str, failure: str) -> str:
     """The text with what it quotes, settings and options set as code."""
     quoted = QUOTED.sub(
-        lambda match: f"`{match[0]}`" if match[1] else f"`{match[2]}`", manual.written(text)
+        lambda match: f"`{match[0]}`" if match[1] else f"`{match[2]}`",
+        manual.written(text, failure),
     )
     return OPTION.sub(lambda match: f"`{match[1]}`" if match[1] else match[0], quoted)
 
 
-def block(who: str, command: str) -> str:
-    return f"\n{who}:\n\n```sh\n{manual.written(command)}\n```\n"
+def block(who: str, command: str, failure: str) -> str:
+    return f"\n{who}:\n\n```sh\n{manual.written(command, failure)}\n```\n"
 
 
 def remedy(row: Diagnostic, among_others: bool) -> str:
     """Cause, remedy, and the commands of each system."""
-    cause = f"**{row.cause}**" if among_others else with_code(row.cause)
-    text = f"\n{cause} {with_code(row.remedy)}".rstrip() + "\n"
+    cause = f"**{row.cause}**" if among_others else with_code(row.cause, row.failure)
+    text = f"\n{cause} {with_code(row.remedy, row.failure)}".rstrip() + "\n"
     for system, command in row.commands.items():
         if command:
-            text += block(f"{SYSTEMS[system]}, as root" if system else "As root", command)
+            who = f"{SYSTEMS[system]}, as root" if system else "As root"
+            text += block(who, command, row.failure)
     return text
 
 

@@ -97,7 +97,8 @@ class NetworkDriver:
                 Failure.DRIVER_START,
                 f"{cls.name} ended before it was ready",
                 f"{cls.name} does not work on this node.",
-                f"Run it by hand to see the cause: unshare -Urn sleep 60 & sleep 1; {cls.by_hand}",
+                "Run it by hand to see the cause:"
+                f" 'unshare -Urn sleep 60 & sleep 1; {cls.by_hand}'",
                 words=rf"^{cls.name}\b",
             ),
         )
