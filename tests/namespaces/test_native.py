@@ -1200,7 +1200,7 @@ def set_process_limit(pid: int, limit: int) -> None:
     assert run_as(OWNER, ["prlimit", "--pid", str(pid), f"--nproc={text}:"]).returncode == 0
 
 
-NO_PROCESS = "clients of the host port wait: no process for the relay"
+NO_PROCESS = "clients of the host port wait: it cannot be relayed now"
 RELAYED = f"portwrap: forward: relay, because {UNWATCHED}\n"
 
 

@@ -116,4 +116,4 @@ def test_the_url_of_the_hub_is_wrong(node: Node, url: str) -> None:
     status, answer = node.check("--hub", url.replace("HOST", host).replace("PORT", port))
     (hub,) = (check for check in answer["checks"] if check["name"] == "hub")
     assert (status, hub["status"]) == (125, "failed"), answer
-    assert_explained(hub["fact"], hub["remedy"].replace(" no'", " FILE'"))
+    assert_explained(hub["fact"], hub["remedy"].replace(" no'", " NAME'"))
