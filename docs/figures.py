@@ -18,7 +18,6 @@ ROWS = (
     (SHORT, r"download, a server that only", "in: download from a server in the session"),
     (r"The way out|Outbound", r"download.*1 stream", "out: download by a program in the session"),
     (r"Outbound", r"upload.*1 stream", "out: upload by a program in the session"),
-    (r"Outbound", r"connect to another host", "out: a connection to another host"),
     (SHORT, r"memory", "memory for each of 100 sessions"),
 )
 """Section of results.md, row in it, and what the README calls it."""
