@@ -1026,8 +1026,8 @@ KEEPERS = [
         ),
         (
             "a child that serves on is seen",
-            "            if link in links and self.watch_process(process):\n",
-            "            if False:\n",
+            "link in links and self.watch(process) for",
+            "False for",
             f"{NATIVE} child_that_serves",
         ),
         (

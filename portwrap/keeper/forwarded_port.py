@@ -68,7 +68,6 @@ class ForwardedPort:
     SOCKETS: type[HostSockets | PublishedSockets]
     MAY_PASS: tuple[int, ...] = NO_PROCESS
     kind = ""  # for messages
-    label = ""  # what a line of the log about it begins with
     lookout: Lookout | BriefLookout
 
     def __init__(
@@ -87,6 +86,18 @@ class ForwardedPort:
         self.served = False  # a server has got a socket of the host's
         self.relaying = False  # for good
         self.delayed = False  # there was no process for the relay
+        listeners = tools.unserved.listeners
+        self.lookout = self.make_lookout(tools, lambda: guest_port in listeners.ports())
+        self.lookout.begin()
+
+    def make_lookout(self, tools: Tools, listens: Callable[[], bool]) -> Lookout | BriefLookout:
+        """For a server of which `listens` tells."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What a line of the log about it begins with."""
+        raise NotImplementedError
 
     def await_server(self) -> None:
         """Nobody serves: have clients wait, or be refused."""
@@ -165,7 +176,7 @@ class ForwardedPort:
     def start_over(self) -> None:
         """Nobody serves any more: whoever listens next is given the socket."""
         self.served = False
-        self.hosts.stop_watching()
+        self.hosts.holder.forget()
         self.guest_port.let_go()
         self.await_server()
 
@@ -173,7 +184,7 @@ class ForwardedPort:
 
     def become_relay(self, why: str) -> None:
         """Have this port relayed from inside the sandbox, for good. Raises OSError."""
-        self.hosts.stop_watching()
+        self.hosts.holder.forget()
         self.guest_port.let_go()
         self.lookout.end()
         try:
@@ -206,23 +217,9 @@ class HostPort(ForwardedPort):
     label = "forward"
     lookout: Lookout
 
-    def __init__(
-        self,
-        guest_port: int,
-        descriptors: Sequence[int],
-        tools: Tools,
-        relay_inside: RelayInside,
-    ) -> None:
-        super().__init__(guest_port, descriptors, tools, relay_inside)
-        unserved = tools.unserved
-        self.lookout = Lookout(
-            tools.relay.reactor,
-            unserved,
-            self.hosts.sockets,
-            lambda: guest_port in unserved.listeners.ports(),
-            self.become_relay,
-        )
-        self.lookout.begin()
+    def make_lookout(self, tools: Tools, listens: Callable[[], bool]) -> Lookout:
+        reactor, unserved = tools.relay.reactor, tools.unserved
+        return Lookout(reactor, unserved, self.hosts.sockets, listens, self.become_relay)
 
     def open_others(self) -> None:
         """They have listened all the time."""
@@ -248,19 +245,12 @@ class PublishedPort(ForwardedPort):
     kind = "published port"
     hosts: PublishedSockets
 
-    def __init__(
-        self,
-        guest_port: int,
-        descriptors: Sequence[int],
-        tools: Tools,
-        relay_inside: RelayInside,
-    ) -> None:
-        super().__init__(guest_port, descriptors, tools, relay_inside)
-        self.label = f"published port {self.hosts.places[0][1]}"
-        ports = tools.unserved.listeners.ports
-        self.lookout = BriefLookout(
-            tools.relay.reactor, lambda: guest_port in ports(), self.become_relay, self.hosts.close
-        )
+    def make_lookout(self, tools: Tools, listens: Callable[[], bool]) -> BriefLookout:
+        return BriefLookout(tools.relay.reactor, listens, self.become_relay, self.hosts.close)
+
+    @property
+    def label(self) -> str:
+        return f"published port {self.hosts.places[0][1]}"
 
     def open_others(self) -> None:
         for error in self.hosts.open_others():

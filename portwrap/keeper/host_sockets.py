@@ -12,9 +12,40 @@ from ..kernel.sockets import BACKLOG, listens
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from .reactor import Reactor
+
+
+class Holder:
+    """A process of the sandbox that has one of the host's sockets: its end is watched."""
+
+    def __init__(self, reactor: Reactor, on_end: Callable[[], None]) -> None:
+        self.reactor = reactor
+        self.on_end = on_end
+        self.pidfd = -1
+
+    def watch(self, process: int) -> bool:
+        """False: it has ended already."""
+        self.forget()
+        try:
+            self.pidfd = pidfd_open(process)
+        except OSError:
+            return False
+        self.reactor.watch(self.pidfd, self.on_end)
+        return True
+
+    def watch_any(self, links: Collection[str]) -> bool:
+        """Watch a process that has one of these sockets. False: none has."""
+        return any(
+            link in links and self.watch(process) for process, link in descriptors_of_others()
+        )
+
+    def forget(self) -> None:
+        if self.pidfd >= 0:
+            self.reactor.unwatch(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1
 
 
 class HostSockets:
@@ -24,10 +55,9 @@ class HostSockets:
         self, descriptors: Sequence[int], reactor: Reactor, on_end: Callable[[], None]
     ) -> None:
         self.sockets = [_socket.socket(fileno=number) for number in descriptors]
-        self.reactor = reactor
         self.on_end = on_end  # called when no process has one any more
         self.given = (0, 0)  # process and descriptor that got one last
-        self.pidfd = -1  # of a process that has one
+        self.holder = Holder(reactor, self.on_holder_end)
 
     def find(self, socket: _socket.socket) -> _socket.socket | None:
         """Ours of which this is a duplicate, if it is one."""
@@ -48,33 +78,14 @@ class HostSockets:
     def watch(self, process: int, descriptor: int) -> None:
         """Be told of the end of this process, which has got one under this descriptor."""
         self.given = process, descriptor
-        if not self.watch_process(process):
+        if not self.holder.watch(process):
             self.on_holder_end()
-
-    def watch_process(self, process: int) -> bool:
-        """False: it has ended already."""
-        self.stop_watching()
-        try:
-            self.pidfd = pidfd_open(process)
-        except OSError:
-            return False
-        self.reactor.watch(self.pidfd, self.on_holder_end)
-        return True
-
-    def stop_watching(self) -> None:
-        if self.pidfd >= 0:
-            self.reactor.unwatch(self.pidfd)
-            os.close(self.pidfd)
-            self.pidfd = -1
 
     def on_holder_end(self) -> None:
         """Another process that has one may serve on."""
-        self.stop_watching()
-        links = {procfs.link_of(each.fileno()) for each in self.sockets}
-        for process, link in descriptors_of_others():
-            if link in links and self.watch_process(process):
-                return
-        self.on_end()
+        self.holder.forget()
+        if not self.holder.watch_any({procfs.link_of(each.fileno()) for each in self.sockets}):
+            self.on_end()
 
 
 def listen_again(host: _socket.socket, backlog: int = BACKLOG) -> None:

@@ -59,7 +59,7 @@ class Native:
         """Look for no server any more, and for no server's end."""
         for port in self.ports.values():
             port.lookout.end()
-            port.hosts.stop_watching()
+            port.hosts.holder.forget()
 
     # -- system calls ----------------------------------------------------------------------
 

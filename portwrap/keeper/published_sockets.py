@@ -8,13 +8,12 @@ as they are without us. The port stays the session's all the time: by a socket t
 from __future__ import annotations
 
 import errno
-import os
 
 import _socket
 
-from ..kernel.processes import pidfd_open
+from ..kernel import procfs
 from ..kernel.sockets import OpenFile
-from .host_sockets import descriptors_of_others, listen_again
+from .host_sockets import Holder, listen_again
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class PublishedSockets:
         self, descriptors: Sequence[int], reactor: Reactor, on_end: Callable[[], None]
     ) -> None:
         """`descriptors` are of sockets that are bound where the port is published."""
-        self.reactor = reactor
+        self.holder = Holder(reactor, self.on_process_end)
         self.on_end = on_end  # called when a server's process has ended, and its socket with it
         self.places: list[tuple[str, int]] = []
         for number in descriptors:
@@ -48,8 +47,7 @@ class PublishedSockets:
             bound.close()
         self.sockets: list[_socket.socket] = []  # those that we have
         self.given: OpenFile | None = None  # the one that only a server has
-        self.inode = 0  # its
-        self.pidfd = -1  # of the process that has got it
+        self.link = ""  # as /proc names it
 
     def for_server(self, server: _socket.socket) -> _socket.socket | None:
         """A new one that can be in the place of this socket. None: there is no address for it.
@@ -80,7 +78,7 @@ class PublishedSockets:
     def find(self, socket: _socket.socket) -> _socket.socket | None:
         """The same if a server has it from us."""
         is_given = self.given is not None and self.given.is_open()
-        return socket if is_given and os.fstat(socket.fileno()).st_ino == self.inode else None
+        return socket if is_given and procfs.link_of(socket.fileno()) == self.link else None
 
     def are_served(self) -> bool:
         """Whether somebody has the given one, and it listens."""
@@ -89,34 +87,17 @@ class PublishedSockets:
     def watch(self, process: int, _: int) -> None:
         """The one that was made last is this process's alone from now on."""
         host = self.sockets.pop(0)
-        self.given, self.inode = OpenFile(host.fileno()), os.fstat(host.fileno()).st_ino
+        self.given, self.link = OpenFile(host.fileno()), procfs.link_of(host.fileno())
         host.close()
-        self.watch_process(process)  # if it has ended, the next call of bind will show that
-
-    def watch_process(self, process: int) -> bool:
-        """False: it has ended already."""
-        try:
-            self.pidfd = pidfd_open(process)
-        except OSError:
-            return False
-        self.reactor.watch(self.pidfd, self.on_process_end)
-        return True
+        self.holder.watch(process)  # if it has ended, the next call of bind will show that
 
     def on_process_end(self) -> None:
         """Another process that has it may serve on."""
-        self.stop_watching()
-        if not self.are_served():
+        self.holder.forget()
+        if self.are_served():
+            self.holder.watch_any((self.link,))
+        else:
             self.on_end()
-            return
-        for process, link in descriptors_of_others():
-            if link == f"socket:[{self.inode}]" and self.watch_process(process):
-                return
-
-    def stop_watching(self) -> None:
-        if self.pidfd >= 0:
-            self.reactor.unwatch(self.pidfd)
-            os.close(self.pidfd)
-            self.pidfd = -1
 
     def close(self) -> None:
         """Have clients refused, but where a server has one of these."""
