@@ -355,11 +355,13 @@ def test_the_host_port_is_lost(portwrap: Portwrap) -> None:
     server = portwrap.program("server.py", "shut", V4, "8888")
     with Session(portwrap, server, forward="native") as session:
         session.wait_until_up()
+        process = session.process
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "listening 8888\n"
         assert ask(session.port)["pid"] == session.pid
-        wait_until(lambda: accepts(V4, session.port), what="the server listens again")
+        # Only now: what is to fail is the keeper's listen after the next end, no other one.
+        assert process.stdout.readline() == "listening 8888\n"
         with injected(session.keeper, "listen:error=EADDRINUSE"):
-            # That client may have been too early for this, or this one too late for an answer.
             accepts(V4, session.port)
-            assert session.process.stderr
-            line = session.process.stderr.readline()
+            line = process.stderr.readline()
         assert line == f"portwrap: the host port is lost: {BUSY}\n"

@@ -186,7 +186,9 @@ def test_the_keeper_dies_just_before_the_command_is_executed(
         go.touch()
         wait_until(lambda: serves(keeper), what="a keeper that is ready, and watches")
         kill(keeper)
-        wait_until(lambda: not session.others(), what="the keeper and its driver gone")
+        # A process that ends has no environment any more some time before it closes its files.
+        wait_until(lambda: state_of(keeper) in ("", "Z"), what="the keeper's files closed")
+        wait_until(lambda: not session.others(), what="its driver gone")
         os.kill(session.pid, signal.SIGCONT)
         assert session.process.wait(timeout=10) == 125
         said = session.stderr()
