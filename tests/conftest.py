@@ -43,13 +43,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 TESTS_PROCESS = os.getpid()
 
 
-def never_become_another(event: str, _: object) -> None:
-    """An exec in the process of the tests would end them all, with that program's status."""
+def never_end_the_tests(event: str, arguments: tuple[object, ...]) -> None:
+    """An exec in the process of the tests would end them all, with that program's status; and so
+    does a signal to the process 0, which is what is there of a session where there is none."""
     if event == "os.exec" and os.getpid() == TESTS_PROCESS:
         raise AssertionError("exec in the process of the tests")
+    if event == "os.kill" and arguments[0] == 0:
+        raise AssertionError("a signal to the process group of the tests")
 
 
-sys.addaudithook(never_become_another)
+sys.addaudithook(never_end_the_tests)
 
 TEST_ROOT = Path(os.environ.get("PORTWRAP_TEST_ROOT", "/opt/portwrap-tests"))
 

@@ -161,8 +161,13 @@ def status_of(pid: int) -> dict[str, str]:
 
 def descriptors_of(pid: int) -> dict[int, str]:
     """The open descriptors of a process, and what each of them is."""
-    folder = Path(f"/proc/{pid}/fd")
-    return {int(entry.name): os.readlink(entry) for entry in folder.iterdir()}
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return found
 
 
 def namespaces_of(pid: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,20 +41,25 @@ DRIVER = "slirp4netns"
 DRIVERS = (DRIVER, "pasta", "pasta.avx2", "passt.avx2")
 
 
+PORTS = range(10240, 32000)
+"""Below those that the kernel gives to clients by itself."""
+_given: set[int] = set()
+
+
 def unused_port() -> int:
-    """A TCP port that nobody holds, below those the kernel gives to clients by itself."""
-    while True:
-        port = random.randrange(10240, 32000)
-        if not holders_of(port):
-            return port
+    """A TCP port that nobody holds, and that no test of this process has been given."""
+    return unused_ports(1)[0]
 
 
 def unused_ports(count: int) -> list[int]:
-    """So many free ports in a row."""
+    """So many in a row."""
+    if len(_given) > len(PORTS) // 2:
+        _given.clear()
     while True:
-        first = unused_port()
+        first = random.choice(PORTS[: len(PORTS) - count])
         ports = list(range(first, first + count))
-        if not any(map(holders_of, ports)):
+        if _given.isdisjoint(ports) and not any(map(holders_of, ports)):
+            _given.update(ports)
             return ports
 
 
@@ -93,6 +99,27 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def fields_of(pid: int) -> list[str]:
+    """What proc_pid_stat(5) has behind the name of a process; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def parent_of(pid: int) -> int:
+    """0 if the process is gone."""
+    fields = fields_of(pid)
+    return int(fields[1]) if fields else 0
+
+
+def start_of(pid: int) -> int:
+    """When a process began, in clock ticks: its number may be another one's later. 0 if it is
+    gone."""
+    fields = fields_of(pid)
+    return int(fields[19]) if fields else 0
 
 
 def serves(keeper: int) -> bool:
@@ -181,6 +208,7 @@ class Session:
         **popen: Any,
     ) -> None:
         self.mark = secrets.token_hex(8)
+        self.seen: set[tuple[int, int]] = set()
         self.port = port or unused_port()
         self.guest_port = guest_port
         options = ["-p", str(self.port), "-P", str(guest_port), "--forward", forward]
@@ -238,17 +266,23 @@ class Session:
         return client, server
 
     def alive(self) -> set[int]:
-        """Every live process of this session, the command among them."""
-        return bearers_of(self.mark, self.pid)
+        """Every live process of this session, the command among them.
+
+        A process that ends, and for a moment one that is exec'ed, has no environment by which it
+        is found; the files of the first are open still. So one that was found once is known.
+        """
+        self.seen |= {(pid, start_of(pid)) for pid in bearers_of(self.mark, self.pid)}
+        return {pid for pid, start in self.seen if lives(pid) and start_of(pid) == start}
 
     def others(self) -> set[int]:
         """Every live process of this session but the command."""
         return self.alive() - {self.pid}
 
     def named(self, name: str) -> int:
-        """The one live process with this name besides the command; 0 if there is none."""
+        """The one live process with this name besides the command; 0 if there is none. A child
+        that has not been given another name yet is not the one."""
         found = [pid for pid in self.others() if name_of(pid) == name]
-        return found[0] if found else 0
+        return next((pid for pid in found if parent_of(pid) not in found), 0)
 
     @property
     def keeper(self) -> int:
@@ -264,9 +298,13 @@ class Session:
             lambda: self.keeper and (self.driver or self.network in ("none", "direct")),
             what=f"a keeper and a driver {self.mark}",
         )
-        words = Path(f"/proc/{self.pid}/cmdline")
-        wait_until(lambda: ENTRY.encode() not in words.read_bytes(), what="exec of the command")
+        wait_until(self.is_executed, what="exec of the command")
         self.wait_until_served()
+
+    def is_executed(self) -> bool:
+        """In the middle of exec the command line is empty (proc_pid_cmdline(5))."""
+        words = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        return words != b"" and ENTRY.encode() not in words
 
     def wait_until_served(self) -> None:
         """Wait until the keeper has all that it runs."""
@@ -274,7 +312,6 @@ class Session:
 
     def wait_until_gone(self, seconds: float) -> None:
         """Fail unless no process is left and the port is free within this many seconds."""
-        # A process that ends has no environment any more some time before it closes its files.
         wait_until(
             lambda: not self.alive() and not holders_of(self.port),
             seconds,
@@ -363,7 +400,7 @@ class Outside(Maker):
 def channel_pair() -> tuple[socket.socket, socket.socket]:
     """Our end and a maker's end of a channel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(10)
+    ours.settimeout(30)  # a session may have to start first
     return ours, theirs
 
 
@@ -385,7 +422,7 @@ def last_words(session: Session, client: socket.socket) -> bytes:
     meanwhile: what is not read in time may be cut off."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(lambda: b"".join(iter(lambda: client.recv(1 << 20), b"")))
-        assert session.process.wait(timeout=5) == 0
+        assert session.process.wait(timeout=20) == 0
         return reading.result()
 
 
@@ -394,15 +431,17 @@ def injected(pid: int, what: str, children: bool = False) -> Iterator[None]:
     """Within it strace tampers with the system calls of the process, and of those that it forks, if
     wanted (strace(1), -e inject)."""
     needs("strace")
-    words = ["strace", "-qq", "-o", "/dev/null", "-e", f"inject={what}", "-p", str(pid)]
+    words = ["strace", "-qq", "-e", f"inject={what}", "-p", str(pid)]
     words += ["-f"] if children else []
-    with subprocess.Popen(words) as strace:
-        try:
-            status, attached = Path(f"/proc/{pid}/status"), f"TracerPid:\t{strace.pid}\n"
-            wait_until(lambda: attached in status.read_text(), what="strace at work")
-            yield
-        finally:
-            strace.terminate()
+    with tempfile.TemporaryFile() as log:
+        output = f"/proc/self/fd/{log.fileno()}"
+        with subprocess.Popen([*words, "-o", output], pass_fds=[log.fileno()]) as strace:
+            try:
+                # It is the process's tracer some time before it has the process stop at calls.
+                wait_until(lambda: os.fstat(log.fileno()).st_size, what="strace at work")
+                yield
+            finally:
+                strace.terminate()
 
 
 def wake_ups(pid: int) -> int:

@@ -159,7 +159,7 @@ def test_nobody_can_take_the_host_port(portwrap: Portwrap, host: str, forward: s
 def test_nobody_slips_in_between_bind_and_listen(portwrap: Portwrap) -> None:
     """Nor does a rival who has SO_REUSEADDR, by which two may bind as long as none listens."""
     needs("strace")
-    slow = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=listen:delay_enter=10000000"]
+    slow = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=listen:delay_enter=60000000"]
     with Inside(portwrap, before=slow, port=port_without_a_past()) as session:
         call = Path(f"/proc/{session.pid}/syscall")
         wait_until(lambda: call.read_text().split()[0] == LISTEN_CALL, what="the call of listen")

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from launches import descriptors_of
 
 from portwrap.keeper.log import Log
 
 from helpers import OWNER, SYSTEM_PATH, find_tool, needs, run_as, wait_until
-from sessions import KEEPER, Inside, Portwrap, Session, kill, name_of, unused_port
+from sessions import (
+    KEEPER,
+    Inside,
+    Portwrap,
+    Session,
+    kill,
+    name_of,
+    parent_of,
+    unused_port,
+)
 
 pytestmark = pytest.mark.namespaces
 WORKER = "portwrap-relay"
@@ -54,8 +64,7 @@ def held(request: pytest.FixtureRequest, portwrap: Portwrap) -> Iterator[Held]:
 
 
 def links_of(pid: int) -> set[str]:
-    folder = f"/proc/{pid}/fd"
-    return {os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
+    return set(descriptors_of(pid).values())
 
 
 def test_nothing_that_the_job_has_handed_on(held: Held) -> None:
@@ -130,9 +139,7 @@ def test_the_end_of_a_session_is_no_busy_loop(portwrap: Portwrap, world_dir: Pat
             with session.connect("127.0.0.1", port), service.accept()[0]:
                 words = ["strace", "-qq", "-e", "trace=?epoll_wait,epoll_pwait", "-o", str(log)]
                 with subprocess.Popen([*words, "-p", str(keeper)]) as strace:
-                    status = Path(f"/proc/{keeper}/status")
-                    attached = f"TracerPid:\t{strace.pid}\n"
-                    wait_until(lambda: attached in status.read_text(), what="strace at work")
+                    wait_until(lambda: log.exists() and log.read_text(), what="strace at work")
                     kill(session.pid)
                     strace.wait(timeout=20)
     calls = log.read_text().splitlines()
@@ -180,10 +187,6 @@ def test_a_keeper_that_dies_while_its_driver_begins(portwrap: Portwrap) -> None:
         kill(parent_of(driver))
         assert session.process.wait(timeout=30) == 125
         session.wait_until_gone(10)
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def call_of(pid: int) -> str:

@@ -28,6 +28,7 @@ from sessions import (
     kill,
     last_words,
     name_of,
+    parent_of,
     serves,
     settle,
     unused_ports,
@@ -190,7 +191,7 @@ def test_the_keeper_dies_just_before_the_command_is_executed(
         wait_until(lambda: state_of(keeper) in ("", "Z"), what="the keeper's files closed")
         wait_until(lambda: not session.others(), what="its driver gone")
         os.kill(session.pid, signal.SIGCONT)
-        assert session.process.wait(timeout=10) == 125
+        assert session.process.wait(timeout=20) == 125
         said = session.stderr()
         assert said.startswith("portwrap: the keeper process ended while the sandbox was set up\n")
         session.wait_until_gone(LIMIT)
@@ -207,7 +208,7 @@ def test_the_keeper_cannot_serve_once_the_command_has_begun(
     before = portwrap.program("without.py", "epoll")
     with Session(portwrap, ["sleep", "600"], before=before, forward=forward) as session:
         # 125 if it fails before the kernel has promised to tell of its end
-        assert session.process.wait(timeout=10) in (125, -signal.SIGTERM)
+        assert session.process.wait(timeout=20) in (125, -signal.SIGTERM)
         session.wait_until_gone(LIMIT)
         first, *more = session.stderr().splitlines(keepends=True)
         assert first == f"{FAILED}Too many open files{ENDING}"
@@ -251,7 +252,7 @@ def test_the_keeper_fails_while_the_command_closes_what_it_does_not_know(
     before = portwrap.program("without.py", "epoll")
     text = f"sleep {pause}; exec {LIFELINE_FROM}>&-; exec sleep 600"
     with Session(portwrap, ["bash", "-c", text], before=before) as session:
-        assert session.process.wait(timeout=10) in (125, -signal.SIGTERM)
+        assert session.process.wait(timeout=20) in (125, -signal.SIGTERM)
         session.wait_until_gone(LIMIT)
 
 
@@ -283,7 +284,7 @@ def test_the_command_is_killed(
         session.wait_until_ready()
         os.kill(session.pid, end)
         session.wait_until_gone(session.limit)  # before its parent has looked: it is a zombie
-        assert session.process.wait(timeout=5) == -end
+        assert session.process.wait(timeout=20) == -end
         assert session.stderr() == ""
 
 
@@ -322,7 +323,7 @@ def test_the_command_ends(
 ) -> None:
     """A child may hold the lifeline on: it is not the command."""
     with Told(portwrap, world_dir, *modes, "ends", pidfd=pidfd, forward=forward) as session:
-        assert session.process.wait(timeout=5) == 0
+        assert session.process.wait(timeout=20) == 0
         wait_until(
             lambda: not {name_of(pid) for pid in session.alive()} & {KEEPER, DRIVER},
             session.limit,
@@ -353,7 +354,7 @@ def test_the_command_ends_while_the_keeper_is_stopped(portwrap: Portwrap) -> Non
         keeper = session.keeper
         os.kill(keeper, signal.SIGSTOP)
         kill(session.pid)
-        session.process.wait(timeout=5)
+        session.process.wait(timeout=20)
         os.kill(keeper, signal.SIGCONT)
         session.wait_until_gone(LIMIT)
 
@@ -376,7 +377,7 @@ def test_signals_to_every_process_of_the_job(
             pending = Path(f"/proc/{pid}/status").read_text()
             assert "ShdPnd:\t0000000000000000" not in pending, "held back, not handled"
         kill(session.pid)
-        session.process.wait(timeout=5)
+        session.process.wait(timeout=20)
         session.wait_until_gone(LIMIT)
 
 
@@ -398,7 +399,7 @@ def test_standard_output_ends_with_the_command(portwrap: Portwrap, forward: str)
         session.process.stdin.write("go\n")
         session.process.stdin.flush()
         assert session.process.stdout.read() == "said\n"  # until end of file
-        assert session.process.wait(timeout=5) == 0
+        assert session.process.wait(timeout=20) == 0
         for pid in others:
             os.kill(pid, signal.SIGCONT)
         session.wait_until_gone(LIMIT)
@@ -422,7 +423,7 @@ def test_the_package_goes_away(python: str, world_dir: Path, replaced: bool, for
             client.sendall(b"still")
             assert server.recv(9) == b"still"
         session.channel.close()  # the command ends at that
-        assert session.process.wait(timeout=5) == 0
+        assert session.process.wait(timeout=20) == 0
         session.wait_until_gone(LIMIT)
         assert session.stderr() == ""
 
@@ -449,7 +450,7 @@ def test_a_client_that_does_not_listen_keeps_nobody(portwrap: Portwrap) -> None:
         assert session.process.stdout is not None
         session.process.stdout.readline()
         session.client().sendall(b"x")
-        assert session.process.wait(timeout=5) == 0
+        assert session.process.wait(timeout=20) == 0
         session.wait_until_gone(LIMIT)
 
 
@@ -468,13 +469,6 @@ def a_keeper(session: Session) -> int:
     # each may be past that
     apart = {0, session.pid, *others}
     return next((pid for pid in keepers if parent_of(pid) not in apart), 0)
-
-
-def parent_of(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def kill_when_there(find: Callable[[], int]) -> None:
@@ -524,11 +518,11 @@ def one_random_run(portwrap: Portwrap, folder: Path, seed: str, pidfd: bool) -> 
     modes = ["ends"] if kind == "command ends" else []
     with Told(portwrap, folder, *modes, pidfd=pidfd, forward=forward) as session:
         if kind == "command ends":
-            assert session.process.wait(timeout=10) == 0
+            assert session.process.wait(timeout=20) == 0
         elif kind == "command killed":
             time.sleep(delay)
             kill(session.pid)
-            session.process.wait(timeout=5)
+            session.process.wait(timeout=20)
         elif kind == "keeper killed":
             time.sleep(delay)
             kill_when_there(lambda: a_keeper(session))

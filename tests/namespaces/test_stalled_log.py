@@ -13,7 +13,7 @@ from typing import Any, Iterator
 
 import pytest
 
-from helpers import OWNER, PROJECT, cannot, end, lives, run_as, wait_until
+from helpers import OWNER, PROJECT, cannot, end, lives, run_as, state_of, wait_until
 from sessions import Inside, Portwrap, Session, channel_pair, holders_of, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -41,7 +41,10 @@ class FileServer:
         self.file = int.from_bytes(rights[0][2], sys.byteorder)
 
     def stop(self) -> None:
+        """It has taken no request that it does not answer: who waits for such a one waits on,
+        whatever signal there is for it (fuse_dev_do_read, request_wait_answer)."""
         os.kill(self.process.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(self.process.pid) == "T", what="the file system stands still")
 
     def resume(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)

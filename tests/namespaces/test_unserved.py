@@ -163,7 +163,7 @@ def test_reports_again(portwrap: Portwrap, sessions: dict[str, tuple[Session, Lo
 def is_served(session: Session) -> bool:
     """Whether a client of the host port finds a server; one that finds none is reset."""
     with session.client() as client:
-        client.settimeout(1)
+        client.settimeout(20)
         try:
             client.sendall(b"x")
             return bool(client.recv(1))
