@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
@@ -140,12 +141,21 @@ def wait_until(condition: Callable[[], T], seconds: float = 10, what: str = "") 
         counted += PAUSE + time.thread_time() - begin
 
 
+PORTS = range(10240, 32000)
+"""Below those that the kernel gives to clients by itself, which may have one at any moment."""
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody held a moment ago."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        return port
 
 
 def find_tool(name: str) -> str | None:

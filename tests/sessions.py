@@ -22,6 +22,7 @@ import measure
 
 from helpers import (
     OWNER,
+    PORTS,
     PROJECT,
     as_user,
     descendants,
@@ -41,8 +42,6 @@ DRIVER = "slirp4netns"
 DRIVERS = (DRIVER, "pasta", "pasta.avx2", "passt.avx2")
 
 
-PORTS = range(10240, 32000)
-"""Below those that the kernel gives to clients by itself."""
 _given: set[int] = set()
 
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
-from helpers import state_of, wait_until
-from sessions import Portwrap, Session, channel_pair, injected, kill, name_of
+from helpers import children_of, state_of, wait_until
+from sessions import KEEPER, Portwrap, Session, channel_pair, injected, kill, name_of
 
 GUEST = 8888
-LIMIT = 20.0
+LIMIT = 40.0
 """Seconds within which a client must have been answered: hanging is the fault to find."""
 PIDFD_OPEN_CALL, PIDFD_GETFD_CALL = "434", "438"  # the same on all
 EPOLL_CALL = {"x86_64": "232", "aarch64": "22"}.get(os.uname().machine, "")
@@ -163,6 +163,8 @@ class Spawner(Session):
 
     def said(self) -> str:
         """What was said on standard error, by ours and by the network driver."""
+        # The keeper waits for who writes a line of it, but not for long.
+        wait_until(lambda: KEEPER not in map(name_of, children_of(self.keeper)), LIMIT, "the line")
         self.end_processes()
         return self.stderr()
 

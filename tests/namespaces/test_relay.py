@@ -647,7 +647,7 @@ class Play:
         select.select(quiet, [], [], 0.001)
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not condition():
             self.turn()
             assert time.monotonic() < deadline, what
