@@ -10,7 +10,7 @@ import pytest
 
 from helpers import PROJECT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def collected(*argv: str) -> list[str]:
@@ -26,7 +26,7 @@ def collected(*argv: str) -> list[str]:
         "no:cacheprovider",
     ]
     result = subprocess.run(
-        [*command, *argv], cwd=PROJECT, capture_output=True, text=True, timeout=50, check=True
+        [*command, *argv], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=True
     )
     return [line for line in result.stdout.splitlines() if "::" in line]
 
