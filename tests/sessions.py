@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,23 +43,22 @@ DRIVER = "slirp4netns"
 DRIVERS = (DRIVER, "pasta", "pasta.avx2", "passt.avx2")
 
 
-_given: set[int] = set()
+_given: deque[int] = deque(maxlen=400)
 
 
 def unused_port() -> int:
-    """A TCP port that nobody holds, and that no test of this process has been given."""
+    """A TCP port that nobody holds, and that was not given to somebody just now."""
     return unused_ports(1)[0]
 
 
 def unused_ports(count: int) -> list[int]:
     """So many in a row."""
-    if len(_given) > len(PORTS) // 2:
-        _given.clear()
+    given = set(_given)
     while True:
         first = random.choice(PORTS[: len(PORTS) - count])
         ports = list(range(first, first + count))
-        if _given.isdisjoint(ports) and not any(map(holders_of, ports)):
-            _given.update(ports)
+        if given.isdisjoint(ports) and not any(map(holders_of, ports)):
+            _given.extend(ports)
             return ports
 
 
