@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Iterator
 
@@ -100,11 +101,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # of what is left then
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--one-forward"):
         kept = _with_one_forward(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+    if hasattr(config, "workerinput"):
+        _longest_files_first(items)
+
+
+WEIGHTS = {"slow": 40, "e2e": 4, "namespaces": 1}
+"""About how long a test takes with one of these marks, the first that it has."""
+
+
+def _longest_files_first(items: list[pytest.Item]) -> None:
+    """A worker that gets a long file at last works while the others have nothing to do any more. In
+    this order pytest-xdist gives files out, unless it sorts them by their numbers of tests."""
+    files: dict[Path, float] = defaultdict(float)
+    for item in items:
+        marks = (value for name, value in WEIGHTS.items() if item.get_closest_marker(name))
+        files[item.path] += next(marks, 0.1)
+    items.sort(key=lambda item: -files[item.path])
 
 
 def _with_one_forward(items: list[pytest.Item]) -> list[pytest.Item]:

@@ -17,10 +17,12 @@
 #
 # PORTWRAP_PYTHONS     the other Pythons: a list of paths, "all" that are found, or "none"
 #                      (default: the oldest, at least 3.8, and the newest that are found)
-# PORTWRAP_AGAIN       how many failures of one run are tried once more, alone (default: 0); each is
-#                      told in full and in the summary, and one that fails again is a failure
+# PORTWRAP_AGAIN       how many failures of one run are tried twice more, when all other tests have
+#                      ended (default: 0); each is told in full and in the summary, and one that fails
+#                      three times is a failure
 # PORTWRAP_WORKERS     how many tests run at the same time, each worker on a node of its own
-#                      (default: two for each processor, at most 16; 0: one process runs them all)
+#                      (default: two for each processor, at most 16; 0: one process runs them all);
+#                      two fifths of them are for the other Pythons, whose tests run beside the rest
 # PORTWRAP_MUST_WORK   1: what this machine cannot test is a failure, not a skip
 # PORTWRAP_TEST_ROOT   where setup.sh puts what the tests need (default: /opt/portwrap-tests)
 set -euo pipefail
@@ -48,10 +50,17 @@ pytest_arguments=("$@")
 
 summary=()    # one line per run
 broken=no     # a run failed, or a whole part ran no test where everything must work
-twice=0       # tests that failed and were tried once more
+again=0       # tests that failed and were tried once more
+beside=       # the process group of the runs in the background
 work=$(mktemp -d)
-log=$work/log
-trap 'rm -rf -- "$work"' EXIT
+log=
+trap clean_up EXIT
+
+# shellcheck disable=SC2317  # a trap calls it
+clean_up() {
+    [[ -z $beside ]] || { kill -INT -- "-$beside" && wait "$beside"; } 2>/dev/null || true
+    rm -rf -- "$work"
+}
 
 heading() { printf '\n======== %s ========\n' "$*"; }
 
@@ -78,15 +87,61 @@ count() {
 processors=$(nproc)
 workers=${PORTWRAP_WORKERS:-$((processors < 8 ? 2 * processors : 16))}
 
-# run_pytest INTERPRETER ARGUMENTS...
-run_pytest() {
-    local interpreter=$1 status=0
+# What a run is: its title, and the words that follow env(1). Its number is the place in these two.
+titles=() commands=()
+
+# plan TITLE [NAME=VALUE] INTERPRETER ARGUMENTS...
+plan() {
+    local title=$1 variables=()
     shift
-    "$interpreter" -m pytest -o "cache_dir=$work/cache" \
-        --numprocesses="$workers" --dist=loadfile --max-worker-restart=0 \
-        "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null 2>&1 | tee "$log" ||
-        status=${PIPESTATUS[0]}
-    return "$status"
+    while [[ $1 == *=* ]]; do
+        variables+=("$1")
+        shift
+    done
+    titles+=("$title")
+    commands+=("$(printf '%q ' ${variables[@]+"${variables[@]}"} "$1" -m pytest "${@:2}")")
+}
+
+# perform NUMBER WORKERS ARGUMENTS...: its output and its status are kept in files.
+perform() {
+    local number=$1 workers=$2 status=0 words
+    shift 2
+    eval "words=(${commands[number]})"
+    env "${words[@]}" -o "cache_dir=$work/cache-$number" \
+        --numprocesses="$workers" --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 \
+        "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null 2>&1 |
+        tee "$work/log-$number" || status=${PIPESTATUS[0]}
+    printf '%s\n' "$status" >"$work/status-$number"
+}
+
+# perform_all WORKERS NUMBER...
+perform_all() {
+    local workers=$1 number
+    shift
+    for number; do
+        heading "${titles[number]}"
+        perform "$number" "$workers"
+    done
+}
+
+# perform_side_by_side COUNT: the first so many runs, and beside them the others. Many tests wait for
+# something, and the last ones of a run leave workers without work.
+perform_side_by_side() {
+    local numbers=("${!titles[@]}") share=$((workers * 2 / 5))
+    local first=("${numbers[@]:0:$1}") others=("${numbers[@]:$1}")
+    if [[ $share == 0 || ${#first[@]} == 0 || ${#others[@]} == 0 ]]; then
+        perform_all "$workers" "${numbers[@]}"
+        return
+    fi
+    : >"$work/beside"
+    set -m # in a process group of its own, to which a signal can be sent
+    perform_all "$share" "${others[@]}" >"$work/beside" 2>&1 &
+    beside=$!
+    set +m
+    perform_all "$((workers - share))" "${first[@]}"
+    tail -n +1 -f --pid="$beside" "$work/beside"
+    wait "$beside"
+    beside=
 }
 
 # What is left behind at the end of a file may be another test's fault than the last one's, and who
@@ -95,24 +150,29 @@ can_be_repeated() {
     [[ ${#pytest_arguments[@]} == 0 ]] && ! grep -q '^_* ERROR at teardown of ' "$log"
 }
 
-# run_part TITLE INTERPRETER ARGUMENTS...
-run_part() {
-    local title=$1 status=0 before=$((total[failed] + total[error])) failed
-    shift
-    heading "$title"
-    run_pytest "$@" || status=$?
+# A fixture that fails is an error of every test that needs it, mostly of one file.
+failures() { sed -nE 's/^FAILED (.*)/\1/p; s/^ERROR ([^:]+)::.*/\1/p' "$log" | sort -u | wc -l; }
+
+# judge NUMBER: what has come of a run. A few failures are tried again, now that nothing runs beside
+# them, up to twice.
+judge() {
+    local number=$1 before=$((total[failed] + total[error])) status failed attempt
+    log=$work/log-$number
     count
-    summary+=("$title: $closing")
-    # A fixture that fails is an error of every test that needs it, mostly of one file.
-    failed=$(sed -nE 's/^FAILED (.*)/\1/p; s/^ERROR ([^:]+)::.*/\1/p' "$log" | sort -u | wc -l)
-    if [[ $status == 1 && $failed -ge 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]] && can_be_repeated; then
-        heading "$title, once more"
-        total[failed]=$before total[error]=0 twice=$((twice + failed)) status=0
-        run_pytest "$@" --numprocesses=0 --last-failed --last-failed-no-failures none || status=$?
-        count
-        summary+=("    once more: $closing")
-        [[ $status == 0 ]] || broken=yes
+    summary+=("${titles[number]}: $closing")
+    failed=$(failures)
+    if [[ $failed -ge 1 && $failed -le ${PORTWRAP_AGAIN:-0} ]]; then
+        for attempt in once twice; do
+            if [[ $(<"$work/status-$number") != 1 ]] || ! can_be_repeated; then break; fi
+            heading "${titles[number]}, $attempt more"
+            [[ $attempt == twice ]] || again=$((again + failed))
+            total[failed]=$before total[error]=0
+            perform "$number" 0 --last-failed --last-failed-no-failures none
+            count
+            summary+=("    $attempt more: $closing")
+        done
     fi
+    status=$(<"$work/status-$number")
     case $status in
         0) ;;
         2) # Interrupted, or the test files themselves are broken.
@@ -123,6 +183,14 @@ run_part() {
             [[ ${#pytest_arguments[@]} -gt 0 || ${PORTWRAP_MUST_WORK:-0} == 0 ]] || broken=yes ;;
         *) broken=yes ;;
     esac
+}
+
+# run_part: like plan, and the run is performed and judged at once
+run_part() {
+    local number=${#titles[@]}
+    plan "$@"
+    perform_all "$workers" "$number"
+    judge "$number"
 }
 
 # Tests that look at the memory or the system calls of our processes fail when those measure
@@ -152,7 +220,7 @@ run_quick() {
 run_newest_pythons() {
     local minor path
     while read -r minor path <&4; do
-        PORTWRAP_PYTHON=$path run_part "namespaces, Python $minor" "$runner" tests/namespaces \
+        run_part "namespaces, Python $minor" PORTWRAP_PYTHON="$path" "$runner" tests/namespaces \
             --one-forward -m "not (slow or fuzz or matrix or browser or apps)" \
             --ignore=tests/namespaces/test_everyday.py
     done 4< <(fetched_pythons)
@@ -163,7 +231,7 @@ finish() {
     printf '%s\n' "${summary[@]}"
     printf '%s passed, %s failed, %s skipped\n' \
         "${total[passed]}" "$((total[failed] + total[error]))" "${total[skipped]}"
-    [[ $twice == 0 ]] || printf '%s failed at first, and were tried once more\n' "$twice"
+    [[ $again == 0 ]] || printf '%s failed at first, and were tried again\n' "$again"
     [[ $broken == no && ${total[passed]} -gt 0 ]] && exit 0
     exit 1
 }
@@ -193,22 +261,9 @@ for part in e2e namespaces unit; do
     [[ " ${parts[*]} " != *" $part "* ]] || together+=("tests/$part")
 done
 if [[ ${#together[@]} -gt 0 ]]; then
-    run_part "${together[*]#tests/}, Python $system_minor" "$runner" "${together[@]}"
+    plan "${together[*]#tests/}, Python $system_minor" "$runner" "${together[@]}"
 fi
-for part in "${parts[@]}"; do
-    case $part in
-        quick) run_quick ;;
-        matrix)
-            run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps"
-            run_newest_pythons
-            ;;
-        # One after the other: an emulated machine keeps two processors busy.
-        vm) run_part vm "$runner" tests/vm -m vm --numprocesses=0 ;;
-        fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
-            --timeout=3600 ;;
-        coverage) measure_coverage || broken=yes ;;
-    esac
-done
+usual=${#titles[@]} # how many runs there are but for those of other Pythons
 while read -r minor _ <&3; do
     python=$(python_of "$minor") || {
         printf 'tests/run.sh: Python %s is not set up; run tests/setup.sh\n' "$minor" >&2
@@ -219,14 +274,30 @@ while read -r minor _ <&3; do
         case $part in
             # Calls our functions: needs its pytest in that very Python. Linters see files only, and
             # what is slow is about these scripts.
-            unit) run_part "$part, Python $minor" "$(venv_of "$minor")/bin/python" tests/unit \
+            unit) plan "$part, Python $minor" "$(venv_of "$minor")/bin/python" tests/unit \
                 --ignore=tests/unit/test_linters.py -m "not slow" ;;
             # Starts our programs: by this one. What tries other people's programs is left out, and
             # what is about amounts.
-            namespaces) PORTWRAP_PYTHON=$python run_part "$part, Python $minor" "$runner" \
+            namespaces) plan "$part, Python $minor" PORTWRAP_PYTHON="$python" "$runner" \
                 tests/namespaces -m "not (slow or apps)" --ignore=tests/namespaces/test_everyday.py \
                 --ignore=tests/namespaces/test_network.py ;;
         esac
     done
 done 3< <([[ ${parts[*]} == quick ]] || chosen_pythons)
+perform_side_by_side "$usual"
+for number in "${!titles[@]}"; do judge "$number"; done
+for part in "${parts[@]}"; do
+    case $part in
+        quick) run_quick ;;
+        matrix)
+            run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps"
+            run_newest_pythons
+            ;;
+        # One after the other: an emulated machine keeps two processors busy.
+        vm) workers=0 run_part vm "$runner" tests/vm -m vm ;;
+        fuzz) PORTWRAP_TEST_FUZZ=${PORTWRAP_TEST_FUZZ:-20} run_part fuzz "$runner" tests -m fuzz \
+            --timeout=3600 ;;
+        coverage) measure_coverage || broken=yes ;;
+    esac
+done
 finish

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import PROJECT
+from helpers import PROJECT, end, lives, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -38,17 +39,26 @@ class Project:
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(self, *argv: str, **extra_env: str) -> subprocess.CompletedProcess[str]:
+    def start(self, part: str, **extra_env: str) -> subprocess.Popen[str]:
         environ = {"PATH": os.environ["PATH"], "PORTWRAP_PYTHONS": "none"}
         environ["PORTWRAP_TEST_ROOT"] = str(self.folder / "root")
-        return subprocess.run(
-            [self.folder / "tests" / "run.sh", *(argv or ("unit",)), "--no-setup"],
+        return subprocess.Popen(
+            [self.folder / "tests" / "run.sh", part, "--no-setup"],
             env={"PORTWRAP_WORKERS": "0", **environ, **extra_env},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=50,
+            start_new_session=True,
         )
+
+    def run(self, part: str = "unit", **extra_env: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(part, **extra_env)
+        try:
+            stdout, stderr = process.communicate(timeout=50)
+        finally:
+            end(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 SUBTESTS = """
@@ -142,3 +152,74 @@ def test_quick_writes_nothing_into_the_checkout(tmp_path: Path) -> None:
 def test_no_test_can_make_pytest_another_program() -> None:
     with pytest.raises(AssertionError, match="exec in the process of the tests"):
         os.execv("/no/such/program", ["program"])
+
+
+COUNTS = """
+from pathlib import Path
+tries = Path("{}")
+def test_it():
+    tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+    assert len(tries.read_text()) == {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("workers", "passes", "again", "status"),
+    [("2", 2, 1, 0), ("0", 3, 1, 0), ("0", 4, 1, 1), ("0", 2, 0, 1)],
+)
+def test_a_failure_is_tried_twice_more(
+    tmp_path: Path, workers: str, passes: int, again: int, status: int
+) -> None:
+    project = Project(tmp_path, COUNTS.format(tmp_path / "tries", passes))
+    result = project.run(PORTWRAP_AGAIN=str(again), PORTWRAP_WORKERS=workers)
+    tries = len((tmp_path / "tries").read_text())
+    assert (result.returncode, tries) == (status, min(passes, 1 + 2 * again)), result
+    assert result.stdout.count("AssertionError") >= min(tries, passes - 1), result
+    assert ("1 failed at first" in result.stdout) == (again > 0), result
+
+
+def test_too_many_failures_are_not_tried_again(tmp_path: Path) -> None:
+    text = COUNTS.format(tmp_path / "tries", 2) + FAILS.replace("test_it", "test_other")
+    result = Project(tmp_path, text).run(PORTWRAP_AGAIN="1")
+    assert (result.returncode, (tmp_path / "tries").read_text()) == (1, "x"), result
+
+
+SIGINT_IS_DEFAULT = """
+import signal
+def test_it(): assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+WAITS = """
+import os, signal
+def test_it():
+    os.mkdir(f"{}/{{os.getpid()}}")
+    signal.pause()
+"""
+
+
+def with_another_python(project: Project) -> dict[str, str]:
+    """What makes run.sh test with this Python as another one too, beside the first run."""
+    other = "root/venv-{}.{}/bin/python".format(*sys.version_info)
+    project.write(other, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    return {"PORTWRAP_PYTHONS": sys.executable, "PORTWRAP_WORKERS": "5"}
+
+
+def test_other_pythons_beside_the_first(tmp_path: Path) -> None:
+    project = Project(tmp_path, SIGINT_IS_DEFAULT)
+    result = project.run("unit", **with_another_python(project))
+    assert result.stdout.endswith("\n2 passed, 0 failed, 0 skipped\n"), result
+    assert [result.stdout.count(f"\n{number} workers [") for number in (3, 2)] == [1, 1], result
+
+
+def test_an_end_before_its_time_ends_all_runs(tmp_path: Path) -> None:
+    """As timeout(1) ends them, in whose process group they are."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    project = Project(tmp_path, WAITS.format(begun))
+    process = project.start("unit", **with_another_python(project))
+    try:
+        wait_until(lambda: len(list(begun.iterdir())) == 2, 50, "both runs at their test")
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=50)
+    finally:
+        end(process)
+    wait_until(lambda: not any(lives(int(path.name)) for path in begun.iterdir()), 50, "an end")
