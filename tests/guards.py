@@ -584,6 +584,13 @@ LAUNCH = [
             "namespaces/test_own_address.py -k of_system_accounts",
         ),
         (
+            "rules come before addresses",
+            "            _add_rules(netlink, node.services)\n",
+            "            _add_address(netlink, 1, node.addresses[0].packed)\n"
+            "            _add_rules(netlink, node.services)\n",
+            "namespaces/test_own_address.py -k no_address_without",
+        ),
+        (
             "addresses that are not usable are left out",
             "        if usable and address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):\n",
             "        if address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):\n",

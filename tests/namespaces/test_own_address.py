@@ -17,7 +17,7 @@ from outbound import native
 
 from portwrap.launch.own_address import MAX_RULES
 
-from helpers import NEIGHBOUR, as_user, end, run_as
+from helpers import NEIGHBOUR, OWNER, as_user, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -212,3 +212,27 @@ def test_where_they_cannot_be_given(portwrap: Portwrap, network: str) -> None:
     assert "without the node's own addresses: Address family not supported" in result.stderr
     control = run_in_sandbox(portwrap, "echo", "ran", extra_env=extra)
     assert "ms: the node's own addresses: " in control.stderr
+
+
+GIVE_ONE = """
+import socket, sys
+from portwrap.kernel.rtnetlink import Netlink, Port
+from portwrap.launch import own_address
+address = own_address.OwnAddress("lo", socket.inet_aton("198.18.0.1"))
+service = Port(address.packed, socket.IPPROTO_TCP, int(sys.argv[1]))
+try:
+    own_address.give(own_address.Node([address], [service]), with_rules=True)
+except OSError as error:
+    print(error.strerror)
+print(address.packed in [each.packed for each in Netlink().addresses()])
+"""
+
+
+@pytest.mark.parametrize(("port", "said"), [("0", "Invalid argument\nFalse\n"), ("22", "True\n")])
+def test_no_address_without_the_rules_of_its_services(
+    portwrap: Portwrap, port: str, said: str
+) -> None:
+    """It would hide them. The kernel takes no rule for port 0; the other one is the control."""
+    words = ["unshare", "-Urn", portwrap.python, "-c", GIVE_ONE, port]
+    result = run_as(OWNER, words, cwd=portwrap.folder)
+    assert (result.stdout, result.stderr) == (said, "")

@@ -15,8 +15,8 @@ from node import ADDRESS, ADDRESS6, PEER, peer
 from rivals import Player, in_a_loop, taken
 from spawned import LIMIT, Spawner, ask, ask_until_answered, forward_of, links_of
 
-from helpers import NEIGHBOUR, wait_until
-from sessions import Portwrap, settle, unused_port, unused_ports
+from helpers import NEIGHBOUR, lives, wait_until
+from sessions import Portwrap, holders_of, kill, settle, unused_port, unused_ports
 
 pytestmark = pytest.mark.namespaces
 V4, V6, ALL4, ALL6 = "127.0.0.1", "::1", "0.0.0.0", "::"
@@ -173,6 +173,16 @@ def test_one_that_cannot_have_it_is_relayed(session: Published, way: str, why: s
     assert is_logged(session, f"published port {session.published}: relay, because {why}\n")
 
 
+def test_one_that_shares_its_socket_is_relayed(session: Published) -> None:
+    """Its parent has it, too, and never serves."""
+    parent = session.served("shared", port=session.published)
+    for _ in range(3):
+        facts = ask_until_answered(session, port=session.published)
+        assert facts["pid"] != parent.pid and facts["pid"] in session.alive()
+        assert facts["peer"] != facts["client"]
+    assert is_logged(session, f"published port {session.published}: relay, because {SHARED}\n")
+
+
 def test_one_that_listened_while_another_served(session: Published) -> None:
     """It calls listen no more, so that nothing reports it when the other one ends."""
     first = session.served("plain", V4, session.published)
@@ -272,6 +282,19 @@ def test_clients_that_wait_when_the_server_ends(session: Published) -> None:
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     session.wait_until_refused()
+
+
+def test_a_server_that_outlives_its_session(session: Published) -> None:
+    """It serves on, as it does without us: what it has is a socket of the host's. With it the port
+    is free."""
+    server, keeper = session.served(port=session.published), session.keeper
+    assert ask(session, port=session.published)["pid"] == server.pid
+    kill(session.pid)
+    wait_until(lambda: not lives(keeper), LIMIT, "the end of the keeper")
+    facts = ask(session, port=session.published)
+    assert (facts["pid"], facts["peer"]) == (server.pid, facts["client"])
+    server.kill()
+    wait_until(lambda: not holders_of(session.published), LIMIT, "the port free")
 
 
 def test_a_range_costs_descriptors_only(portwrap: Portwrap) -> None:
