@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
@@ -19,8 +20,10 @@ from launches import (
     run_in_sandbox,
     wait_until_nothing_is_left,
 )
+from networks import SERVER, Host
+from outbound import echoing, native, whose
 
-from helpers import OWNER, cannot, environment, needs, run_as, wait_until
+from helpers import OWNER, PROJECT, cannot, environment, needs, run_as, wait_until
 from sessions import Inside, Portwrap, injected, kill, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -171,6 +174,40 @@ def test_a_driver_without_netlink(portwrap: Portwrap, port: int) -> None:
     around, env = portwrap.program("without.py", "netlink"), by_driver(PORTWRAP_NETWORK="pasta")
     result = run_in_sandbox(portwrap, "true", port=port, before=around, env=env)
     refusal_of(result, 125, "netlink socket", "A seccomp filter around the job", "AF_NETLINK")
+
+
+PAGE = (PROJECT / "docs" / "containers.md").read_text()
+ADVISED = re.findall(r"^SystemCallFilter=(.+)$", PAGE, re.MULTILINE)[0].split()
+"""What is to allow everything."""
+
+
+@pytest.mark.parametrize("network", ["slirp4netns", "pasta", "direct"])
+def test_a_filter_of_systemd_that_allows_everything(
+    portwrap: Portwrap, host: Host, network: str
+) -> None:
+    around = portwrap.program("service_filter.py", "kill", ",".join(ADVISED))
+    with native(portwrap, before=around, network=network) as session:
+        with echoing(host.listen(SERVER)) as port:
+            assert whose(session, port) == "native"
+        with session.serve() as listener:
+            client, server = session.pair(listener)
+            client.sendall(b"there")
+            assert server.recv(100) == b"there"
+
+
+@pytest.mark.parametrize("missing", ["pidfd_getfd", "seccomp"])
+def test_a_filter_of_systemd_that_lacks_one_call(
+    portwrap: Portwrap, port: int, missing: str
+) -> None:
+    """The control: systemd's own sets do not have it."""
+    names = ",".join(name for name in ADVISED if name != missing)
+    around = portwrap.program("service_filter.py", "kill", names)
+    words = in_sandbox(portwrap, "-v", "echo", "there", port=port)
+    result = run_as(OWNER, [*around, *words])
+    assert (result.returncode, result.stdout) == (0, "there\n"), result
+    assert f"forward: relay, because a seccomp filter kills the callers of {missing}\n" in (
+        result.stderr
+    )
 
 
 def check_within(node: Node, filtered: str) -> tuple[int, dict[str, dict[str, str]]]:
