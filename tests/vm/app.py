@@ -1,5 +1,5 @@
-"""A session's server: app.py PORT [OTHER_PORT]. On the other port, as the programs that a server
-starts, it answers everybody, too. It shuts down cleanly at SIGTERM, and says so."""
+"""A session's server: app.py [ADDRESS:]PORT [OTHER_PORT]. On the other port, as the programs that a
+server starts, it answers everybody, too. It shuts down cleanly at SIGTERM, and says so."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, end)
     for word in sys.argv[1:]:  # "url" stands for the port that the hub has chosen
         chosen = urllib.parse.urlsplit(os.environ.get("JUPYTERHUB_SERVICE_URL", "")).port
-        place = ("127.0.0.1", int(chosen or 0) if word == "url" else int(word))
+        address, _, number = word.rpartition(":")
+        place = (address or "127.0.0.1", int(chosen or 0) if number == "url" else int(number))
         server = http.server.ThreadingHTTPServer(place, Page)
         threading.Thread(target=server.serve_forever).start()
     while True:

@@ -44,7 +44,8 @@ def archive(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=["trixie", "bullseye"])
 def machine(request: pytest.FixtureRequest, archive: Path) -> Iterator[Machine]:
     """A machine that has booted, on a network of two hosts, with our program."""
-    if shutil.which("qemu-system-x86_64") is None or not (IMAGES / "trixie.complete").exists():
+    built = (IMAGES / f"{request.param}.complete").exists()
+    if shutil.which("qemu-system-x86_64") is None or not built:
         cannot("no virtual machine; tests/setup.sh vm makes them")
     made = Machine(request.param)
     try:

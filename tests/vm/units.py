@@ -31,7 +31,7 @@ class Session:
         self.machine = machine
         self.name = f"session-{number}"
         self.port, self.other = 20000 + number, 21000 + number
-        place = "{guest-port}" if program else f"{self.port}"
+        place = "{guest-port}" if program else f"0.0.0.0:{self.port}"
         url = f"http://0.0.0.0:{self.port}/"
         settings = {"JUPYTERHUB_SERVICE_URL": url, **(environ or {})}
         words = [*program, *server, place, str(self.other)]
