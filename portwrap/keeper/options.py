@@ -7,8 +7,6 @@ not as those of the sandbox.
 
 from __future__ import annotations
 
-import ctypes
-
 import _socket
 
 from ..kernel import libc
@@ -170,6 +168,6 @@ def has_filter(socket: _socket.socket) -> bool:
     We ask for its length, with no room for it: the kernel takes the size of the room for a number
     of instructions, and would write eight bytes for each.
     """
-    length = ctypes.c_uint(0)
-    result = get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, 0, ctypes.addressof(length))
-    return result != 0 or length.value != 0  # EACCES: it is made of eBPF
+    length, address = libc.make_buffer(4)  # an int
+    result = get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, 0, address)
+    return result != 0 or any(length.raw)  # EACCES: it is made of eBPF

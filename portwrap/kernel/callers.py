@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -120,10 +119,8 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         """For `size` bytes at most."""
-        self.buffer = ctypes.create_string_buffer(size)
-        self.ours = ctypes.addressof(self.buffer)
-        self.iovecs = ctypes.create_string_buffer(IOVECS.size)
-        self.place = ctypes.addressof(self.iovecs)
+        self.buffer, self.ours = libc.make_buffer(size)
+        self.iovecs, self.place = libc.make_buffer(IOVECS.size)
 
     def read(self, thread: int, address: int, length: int) -> bytes:
         """So many bytes at this address of a thread's memory. Raises OSError."""
@@ -134,7 +131,8 @@ class Memory:
             return read_memory_file(thread, address, length)
         if result != length:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-        return self.buffer.raw[:length]
+        data: bytes = self.buffer[:length]
+        return data
 
 
 def read_memory_file(thread: int, address: int, length: int) -> bytes:
