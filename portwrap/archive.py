@@ -1,7 +1,8 @@
 """The archive, if this package runs from one: how modules are imported from it.
 
 It has a folder of sources, and one of byte code for each Python that it was built for. The entry of
-sys.path says which of them this Python uses: `archive/__main__.py` has chosen it.
+sys.path says which of them this Python uses: `archive/__main__.py` has chosen it. Byte code is of
+those modules that a start of a session needs (`archive/byte_code.py`); the sources have the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ TREE = os.path.dirname(PACKAGE)
 IS_ARCHIVE = not os.path.isdir(TREE)
 SUFFIX = os.path.splitext(__file__)[1]
 """Of the modules in there: .pyc or .py."""
+SOURCES = f"{os.path.dirname(TREE)}/site-packages"
+"""Where an archive has all modules."""
 
 
 class Importer(zipimporter):
@@ -26,14 +29,19 @@ class Importer(zipimporter):
 
     def get_filename(self, fullname: str) -> str:
         module = self.prefix + fullname.rpartition(".")[2]
-        return f"{self.archive}/{module}{'/__init__' if self.is_package(fullname) else ''}{SUFFIX}"
+        suffix = SUFFIX if is_within(TREE, f"{self.archive}/{self.prefix}") else ".py"
+        return f"{self.archive}/{module}{'/__init__' if self.is_package(fullname) else ''}{suffix}"
 
 
 def importer_of(path: str) -> Importer:
     """An entry of sys.path_hooks, for our own modules only."""
-    if path != TREE and not path.startswith(TREE + "/"):
+    if not is_within(TREE, path) and not is_within(SOURCES, path):
         raise ImportError(path)
     return Importer(path)
+
+
+def is_within(folder: str, path: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
 
 
 def compile_once() -> None:
@@ -44,7 +52,7 @@ def compile_once() -> None:
 
 
 def runs_from_byte_code() -> bool:
-    """Whether the modules need not be compiled at each start."""
+    """Whether no module has to be compiled at a start of a session."""
     cached = __spec__.cached if __spec__ else None
     return SUFFIX == ".pyc" or (cached is not None and os.path.exists(cached))
 

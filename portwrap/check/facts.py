@@ -146,7 +146,7 @@ def check_limits() -> Result:
 
 def check_byte_code() -> Result:
     if archive.runs_from_byte_code():
-        return Result("byte code", OK, "used: no module is compiled at a start")
+        return Result("byte code", OK, "used: a session compiles no module")
     if not archive.IS_ARCHIVE:
         return Result("byte code", OK, "cached by Python, as for any installed package")
     fact = f"none for Python {sys.version.split()[0]}: each start compiles the modules"

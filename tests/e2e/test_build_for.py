@@ -9,11 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from e2e.test_build import EVENTS, RUN_PATH, assert_starts, our_files
+from e2e.test_build import EVENTS, MAX_SIZE, RUN_PATH, assert_starts, our_files
+from e2e.test_upgrade import Session
 
+import byte_code
 import pack
-from helpers import OWNER, PROJECT, free_port, run_as
+from helpers import OWNER, PROJECT, free_port, needs, run_as, wait_until
 from pythons import pythons
+from sessions import unused_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -64,13 +67,19 @@ def test_byte_code_is_the_same_in_each_build(tmp_path: Path) -> None:
         assert version_of(python, first).endswith(FROM_BYTE_CODE)
 
 
-def test_the_archive_has_byte_code_of_each_module(fast_pyz: Path, python: str) -> None:
+def test_the_archive_has_byte_code_of_what_a_start_loads(fast_pyz: Path, python: str) -> None:
     modules = {name for name in our_files() if name.endswith(".py")}
+    left_out = {name for name in modules if byte_code.NOT_AT_A_START.match(name)}
+    assert {"portwrap/check/main.py", "portwrap/diagnostics/remedies.py"} <= left_out
     tree = f"site-packages-{tag_of(python)}"
     with zipfile.ZipFile(fast_pyz) as archive:
         made = {name for name in archive.namelist() if name.startswith(f"{tree}/")}
-        assert made == {f"{tree}/{name}c" for name in modules}
+        assert made == {f"{tree}/{name}c" for name in modules - left_out}
         assert modules <= {name.partition("/")[2] for name in archive.namelist()}
+
+
+def test_byte_code_of_one_python_leaves_it_small(fast_pyz: Path) -> None:
+    assert fast_pyz.stat().st_size < MAX_SIZE
 
 
 def test_its_python_runs_the_byte_code(fast_pyz: Path, python: str) -> None:
@@ -115,6 +124,62 @@ def test_a_session_compiles_nothing(fast_pyz: Path, python: str, forward: str) -
     assert result.returncode == 0, result.stderr
     ours = ("/site-", "/__main__")
     assert [event for event in result.stdout.splitlines() if event.startswith(ours)] == []
+
+
+FROM_SOURCES = "a module is compiled from its source"
+
+
+@pytest.fixture
+def only_byte_code(fast_pyz: Path, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive with sources of which none can be run."""
+    with zipfile.ZipFile(fast_pyz) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name in members:
+        if name.startswith("site-packages/") and name.endswith(".py"):
+            members[name] = f"raise RuntimeError({FROM_SOURCES!r})\n".encode()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    path = world_dir / "only-byte-code.pyz"
+    path.write_bytes(pack.archive(members))
+    path.chmod(0o755)
+    return path
+
+
+def test_what_no_start_needs_is_run_from_its_source(only_byte_code: Path, python: str) -> None:
+    """The control of the test below."""
+    result = run_as(OWNER, [python, only_byte_code, "--check"])
+    assert result.returncode != 0
+    assert FROM_SOURCES in result.stderr
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("start", ["plain", "in a running Python"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--forward native",
+        "--forward native --outward helper --publish {other}",
+        "--forward relay",
+        "--forward relay --outward helper --network none",
+        "--forward relay --publish {other} --host-service 9",
+        "--network pasta",
+        "--network direct",
+        "--network direct --forward relay",
+    ],
+)
+def test_a_session_runs_without_the_sources(
+    only_byte_code: Path, python: str, options: str, start: str
+) -> None:
+    if "pasta" in options:
+        needs("pasta")
+    before = [python] if start == "plain" else [python, "-c", RUN_PATH]
+    words = options.format(other=unused_port()).split()
+    session = Session(only_byte_code, *words, before=before)
+    try:
+        assert "forwarding " in session.first_line
+        session.serve()
+        wait_until(session.answers, 20, "the server answers")
+    finally:
+        session.end()
 
 
 @pytest.mark.namespaces

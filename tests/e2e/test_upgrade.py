@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import zipfile
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import pytest
 
@@ -72,10 +72,11 @@ def remove(_: Path, archive: Path) -> None:
 class Session:
     """A server that begins to listen when it is told to."""
 
-    def __init__(self, archive: Path, forward: str) -> None:
+    def __init__(self, archive: Path, *options: str, before: Sequence[str] = ()) -> None:
+        """`before` are words that start the archive."""
         self.port = unused_port()
         self.mark = f"upgrade-{self.port}"
-        words = [str(archive), "--port", str(self.port), "--forward", forward]
+        words = [*before, str(archive), "--port", str(self.port), *options]
         self.process = as_user(
             OWNER,
             [*words, "sh", "-c", WAITING_SERVER, "sh"],
@@ -112,7 +113,7 @@ def start() -> Iterator[Callable[[Path, str], Session]]:
     sessions: list[Session] = []
 
     def start_one(archive: Path, forward: str) -> Session:
-        sessions.append(Session(archive, forward))
+        sessions.append(Session(archive, "--forward", forward))
         return sessions[-1]
 
     yield start_one

@@ -7,6 +7,7 @@ import marshal
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import CodeType
 from typing import Iterator
@@ -19,12 +20,21 @@ from pythons import pythons
 
 NAME = "package/module.py"
 SOURCE = b'''"""Its docstring."""
+from __future__ import annotations
 import os
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Checked
+    Text = Checked
+else:
+    Text = str
 NAMES = ("path", "read", "a text", 7, 1.5, b"bytes")
 
 class Thing:
     """Another one."""
-    async def method(self, word, *, key="path"):
+    declared: Checked
+    kept: Checked = "declared"
+    async def method(self, word: Checked, *, key: Checked = "path") -> Checked:
         assert word, "of a wrong kind"
         inner = lambda: (self, word, key)
         return word in {"read", "write", "path", "close"} or [each for each in inner()]
@@ -72,11 +82,86 @@ def test_what_it_compiles_to() -> None:
     codes = list(code_objects(code))
     assert len(codes) > 3
     assert {each.co_filename for each in codes} == {NAME}
-    constants = repr([each.co_consts for each in codes])
-    assert "a text" in constants
-    for left_out in ("Its docstring.", "Another one.", "of a wrong kind"):
+    used = repr([(each.co_consts, each.co_names) for each in codes])
+    assert "a text" in used
+    assert "kept" in used
+    for left_out in ("Its docstring.", "Another one.", "of a wrong kind", "Checked", "__future__"):
         assert left_out in SOURCE.decode()
-        assert left_out not in constants
+        assert left_out not in used
+
+
+# Names and lines of each function; the lines in the order of its instructions.
+SAME_LINES = """
+import byte_code, dis, marshal, sys
+def functions(code):
+    yield code.co_name, code.co_firstlineno, lines(code)
+    for each in code.co_consts:
+        if hasattr(each, "co_code"):
+            yield from functions(each)
+def lines(code):
+    found = []
+    for place, line in dis.findlinestarts(code):
+        if line and not (found and found[-1][1] == line):
+            found.append((place, line))
+    return found
+source = open(byte_code.__file__, "rb").read()
+tree = byte_code.Untyped().visit(byte_code.ast.parse(source))
+plain = compile(tree, "name", "exec", dont_inherit=True, optimize=2)
+ours = marshal.loads(byte_code.compiled(source, "name")[16:])
+assert len(list(functions(ours))) > 10
+assert list(functions(ours)) == list(functions(plain))
+print(len(marshal.dumps(plain)), len(marshal.dumps(ours)))
+"""
+
+
+@pytest.mark.parametrize("version", pythons())
+def test_tracebacks_show_the_same_lines(version: str) -> None:
+    words = [str(pythons()[version]), "-s", "-S", "-X", "no_debug_ranges", "-c", SAME_LINES]
+    environ = {"PYTHONPATH": str(PROJECT / "archive")}
+    result = subprocess.run(words, env=environ, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    plain, ours = map(int, result.stdout.split())
+    newer = tuple(map(int, version.split(".")[:2])) >= (3, 11)
+    assert ours < 0.95 * plain if newer else ours == plain
+
+
+PACKAGES = {
+    "portwrap/__init__.py": "",
+    "portwrap/protocol.py": "",
+    "portwrap/check/__init__.py": "",
+    "portwrap/check/main.py": "",
+    "portwrap/diagnostics/__init__.py": "",
+    "portwrap/diagnostics/errors.py": "",
+    "portwrap/diagnostics/remedies.py": "",
+}
+WHENCE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import portwrap.check.main, portwrap.diagnostics.errors, portwrap.diagnostics.remedies
+for module in (portwrap.check.main, portwrap.diagnostics.errors, portwrap.diagnostics.remedies):
+    print(module.__file__)
+"""
+
+
+def test_what_no_start_needs_stays_in_its_source(tmp_path: Path) -> None:
+    for name, source in PACKAGES.items():
+        path = tmp_path / "site-packages" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    tag = f"site-packages-{sys.implementation.cache_tag}"
+    byte_code.compile_tree(tmp_path / "site-packages", tmp_path / tag)
+    archive = tmp_path / tag / "of this name.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for folder in ("site-packages", tag):
+            for path in (tmp_path / folder).rglob("*.py*"):
+                file.write(path, str(path.relative_to(tmp_path)))
+    words = [sys.executable, "-B", "-c", WHENCE, f"{archive}/{tag}"]
+    result = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert result.stdout.splitlines() == [
+        f"{archive}/site-packages/portwrap/check/main.py",
+        f"{archive}/{tag}/portwrap/diagnostics/errors.pyc",
+        f"{archive}/site-packages/portwrap/diagnostics/remedies.py",
+    ], result.stderr
 
 
 def compile_tree(folder: Path, *options: str, seed: str = "0") -> subprocess.CompletedProcess[str]:
