@@ -176,6 +176,7 @@ class Go(Message):
         ("address", int),
         ("allowed", [(int, int, int)]),
         ("published_to", [int]),
+        ("ephemeral", [int]),
         ("own_addresses", [str]),
         ("driver_fields", [(str, [str], int, float)]),
         ("counts", [int]),
@@ -196,6 +197,7 @@ class Go(Message):
         address: int,
         allowed: Sequence[tuple[int, int, int]],
         published_to: Sequence[int],
+        ephemeral: Sequence[int],
         own_addresses: Sequence[str],
         driver: Driver | None,
         descriptors: Descriptors,
@@ -212,6 +214,7 @@ class Go(Message):
         self.address = address  # some address in the command's memory, for a trial
         self.allowed = list(allowed)  # networks of the clients (`launch.ports`); []: all
         self.published_to = list(published_to)  # the guest port of each published socket
+        self.ephemeral = list(ephemeral)  # those of them that programs get for port 0
         self.own_addresses = list(own_addresses)  # the node's, which the sandbox has too
         fields = driver and (driver.name, driver.argv, driver.ready_descriptor, driver.timeout)
         self.driver_fields = [fields] if fields else []

@@ -36,6 +36,7 @@ KEEPER = "namespaces/test_keeper.py -k"
 LIFETIME = "namespaces/test_lifetime.py -k"
 NATIVE = "namespaces/test_native.py -k"
 OUTBOUND = "namespaces/test_outbound.py -k"
+EPHEMERAL = "namespaces/test_ephemeral_ports.py -k"
 IDENTITY = "namespaces/test_identity.py -k"
 REFUSALS = "namespaces/test_refusals.py -k"
 RELAY = "namespaces/test_relay.py -k"
@@ -1108,7 +1109,52 @@ KEEPERS = [
         ),
     ),
     *of(
+        "portwrap/keeper/ephemeral_ports.py",
+        (
+            "two sockets never share a port (SO_REUSEADDR, SO_REUSEPORT)",
+            "            socket.setsockopt(_socket.SOL_SOCKET, option, 0)\n",
+            "            pass\n",
+            f"{EPHEMERAL} never_share",
+        ),
+        (
+            "their options are the caller's again",
+            "                socket.setsockopt(_socket.SOL_SOCKET, option, value)\n",
+            "                pass\n",
+            f"{EPHEMERAL} the_callers",
+        ),
+        (
+            "the loopback's ports are the kernel's",
+            "return None if is_loopback else address",
+            "return address",
+            f"{EPHEMERAL} loopback",
+        ),
+        (
+            "no port for clients (IP_BIND_ADDRESS_NO_PORT)",
+            "            and not socket.getsockopt(_socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT)\n",
+            "",
+            f"{EPHEMERAL} 'left_to_the_kernel and port'",
+        ),
+        (
+            "TCP and MPTCP only",
+            "            socket.proto in PROTOCOLS\n",
+            "            True\n",
+            f"{EPHEMERAL} udp",
+        ),
+        (
+            "ports of servers that have ended are free",
+            "                self.free_ended(notification)\n",
+            "                pass\n",
+            f"{EPHEMERAL} 'free_again and native'",
+        ),
+    ),
+    *of(
         "portwrap/keeper/outbound.py",
+        (
+            "a client has a port that is published (SO_REUSEPORT)",
+            "        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)\n        new.bind",
+            "        new.bind",
+            f"{EPHEMERAL} bound_to_one",
+        ),
         (
             "we connect to what we have looked at",
             "            result = connect_new(new, destination.data, flags)\n",

@@ -105,7 +105,7 @@ def start_sessions(
     """Start a session as a server's would be, and one with each other network driver that could be
     in use. They go into `sessions`; what comes back says which could not even be begun."""
     # Ports that are published may be in use, by a session that runs.
-    plans = [("", {**settings, "published": []}, targets(api))]
+    plans = [("", {**settings, "published": [], "ephemeral": []}, targets(api))]
     if settings["network"] == drivers.AUTO:
         nothing: dict[str, Any] = {"servers": [], "ssh": False, "groups": [], "url": None}
         for driver in drivers.usable(os.environ)[1:]:

@@ -57,6 +57,12 @@ COMMON_OPTIONS = (
         repeatable=True,
     ),
     Option(
+        ("--publish-ephemeral",),
+        "FIRST-LAST",
+        "also publish this range; programs that bind to port 0 get a port of it",
+        repeatable=True,
+    ),
+    Option(
         ("--host-service",),
         "PORT",
         "make the host's 127.0.0.1:PORT reachable in the sandbox",
@@ -65,7 +71,7 @@ COMMON_OPTIONS = (
     Option(("-v", "--verbose"), "", "log each step to stderr"),
 )
 
-LOGGED_OPTIONS = {"verbose", "publish", "host-service"}
+LOGGED_OPTIONS = {"verbose", "publish", "publish-ephemeral", "host-service"}
 
 
 def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
@@ -75,12 +81,8 @@ def fill_in(command: Sequence[str], guest_port: int) -> list[str]:
 
 def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str, Any]:
     """What COMMON_OPTIONS mean, for a Sandbox. Raises PortwrapError, status 2."""
-    published = parser.port_pairs(values, "publish")
-    if host_port in (port for port, _ in published):
-        name = values.origin("publish")
-        raise parser.error(
-            f"{name}: {host_port} is the host port already", f"Leave {host_port} out of {name}."
-        )
+    guest_port = parser.port(values, "guest-port")
+    published, ephemeral = _published(parser, values, host_port, guest_port)
     forward = parser.choice(values, "forward", FORWARDS)
     outward = parser.choice(values, "outward", OUTWARDS)
     driver = parser.choice(values, "network", drivers.CHOICES)
@@ -91,13 +93,14 @@ def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str,
             f"Leave out {outward}.",
         )
     return {
-        "guest_port": parser.port(values, "guest-port"),
+        "guest_port": guest_port,
         "forward": forward,
         "allow_from": _allow_from(parser, values, forward),
         "network": driver,
         "outward": outward,
         "verbose": "verbose" in values,
         "published": published,
+        "ephemeral": ephemeral,
         "host_services": [
             service
             for port in parser.ports(values, "host-service")
@@ -106,6 +109,30 @@ def common_settings(parser: Parser, values: Values, host_port: int) -> dict[str,
         # Openings are always logged, the rest only on request.
         "announce": log_what_was_made if LOGGED_OPTIONS.intersection(values) else None,
     }
+
+
+def _published(
+    parser: Parser, values: Values, host_port: int, guest_port: int
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """The ports of the host to be published, each with its guest port, and those of them that
+    programs get for port 0. Raises PortwrapError, status 2."""
+    published = parser.port_pairs(values, "publish")
+    ephemeral = parser.ports(values, "publish-ephemeral")
+    name = values.origin("publish-ephemeral")
+    taken = {
+        host_port: "is the host port already",
+        guest_port: "is the guest port already",
+        **{port: "is published already" for pair in published for port in pair},
+    }
+    for port in ephemeral:
+        if port in taken:
+            raise parser.error(f"{name}: {port} {taken[port]}", f"Leave {port} out of {name}.")
+    if host_port in (port for port, _ in published):
+        name = values.origin("publish")
+        raise parser.error(
+            f"{name}: {host_port} is the host port already", f"Leave {host_port} out of {name}."
+        )
+    return [*published, *((port, port) for port in ephemeral)], ephemeral
 
 
 def _allow_from(parser: Parser, values: Values, forward: str) -> str:

@@ -63,6 +63,7 @@ class Failure:
 
     NATIVE = "native"
     NATIVE_OUTBOUND = "native-outbound"
+    EPHEMERAL = "ephemeral"
     KEEPER = "keeper"
     DESCRIPTORS = "descriptors"
     RESOURCES = "resources"

@@ -340,6 +340,13 @@ COMMANDS = (
         "Use --outward auto, which leaves connections to the network driver where native outbound"
         " is not possible.",
     ),
+    Diagnostic(
+        Failure.EPHEMERAL,
+        "--publish-ephemeral is not possible: …",
+        "It needs native forwarding or native outbound, and so Linux 5.9 or newer and no other"
+        " seccomp listener.",
+        "Use --publish, and configure programs to use its ports.",
+    ),
 )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .lifecycle import Lifecycle
     from .native import Native
     from .reactor import Timer
+    from .responder import Responder
     from .session import Session
 
 PROC_INTERVAL = 2.0
@@ -43,6 +44,8 @@ def load(session: Session) -> None:
         from . import forwarded_port, native  # noqa: F401
     if session.has_native_outbound:
         from . import outbound  # noqa: F401
+    if session.go.ephemeral:
+        from . import ephemeral_ports  # noqa: F401
     if session.go.descriptors.services:
         from . import datagrams  # noqa: F401
 
@@ -109,10 +112,20 @@ class Keeper:
             self.native = Native(
                 self.session, responder, tools, self.relay_host_port, self.relay_published
             )
+        if self.session.go.ephemeral:
+            self.choose_ports(responder)
         if listener.outbound:
             from .outbound import Outbound
 
             Outbound(self.session, responder, exchanger, sockets)
+
+    def choose_ports(self, responder: Responder) -> None:
+        """Have programs that leave the choice of a port to the kernel get a published one."""
+        from .ephemeral_ports import EphemeralPorts
+
+        go = self.session.go
+        free_ended = self.native.on_bind if self.native is not None else None
+        EphemeralPorts(go.ephemeral, go.descriptors.network_namespace, responder, free_ended)
 
     def guest_upstream(self, port: int) -> Upstream:
         """Where clients of the host port are forwarded to in the sandbox."""

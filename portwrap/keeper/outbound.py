@@ -281,7 +281,15 @@ def bind_as(old: _socket.socket, new: _socket.socket) -> None:
         return
     if name[0] == "::1" or name[0].startswith(("127.", "::ffff:127.")):
         raise NotMovable("it is bound to the loopback")
-    new.bind(name)
+    try:
+        new.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # A published port is ours: beside the socket that reserves it (`launch/ports.py`), and so
+        # that a server can be bound there later.
+        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        new.bind(name)
 
 
 def is_bound(socket: _socket.socket, port: int) -> bool:

@@ -54,6 +54,10 @@ class Native:
         if sandbox.outward == "native" and self.no_outbound:
             message = f"--outward native is not possible: {self.no_outbound}"
             raise PortwrapError(message, Failure.NATIVE_OUTBOUND)
+        if sandbox.ephemeral and self.no_forward and self.no_outbound:
+            why = self.why_relayed or self.why_no_outbound or "nothing is to be native"
+            message = f"--publish-ephemeral is not possible: {why}"
+            raise PortwrapError(message, Failure.EPHEMERAL)
         if driver is not None and self.no_outbound:
             driver.refuse_without_native(self.no_outbound)
 

@@ -31,6 +31,7 @@ class Sandbox:
         network: str = "auto",
         verbose: bool = False,
         published: Sequence[tuple[int, int]] = (),
+        ephemeral: Sequence[int] = (),
         host_services: Sequence[Service] = (),
         node_services: Sequence[tuple[str, int]] = (),
         allow_from: str = "",
@@ -47,6 +48,7 @@ class Sandbox:
         self.network = network  # one of network.NETWORK_DRIVERS
         self.verbose = verbose
         self.published = published  # more ports of the host, and where each is forwarded to
+        self.ephemeral = ephemeral  # those of them that programs get that bind to port 0
         self.host_services = services.distinct(host_services)
         self.node_services = node_services  # host names and ports to reach at the node's addresses
         self.allow_from = allow_from  # networks of the clients, as the user wrote them; "": all

@@ -138,6 +138,7 @@ def _send_go(
         address=id(command),  # which in CPython is one
         allowed=sandbox.allowed,
         published_to=[guest for other, guest in published for _ in other.listeners],
+        ephemeral=sandbox.ephemeral,
         own_addresses=own_addresses,
         driver=_how_to_start(driver, command) if driver and driver.path else None,
         descriptors=descriptors,

@@ -39,6 +39,7 @@ def destinations(own: Sequence[str] = (), services: Sequence[int] = ()) -> Desti
             address=0,
             allowed=[],
             published_to=[],
+            ephemeral=[],
             own_addresses=own,
             driver=None,
             descriptors=Descriptors(0, 1, 2, services=services),

@@ -292,6 +292,7 @@ REAL = {
     "CUDA needs": (AROUND_IT, "test_the_check_looks_at_what_cuda_needs"),
     "This interpreter starts a thread": (REFUSALS, "test_an_interpreter_that_starts_a_thread"),
     "Whoever can change the program": ("test_writable.py", "test_the_check_warns"),
+    "It needs native forwarding or": ("test_ephemeral_ports.py", "test_nothing_is_native"),
     "Native outbound is not possible": (CHECK, "test_a_kernel_without_native_forwarding"),
     "The tun device is missing": (CHECK, "test_the_tun_device"),
     "Every user must be able to open": (CHECK, "test_the_tun_device"),

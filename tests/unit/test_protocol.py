@@ -51,6 +51,7 @@ def go(descriptors: Descriptors, **changes: Any) -> Go:
         "address": 1 << 46,
         "allowed": [(4, 8, 3)],
         "published_to": [80] * len(descriptors.published),
+        "ephemeral": [81],
         "own_addresses": ["198.18.0.1"],
         "driver": Driver("pasta", ["/usr/bin/pasta", "17"], 1, 10.0),
         "descriptors": descriptors,

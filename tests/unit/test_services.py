@@ -87,6 +87,30 @@ def test_the_host_port_is_not_published_again() -> None:
         settings("--publish", "40000-40002")
 
 
+def test_ephemeral_ports_are_published() -> None:
+    found = settings("--publish", "1:2", "--publish-ephemeral", "30000-30001")
+    assert found["published"] == [(1, 2), (30000, 30000), (30001, 30001)]
+    assert found["ephemeral"] == [30000, 30001]
+    assert settings()["ephemeral"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("40000-40002", "40001 is the host port already"),
+        ("8888", "8888 is the guest port already"),
+        ("1", "1 is published already"),
+        ("2-3", "2 is published already"),
+        ("5-6,6", "lists a port twice"),
+        ("5:6", "must be PORT or a range"),
+    ],
+)
+def test_ephemeral_ports_are_nothing_else(text: str, said: str) -> None:
+    with pytest.raises(PortwrapError, match=said) as caught:
+        settings("--publish", "1:2", "--publish-ephemeral", text)
+    assert caught.value.exit_code == 2
+
+
 @pytest.mark.parametrize("text", ["1, 3", "1-3", "1-2:8-9, 3:7", "5:6, 9-11"])
 def test_pairs_are_described_as_they_are_read(text: str) -> None:
     pairs = ports.parse_pairs(text)
