@@ -1,6 +1,7 @@
 """What the launching process and the keeper send each other over the lifeline.
 
     launching process                          keeper
+    StartDriver, if there is one    ------->
     Go, with descriptors            ------->
                                     <-------   NativePossible, NotNative or Refused
     SeccompListener, if possible    ------->
@@ -99,20 +100,29 @@ class SeccompListener(Message):
         return self.forward or self.outbound
 
 
-class Driver:
-    """How to start a network driver.
+class StartDriver(Message):
+    """How to start the network driver, in advance of Go: both processes go on while it starts.
 
     It reports that it is ready by writing to the file descriptor of this number, within `timeout`
     seconds.
     """
 
+    FIELDS = (
+        ("name", str),
+        ("argv", [str]),
+        ("ready_descriptor", int),
+        ("timeout", float),
+        ("has_pidfd", bool),
+    )
+
     def __init__(
-        self, name: str, argv: Sequence[str], ready_descriptor: int, timeout: float
+        self, name: str, argv: Sequence[str], ready_descriptor: int, timeout: float, has_pidfd: bool
     ) -> None:
         self.name = name
         self.argv = list(argv)
         self.ready_descriptor = ready_descriptor
         self.timeout = timeout
+        self.has_pidfd = has_pidfd  # whether to watch it by one
 
 
 class Descriptors:
@@ -173,12 +183,12 @@ class Go(Message):
         ("native_forward", bool),
         ("native_outbound", bool),
         ("driver_networks", [(int, int, int)]),
+        ("every_address_is_local", bool),
         ("address", int),
         ("allowed", [(int, int, int)]),
         ("published_to", [int]),
         ("ephemeral", [int]),
         ("own_addresses", [str]),
-        ("driver_fields", [(str, [str], int, float)]),
         ("counts", [int]),
     )
     descriptors: Descriptors
@@ -194,12 +204,12 @@ class Go(Message):
         native_forward: bool,
         native_outbound: bool,
         driver_networks: Sequence[tuple[int, int, int]],
+        every_address_is_local: bool,
         address: int,
         allowed: Sequence[tuple[int, int, int]],
         published_to: Sequence[int],
         ephemeral: Sequence[int],
         own_addresses: Sequence[str],
-        driver: Driver | None,
         descriptors: Descriptors,
     ) -> None:
         self.program = program  # for messages
@@ -211,25 +221,14 @@ class Go(Message):
         self.native_forward = native_forward  # to be tried
         self.native_outbound = native_outbound  # to be tried
         self.driver_networks = list(driver_networks)  # its addresses in the sandbox, as `allowed`
+        self.every_address_is_local = every_address_is_local  # see `launch.drivers.direct`
         self.address = address  # some address in the command's memory, for a trial
         self.allowed = list(allowed)  # networks of the clients (`launch.ports`); []: all
         self.published_to = list(published_to)  # the guest port of each published socket
         self.ephemeral = list(ephemeral)  # those of them that programs get for port 0
         self.own_addresses = list(own_addresses)  # the node's, which the sandbox has too
-        fields = driver and (driver.name, driver.argv, driver.ready_descriptor, driver.timeout)
-        self.driver_fields = [fields] if fields else []
         self.descriptors = descriptors
         self.counts = descriptors.counts
-
-    @property
-    def every_address_is_local(self) -> bool:
-        """Whether the sandbox has all addresses for lack of a driver (`launch.drivers.direct`)."""
-        return bool(self.driver_networks) and not self.driver_fields
-
-    @property
-    def driver(self) -> Driver | None:
-        """The network driver to start; None: no outbound network."""
-        return Driver(*self.driver_fields[0]) if self.driver_fields else None
 
     @property
     def published(self) -> list[tuple[int, int]]:
@@ -276,12 +275,15 @@ def decode_answer(data: bytes) -> Answer:
     return answer
 
 
-def decode_go(data: bytes, descriptors: Sequence[int]) -> Go:
+def decode_request(data: bytes, descriptors: Sequence[int]) -> StartDriver | Go:
     """What the keeper is to do. Raises MalformedMessage."""
-    go = decode(data, (Go,))
-    assert isinstance(go, Go)
-    go.take(descriptors)
-    return go
+    request = decode(data, (StartDriver, Go))
+    assert isinstance(request, (StartDriver, Go))
+    if isinstance(request, Go):
+        request.take(descriptors)
+    elif descriptors:
+        raise MalformedMessage(f"{len(descriptors)} file descriptors to start a driver")
+    return request
 
 
 def decode_seccomp_listener(data: bytes, descriptors: Sequence[int]) -> SeccompListener:

@@ -36,11 +36,10 @@ def variables() -> dict[str, str]:
 class DriverProcess:
     """A network driver that has been started."""
 
-    def __init__(self, driver: protocol.Driver, has_pidfd: bool) -> None:
+    def __init__(self, driver: protocol.StartDriver) -> None:
         """Start it. Raises OSError."""
         self.name = driver.name
         self.timeout = driver.timeout
-        self.has_pidfd = has_pidfd
         self.driver = driver
         self.environ = variables()
         self._start()
@@ -57,7 +56,7 @@ class DriverProcess:
             _become(self.driver, self.environ, keeper, ready_end, messages_end)
         os.close(ready_end)  # else one that has ended looks like a slow one
         os.close(messages_end)
-        self.pidfd = pidfd_open(self.pid) if self.has_pidfd else -1
+        self.pidfd = pidfd_open(self.pid) if self.driver.has_pidfd else -1
 
     def start_again(self) -> bool:
         """Start one that has ended once more, if it did not find its libraries, with the variables
@@ -132,7 +131,11 @@ def how_ended(status: int) -> str:
 
 
 def _become(
-    driver: protocol.Driver, environ: Mapping[str, str], keeper: int, ready: int, messages: int
+    driver: protocol.StartDriver,
+    environ: Mapping[str, str],
+    keeper: int,
+    ready: int,
+    messages: int,
 ) -> NoReturn:
     """Become the network driver, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
     argv, number = driver.argv, driver.ready_descriptor

@@ -18,7 +18,8 @@ from ..protocol import (
     NotNative,
     Ready,
     Refused,
-    decode_go,
+    StartDriver,
+    decode_request,
     decode_seccomp_listener,
     receive,
     send,
@@ -27,7 +28,8 @@ from .session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..protocol import SeccompListener
+    from ..protocol import Go, SeccompListener
+    from .driver import DriverProcess
     from .lifecycle import Lifecycle
 
 OWN_DESCRIPTORS = 32
@@ -99,22 +101,19 @@ def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
 
 
 def prepare(lifeline: _socket.socket) -> Session:
-    """Wait for "go", start the network driver and agree on how to forward. Raises OSError and
+    """Start the network driver, wait for "go" and agree on how to forward. Raises OSError and
     MalformedMessage, and ImportError where no file descriptor is left to open a module."""
     limit = raise_descriptor_limit()
-    load_meanwhile(lifeline)
-    data, received = receive(lifeline)
-    if not data:
-        raise ConnectionResetError
-    go = decode_go(data, received)
+    driver: DriverProcess | None = None
+    go = next_request(lifeline)
+    while isinstance(go, StartDriver):
+        driver = start_driver(go)
+        go = next_request(lifeline)
     held = sum(go.counts) + OWN_DESCRIPTORS + FOR_PUBLISHED * len(go.published_to)
     if go.native_forward or go.native_outbound:
         held += REMEMBERED_DESCRIPTORS
     session = Session(go, lifeline, max(1, (limit - held) // 2))  # two descriptors each
-    if go.driver is not None:
-        from .driver import DriverProcess
-
-        session.driver = DriverProcess(go.driver, go.has_pidfd)
+    session.driver = driver
     if go.native_forward or go.native_outbound:
         session.seccomp = agree_on_native(session)
     # Here their want is a refusal; later it would end the command.
@@ -123,8 +122,24 @@ def prepare(lifeline: _socket.socket) -> Session:
     return session
 
 
+def next_request(lifeline: _socket.socket) -> StartDriver | Go:
+    """What the launching process wants next. Raises what `prepare` does."""
+    load_meanwhile(lifeline)
+    data, received = receive(lifeline)
+    if not data:
+        raise ConnectionResetError
+    return decode_request(data, received)
+
+
+def start_driver(driver: StartDriver) -> DriverProcess:
+    """Raises OSError and ImportError."""
+    from .driver import DriverProcess
+
+    return DriverProcess(driver)
+
+
 def load_meanwhile(lifeline: _socket.socket) -> None:
-    """Import what comes next, until "go" has arrived. Raises ImportError."""
+    """Import what comes next, until a message has arrived. Raises ImportError."""
     poll = select.poll()
     poll.register(lifeline.fileno(), select.POLLIN)
     for name in NEXT:

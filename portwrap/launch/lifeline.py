@@ -15,7 +15,6 @@ import socket
 from ..diagnostics.errors import Failure, PortwrapError
 from ..kernel.waiting import Countdown
 from ..protocol import (
-    Go,
     MalformedMessage,
     Message,
     NativePossible,
@@ -60,10 +59,6 @@ class Lifeline:
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 raise _keeper_died() from error
             raise _keeper_failed(f"sending to the keeper: {error.strerror}") from error
-
-    def send_go(self, go: Go) -> None:
-        """Have the keeper begin. Raises PortwrapError."""
-        self.send(go, go.descriptors.in_order())
 
     def receive_whether_native(self) -> NativePossible | NotNative:
         """The keeper's answer to Go, where something is to be native. Raises PortwrapError."""

@@ -144,6 +144,7 @@ def give(node: Node, with_rules: bool) -> list[str]:
             if name not in ("lo", DEVICE):  # lo stands in for the driver's own
                 _make_device(name)
         indexes = {name: index for index, (name, _) in netlink.interfaces().items()}
+        indexes.pop(DEVICE, None)  # the driver starts meanwhile
         for index in set(indexes.values()):
             netlink.set_up(index)
         given = []

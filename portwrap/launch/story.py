@@ -5,10 +5,11 @@
 
      1  P starts K, a fresh interpreter; the archive does so while it loads the rest of this
      2  P binds and listens on the host port, and on those to be published
-     3  P moves into new user and network namespaces, listens there for the host services, and
-        tells K to go, with all these sockets and what K needs of P
-     4  K starts the network driver on them and enters the sandbox too, to be the relay; it stays
-        with the host for host services and for native forwarding
+     3  P moves into new user and network namespaces, has K start the network driver on them,
+        listens there for the host services, and tells K to go, with all these sockets and what K
+        needs of P
+     4  K enters the sandbox too, to be the relay; it stays with the host for host services and for
+        native forwarding
      5  K reports that it is ready: outbound works, and clients can connect
      6  P arms the lifeline and execs the command in place. Meanwhile K loads the code that serves;
         where it has to relay and is outside, a worker of it does so in the sandbox
@@ -27,7 +28,7 @@ import signal
 
 from ..diagnostics.log import log
 from ..kernel.processes import open_process
-from ..protocol import Descriptors, Driver, Go
+from ..protocol import Descriptors, Go, StartDriver
 from . import lifeline as keeper
 from . import ports, services
 from .command import exec_command, find_command, keep_across_exec, restore_signals
@@ -73,12 +74,15 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     offered = services.distinct([*sandbox.host_services, *resolvers])
     node = own_address.read_node(sandbox.node_services, known)
     services.check(offered, sandbox.guest_port, sandbox.published)
+    process = _open_this_process()
     namespaces.enter_new(0)
+    if driver is not None and driver.path:
+        _start_driver(lifeline, driver, has_pidfd=process[1])
     own = _give_own_addresses(sandbox, node, with_rules=driver is not None and bool(driver.path))
     if driver is not None:
         driver.configure({resolver.address for resolver in resolvers}, own)
     listeners = services.listen(offered)
-    _send_go(lifeline, sandbox, wanted, port, published, own, driver, listeners)
+    _send_go(lifeline, sandbox, process, wanted, port, published, own, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "entered new user and network namespaces")
     made = native.agree(lifeline, wanted, insist=sandbox.outward == "native")
@@ -105,9 +109,26 @@ def _bind_published(sandbox: Sandbox) -> list[tuple[HostPort, int]]:
     ]
 
 
+def _open_this_process() -> tuple[int, bool]:
+    """A descriptor for the keeper to watch this process by, and whether it is a pidfd."""
+    from . import outer_filter
+
+    return open_process(os.getpid(), not outer_filter.why_not(["pidfd_open"]))
+
+
+def _start_driver(lifeline: Lifeline, driver: NetworkDriver, has_pidfd: bool) -> None:
+    """Have the keeper start this driver on the namespaces of this process. Raises PortwrapError.
+
+    As soon as they exist: it takes longer to be ready than what is left to do here.
+    """
+    argv, ready = driver.argv(os.getpid()), driver.ready_descriptor
+    lifeline.send(StartDriver(driver.name, argv, ready, keeper.DRIVER_TIMEOUT, has_pidfd))
+
+
 def _send_go(
     lifeline: Lifeline,
     sandbox: Sandbox,
+    process: tuple[int, bool],
     wanted: Native,
     port: HostPort,
     published: Sequence[tuple[HostPort, int]],
@@ -120,11 +141,9 @@ def _send_go(
     `published` are more ports of the host, each with its guest port; `host_services` listen in the
     sandbox.
     """
-    from . import outer_filter
-
     command = os.getpid()
-    process, has_pidfd = open_process(command, not outer_filter.why_not(["pidfd_open"]))
-    descriptors = _descriptors(process, port, [other for other, _ in published], host_services)
+    descriptor, has_pidfd = process
+    descriptors = _descriptors(descriptor, port, [other for other, _ in published], host_services)
     go = Go(
         program=sandbox.program,
         verbose=sandbox.verbose,
@@ -135,16 +154,16 @@ def _send_go(
         native_forward=not wanted.no_forward,
         native_outbound=not wanted.no_outbound,
         driver_networks=ports.parse_networks(",".join(driver.networks)) if driver else [],
+        every_address_is_local=driver is not None and not driver.path,
         address=id(command),  # which in CPython is one
         allowed=sandbox.allowed,
         published_to=[guest for other, guest in published for _ in other.listeners],
         ephemeral=sandbox.ephemeral,
         own_addresses=own_addresses,
-        driver=_how_to_start(driver, command) if driver and driver.path else None,
         descriptors=descriptors,
     )
     try:
-        lifeline.send_go(go)
+        lifeline.send(go, descriptors.in_order())
     finally:
         for descriptor in descriptors.in_order():
             os.close(descriptor)
@@ -170,11 +189,6 @@ def _descriptors(
 
 def _detached(sockets: Iterable[socket]) -> list[int]:
     return [socket.detach() for socket in sockets]
-
-
-def _how_to_start(driver: NetworkDriver, command: int) -> Driver:
-    """What the keeper needs to start this driver on the namespaces of the command."""
-    return Driver(driver.name, driver.argv(command), driver.ready_descriptor, keeper.DRIVER_TIMEOUT)
 
 
 def _give_own_addresses(sandbox: Sandbox, node: Node, with_rules: bool) -> list[str]:

@@ -36,12 +36,12 @@ def destinations(own: Sequence[str] = (), services: Sequence[int] = ()) -> Desti
             native_forward=True,
             native_outbound=True,
             driver_networks=parse_networks(DRIVER),
+            every_address_is_local=False,
             address=0,
             allowed=[],
             published_to=[],
             ephemeral=[],
             own_addresses=own,
-            driver=None,
             descriptors=Descriptors(0, 1, 2, services=services),
         )
     )

@@ -16,7 +16,6 @@ from portwrap.kernel.sockets import MAX_SENT_FILES
 from portwrap.protocol import (
     PART,
     Descriptors,
-    Driver,
     Go,
     MalformedMessage,
     NativePossible,
@@ -24,8 +23,9 @@ from portwrap.protocol import (
     Ready,
     Refused,
     SeccompListener,
+    StartDriver,
     decode_answer,
-    decode_go,
+    decode_request,
     decode_seccomp_listener,
 )
 
@@ -48,12 +48,12 @@ def go(descriptors: Descriptors, **changes: Any) -> Go:
         "native_forward": True,
         "native_outbound": True,
         "driver_networks": [(4, 8, 0x0A0002)],
+        "every_address_is_local": False,
         "address": 1 << 46,
         "allowed": [(4, 8, 3)],
         "published_to": [80] * len(descriptors.published),
         "ephemeral": [81],
         "own_addresses": ["198.18.0.1"],
-        "driver": Driver("pasta", ["/usr/bin/pasta", "17"], 1, 10.0),
         "descriptors": descriptors,
     }
     return Go(**{**fields, **changes})
@@ -82,23 +82,25 @@ def test_go_arrives_as_it_was_sent(
     sender.start()
     try:
         data, got = protocol.receive(pair[1])
-        arrived = decode_go(data, got)
+        arrived = decode_request(data, got)
+        assert isinstance(arrived, Go)
         for field, _ in Go.FIELDS:
             assert getattr(arrived, field) == getattr(message, field), field
         assert len(arrived.descriptors.listeners) == 2
         assert len(arrived.descriptors.reserved) == 1
         assert [guest for _, guest in arrived.published] == [80] * published
         assert arrived.descriptors.in_order() == got
-        driver = arrived.driver
-        assert driver is not None
-        assert (driver.name, driver.argv) == ("pasta", ["/usr/bin/pasta", "17"])
     finally:
         sender.join()
         close(sent + got)
 
 
-def test_no_driver() -> None:
-    assert decode_go(go(Descriptors(0, 1, 2), driver=None).encode(), [0, 1, 2]).driver is None
+STARTED = StartDriver("pasta", ["/usr/bin/pasta", "17"], 1, 10.0, True)
+
+
+def test_start_driver() -> None:
+    arrived = decode_request(STARTED.encode(), [])
+    assert vars(arrived) == vars(STARTED)
 
 
 @pytest.mark.parametrize(
@@ -148,15 +150,22 @@ def with_value(place: int, value: Any) -> bytes:
         (decode_answer, marshal.dumps(())),
         (decode_answer, SeccompListener(True, True).encode()),
         (decode_answer, WHOLE),
-        (lambda data: decode_go(data, [0, 1, 2]), Ready().encode()),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(1, b"program")),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(11, [(4, 8)])),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(11, [(4, 8, "3")])),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(len(GO_VALUES) - 1, [0, 0, 0])),
-        (lambda data: decode_go(data, [0, 1, 2]), with_value(len(GO_VALUES) - 1, [-1, 1, 0, 0])),
-        (lambda data: decode_go(data, [0, 1, 2, 3]), with_value(len(GO_VALUES) - 1, [0, 1, 0, 0])),
-        (lambda data: decode_go(data, [0, 1]), WHOLE),
-        (lambda data: decode_go(data, [0, 1, 2, 3]), WHOLE),
+        (lambda data: decode_request(data, [0, 1, 2]), Ready().encode()),
+        (lambda data: decode_request(data, [0, 1, 2]), with_value(1, b"program")),
+        (lambda data: decode_request(data, [0, 1, 2]), with_value(12, [(4, 8)])),
+        (lambda data: decode_request(data, [0, 1, 2]), with_value(12, [(4, 8, "3")])),
+        (lambda data: decode_request(data, [0, 1, 2]), with_value(len(GO_VALUES) - 1, [0, 0, 0])),
+        (
+            lambda data: decode_request(data, [0, 1, 2]),
+            with_value(len(GO_VALUES) - 1, [-1, 1, 0, 0]),
+        ),
+        (
+            lambda data: decode_request(data, [0, 1, 2, 3]),
+            with_value(len(GO_VALUES) - 1, [0, 1, 0, 0]),
+        ),
+        (lambda data: decode_request(data, [0, 1]), WHOLE),
+        (lambda data: decode_request(data, [0, 1, 2, 3]), WHOLE),
+        (lambda data: decode_request(data, [0]), STARTED.encode()),
         (lambda data: decode_seccomp_listener(data, []), SeccompListener(True, False).encode()),
         (lambda data: decode_seccomp_listener(data, []), SeccompListener(False, True).encode()),
         (lambda data: decode_seccomp_listener(data, [1]), SeccompListener(False, False).encode()),
@@ -171,7 +180,7 @@ def test_a_malformed_message_is_refused(decode: Callable[[bytes], object], data:
 @pytest.mark.parametrize("size", range(1, len(WHOLE), 7))
 def test_a_truncated_message_is_refused(size: int) -> None:
     with pytest.raises(MalformedMessage):
-        decode_go(WHOLE[:size], [0, 1, 2])
+        decode_request(WHOLE[:size], [0, 1, 2])
 
 
 @pytest.mark.parametrize("part", [b"x", b"ready", b"." + bytes(PART + 1)])

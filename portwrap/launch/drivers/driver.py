@@ -70,9 +70,9 @@ class NetworkDriver:
         raise NotImplementedError
 
     def configure(self, resolvers: Collection[str], own_addresses: Collection[str]) -> None:
-        """Make of the sandbox's network, which this process is in, what has to be made of it before
-        the program starts. `resolvers` are to be found there; the node's own addresses that it has
-        already are among `own_addresses`. Raises OSError."""
+        """Make of the sandbox's network, which this process is in, what no program makes of it.
+        `resolvers` are to be found there; the node's own addresses that it has already are among
+        `own_addresses`. Raises OSError."""
 
     def refuse_without_native(self, reason: str) -> None:
         """Raise PortwrapError if it is of no use because outbound is not native."""
