@@ -11,6 +11,10 @@ import os
 import sys
 from zipimport import zipimporter
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType
+
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 TREE = os.path.dirname(PACKAGE)
 """The entry of sys.path that this package comes from."""
@@ -31,6 +35,13 @@ class Importer(zipimporter):
         module = self.prefix + fullname.rpartition(".")[2]
         suffix = SUFFIX if is_within(TREE, f"{self.archive}/{self.prefix}") else ".py"
         return f"{self.archive}/{module}{'/__init__' if self.is_package(fullname) else ''}{suffix}"
+
+    def get_code(self, fullname: str) -> CodeType:
+        """As byte code is: without docstrings. (Python 3.10; before, zipimport does not ask us.)"""
+        path = self.get_filename(fullname)
+        if path.endswith(".pyc"):
+            return super().get_code(fullname)
+        return compile(self.get_data(path), path, "exec", dont_inherit=True, optimize=2)
 
 
 def importer_of(path: str) -> Importer:

@@ -212,7 +212,7 @@ def entries_of(thread: int, number: int, inode: int, epoll: int) -> Iterator[Ent
 def registers_files(thread: int, ring: int) -> bool:
     """Whether an io_uring holds files under numbers of its own, or may: what waits in it is listed
     first, and nothing at all while another thread is at it. Raises OSError."""
-    return procfs.late_field(f"/proc/{thread}/fdinfo/{ring}", b"UserFiles:") != b"0"
+    return procfs.late_fields(f"/proc/{thread}/fdinfo/{ring}", b"UserFiles:") != [b"0"]
 
 
 def control(epoll: int, operation: int, number: int, file: int, event: bytes) -> None:

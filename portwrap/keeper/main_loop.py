@@ -37,13 +37,16 @@ PROC_INTERVAL = 2.0
 
 
 def load(session: Session) -> None:
-    """Import what serves this session: later the file may be gone. Raises ImportError."""
-    if session.seccomp is not None:
-        from . import exchange, responder, sandbox_sockets  # noqa: F401
-    if session.forwards_natively:
-        from . import forwarded_port, native  # noqa: F401
+    """Import what serves this session: later the file may be gone. Raises ImportError.
+
+    The largest come first: the memory that it took to compile them serves those that follow.
+    """
     if session.has_native_outbound:
         from . import outbound  # noqa: F401
+    if session.forwards_natively:
+        from . import forwarded_port, native  # noqa: F401
+    if session.seccomp is not None:
+        from . import exchange, responder, sandbox_sockets  # noqa: F401
     if session.go.ephemeral:
         from . import ephemeral_ports  # noqa: F401
     if session.go.descriptors.services:

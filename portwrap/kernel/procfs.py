@@ -49,13 +49,15 @@ def field(path: str, name: bytes) -> bytes:
     return data.partition(b"\n" + name)[2].partition(b"\n")[0].strip()
 
 
-def late_field(path: str, name: bytes) -> bytes:
-    """The same for a field that may stand behind more lines than are read above."""
+def late_fields(path: str, *names: bytes) -> list[bytes]:
+    """The same for fields that may stand behind more lines than are read above."""
+    found: dict[bytes, bytes] = {}
     with open(path, "rb") as file:
         for line in file:
-            if line.startswith(name):
-                return line[len(name) :].strip()
-    return b""
+            name, colon, value = line.partition(b":")
+            if name + colon in names:
+                found.setdefault(name + colon, value.strip())
+    return [found.get(name, b"") for name in names]
 
 
 def leader_of(thread: int) -> int:

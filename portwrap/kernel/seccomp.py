@@ -144,14 +144,13 @@ _installed: list[int] = []
 
 def has_outer_filter() -> bool:
     """Whether this process has a filter that is not from `install_filter`."""
-    path = "/proc/self/status"  # proc_pid_status(5)
+    path = "/proc/self/status"  # proc_pid_status(5): they stand behind all groups
     try:
-        if procfs.late_field(path, b"Seccomp:") != b"2":  # behind all groups
-            return False
-        # Linux 5.9 counts them; before that none is ours.
-        return int(procfs.late_field(path, b"Seccomp_filters:") or 1) > len(_installed)
+        mode, count = procfs.late_fields(path, b"Seccomp:", b"Seccomp_filters:")
     except OSError:
         return False
+    # Linux 5.9 counts them; before that none is ours.
+    return mode == b"2" and int(count or 1) > len(_installed)
 
 
 def install_filter(machine: Machine, traps: Sequence[Trap], killable: bool) -> int:

@@ -183,7 +183,8 @@ def interpreter_command(text: str, *arguments: str) -> list[str]:
     if os.environ.get("PYTHONHOME"):
         isolated = "-s"
         text = f"import sys; sys.path[:] = filter(None, sys.path); exec({text!r})"
-    return [os.path.realpath(INTERPRETER), isolated, "-S", "-B", "-c", text, *arguments]
+    options = (isolated, "-S", "-B", "-X", "no_debug_ranges")  # of lines, their numbers will do
+    return [os.path.realpath(INTERPRETER), *options, "-c", text, *arguments]
 
 
 def _lean_environment() -> dict[str, str]:

@@ -600,6 +600,7 @@ compile_once()
 sys.path.append(folder + "/other.zip")
 import legacy, portwrap.kernel.libc
 print(legacy.value, legacy.__file__, portwrap.kernel.libc.__file__, sep="\\n")
+print(portwrap.kernel.libc.__doc__ is None or sys.version_info < (3, 10))
 """
 
 
@@ -610,7 +611,7 @@ def test_modules_of_other_archives_tell_their_own_file(
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     ours = f"{pyz}/site-packages/portwrap/kernel/libc.py"
-    assert result.stdout.splitlines() == ["7", f"{tmp_path}/other.zip/legacy.pyc", ours]
+    assert result.stdout.splitlines() == ["7", f"{tmp_path}/other.zip/legacy.pyc", ours, "True"]
 
 
 # ---- a copy that is not whole -----------------------------------------------------------------

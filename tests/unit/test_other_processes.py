@@ -92,6 +92,5 @@ def test_a_field_behind_many_lines(tmp_path: Path) -> None:
     """Hundreds of groups, or what waits in an io_uring, come before it."""
     file = tmp_path / "status"
     file.write_text("Groups:\t" + "1000000000 " * 1000 + "\nSeccomp:\t2\nSeccomp_filters:\t1\n")
-    assert procfs.late_field(str(file), b"Seccomp:") == b"2"
-    assert procfs.late_field(str(file), b"Seccomp_filters:") == b"1"
-    assert procfs.late_field(str(file), b"UserFiles:") == b""
+    names = (b"Seccomp_filters:", b"UserFiles:", b"Seccomp:")
+    assert procfs.late_fields(str(file), *names) == [b"1", b"", b"2"]
