@@ -28,6 +28,12 @@ SIZE = 16
 """Bytes of struct timeval, of an interface's name, and of a congestion control's."""
 SO_ATTACH_FILTER = 26
 """asm-generic/socket.h. Read, it is how long the socket's filter is (SO_GET_FILTER)."""
+SO_BUF_LOCK = 72
+SEND_BUFFER, RECEIVE_BUFFER, MAX_SEGMENT = (SOCKET, 7, HALF), (SOCKET, 8, HALF), (TCP, 2, NUMBER)
+BUFFERS = {SEND_BUFFER: 1, RECEIVE_BUFFER: 2}
+"""The buffers' sizes, each with its bit of SO_BUF_LOCK."""
+MAX_TCP_WINDOW = 32767
+"""The largest TCP_MAXSEG that can be set; a connection to the loopback has larger ones."""
 get_option = libc.prepare("getsockopt", "nnnnn")
 
 # Numbers are from linux/in.h, linux/in6.h, asm-generic/socket.h and linux/tcp.h. The order counts:
@@ -51,8 +57,8 @@ FOR_LISTENERS = (
     (IPV6, 72, NUMBER),  # IPV6_ADDR_PREFERENCES
     (IPV6, 73, NUMBER),  # IPV6_MINHOPCOUNT
     (SOCKET, 5, NUMBER),  # SO_DONTROUTE
-    (SOCKET, 7, HALF),  # SO_SNDBUF
-    (SOCKET, 8, HALF),  # SO_RCVBUF
+    SEND_BUFFER,  # SO_SNDBUF
+    RECEIVE_BUFFER,  # SO_RCVBUF
     (SOCKET, 9, NUMBER),  # SO_KEEPALIVE
     (SOCKET, 10, NUMBER),  # SO_OOBINLINE
     (SOCKET, 12, NUMBER),  # SO_PRIORITY
@@ -70,10 +76,10 @@ FOR_LISTENERS = (
     (SOCKET, 63, NUMBER),  # SO_TIMESTAMP_NEW
     (SOCKET, 64, NUMBER),  # SO_TIMESTAMPNS_NEW
     (SOCKET, 69, NUMBER),  # SO_PREFER_BUSY_POLL
-    (SOCKET, 72, NUMBER),  # SO_BUF_LOCK: which buffers have the size that was set
+    (SOCKET, SO_BUF_LOCK, NUMBER),  # which buffers have the size that was set
     (SOCKET, 74, NUMBER),  # SO_TXREHASH
     (TCP, 1, NUMBER),  # TCP_NODELAY
-    (TCP, 2, NUMBER),  # TCP_MAXSEG
+    MAX_SEGMENT,  # TCP_MAXSEG
     (TCP, 3, NUMBER),  # TCP_CORK
     (TCP, 4, NUMBER),  # TCP_KEEPIDLE
     (TCP, 5, NUMBER),  # TCP_KEEPINTVL
@@ -131,7 +137,9 @@ class Pristine:
         if values == self.untouched:
             return {}
         pairs = zip(self.values.items(), values)
-        return {option: value for (option, pristine), value in pairs if value != pristine}
+        changes = {option: value for (option, pristine), value in pairs if value != pristine}
+        leave_out_learnt(changes, socket)
+        return changes
 
     def copy_changes(self, changes: Mapping[Option, Value], target: _socket.socket) -> None:
         """Set what has been changed elsewhere on a socket that was as this one, and undo there what
@@ -143,6 +151,21 @@ class Pristine:
                     write(target, option, value)
             except OSError:
                 continue
+
+
+def leave_out_learnt(changes: dict[Option, Value], socket: _socket.socket) -> None:
+    """Remove what nobody has set: a former connection has left it."""
+    size = changes.get(MAX_SEGMENT, 0)
+    if isinstance(size, int) and size > MAX_TCP_WINDOW:
+        del changes[MAX_SEGMENT]
+    if not BUFFERS.keys().isdisjoint(changes):
+        try:
+            locks = socket.getsockopt(SOCKET, SO_BUF_LOCK)
+        except OSError:
+            return  # before Linux 5.14
+        for option, bit in BUFFERS.items():
+            if not locks & bit:
+                changes.pop(option, None)
 
 
 def read(socket: _socket.socket, option: Option) -> Value:

@@ -14,6 +14,7 @@ from portwrap.keeper.options import (
     FOR_CLIENTS,
     FOR_LISTENERS,
     HALF,
+    MAX_SEGMENT,
     Pristine,
     has_filter,
     read,
@@ -68,6 +69,26 @@ def test_a_buffer_that_was_set_to_the_default_is_locked() -> None:
         size = old.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         old.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)
         assert [number for _, number, _ in Pristine(one).changes(old)] == [72]
+
+
+def test_what_a_former_connection_has_left_is_not_copied() -> None:
+    """The size of its segments, which may not even be set, and a buffer that the kernel has grown:
+    set, it would be locked, and limited by net.core.wmem_max."""
+    with socket.socket() as one, socket.socket() as old, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        old.connect(listener.getsockname())
+        with listener.accept()[0] as server:
+            for sender, receiver in ((old, server), (server, old)):
+                sender.sendall(bytes(100000))
+                receiver.recv(100000, socket.MSG_WAITALL)
+        assert libc.connect(old.fileno(), bytes(16), 16) == 0  # AF_UNSPEC
+        size = old.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert size > one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # the control
+        changes = Pristine(one).changes(old)
+        assert set(changes) <= {MAX_SEGMENT}
+        for option, value in changes.items():
+            write(one, option, value)
 
 
 @pytest.mark.parametrize("kind", [FOR_CLIENTS, FOR_LISTENERS], ids=["clients", "listeners"])
