@@ -189,6 +189,7 @@ class Go(Message):
         ("published_to", [int]),
         ("ephemeral", [int]),
         ("own_addresses", [str]),
+        ("routed_ports", [(str, int)]),
         ("counts", [int]),
     )
     descriptors: Descriptors
@@ -210,6 +211,7 @@ class Go(Message):
         published_to: Sequence[int],
         ephemeral: Sequence[int],
         own_addresses: Sequence[str],
+        routed_ports: Sequence[tuple[str, int]],
         descriptors: Descriptors,
     ) -> None:
         self.program = program  # for messages
@@ -227,6 +229,8 @@ class Go(Message):
         self.published_to = list(published_to)  # the guest port of each published socket
         self.ephemeral = list(ephemeral)  # those of them that programs get for port 0
         self.own_addresses = list(own_addresses)  # the node's, which the sandbox has too
+        # TCP ports of these that rules send to the node (`launch.own_address`)
+        self.routed_ports = list(routed_ports)
         self.descriptors = descriptors
         self.counts = descriptors.counts
 

@@ -37,6 +37,7 @@ LIFETIME = "namespaces/test_lifetime.py -k"
 NATIVE = "namespaces/test_native.py -k"
 OUTBOUND = "namespaces/test_outbound.py -k"
 EPHEMERAL = "namespaces/test_ephemeral_ports.py -k"
+OWN_ADDRESS = "namespaces/test_own_address.py -k"
 IDENTITY = "namespaces/test_identity.py -k"
 REFUSALS = "namespaces/test_refusals.py -k"
 RELAY = "namespaces/test_relay.py -k"
@@ -1170,7 +1171,7 @@ KEEPERS = [
         ),
         (
             "a host's socket never connects inside",
-            "            return self.connect_inside(notification, socket)\n",
+            "            return self.connect_inside(notification, socket, misled)\n",
             "            return None\n",
             f"{OUTBOUND} never_connects",
         ),
@@ -1245,6 +1246,30 @@ KEEPERS = [
             "        and not has_filter(socket)\n",
             "",
             "unit/test_options.py -k filter_stays",
+        ),
+        (
+            "a listener of the sandbox comes before a service of the node",
+            "                keep_inside(socket)\n",
+            "",
+            f"{OWN_ADDRESS} own_server",
+        ),
+        (
+            "and also for a socket that is led back",
+            "                    keep_inside(new)\n",
+            "                    pass\n",
+            f"{OWN_ADDRESS} socket_of_the_hosts",
+        ),
+        (
+            "a datagram socket gets no mark",
+            "    if state_of(socket) == TCP_CLOSE:\n        # It",
+            "    if True:\n        # It",
+            f"{OWN_ADDRESS} cannot_be_native",
+        ),
+        (
+            "our mark hinders nobody",
+            "        if (option, value) != OUR_MARK:\n",
+            "        if True:\n",
+            f"{OWN_ADDRESS} can_leave",
         ),
         (
             "a result that was not reported comes first",
@@ -1371,6 +1396,18 @@ KEEPERS = [
             "                value = changes.get(option, pristine)\n",
             "                value = changes.get(option, read(target, option))\n",
             "unit/test_options.py -k undone",
+        ),
+        (
+            "what a former connection has left is not set",
+            "        leave_out_learnt(changes, socket)\n",
+            "",
+            "unit/test_options.py -k former",
+        ),
+        (
+            "a size of segments that cannot be set is left out",
+            " and size > MAX_TCP_WINDOW:\n",
+            " and False:\n",
+            "unit/test_options.py -k former",
         ),
         (
             "sizes that the kernel doubles",

@@ -68,6 +68,7 @@ class Destinations:
         self.services = {(address, port) for kind, address, port in services if kind == STREAM}
         self.served = {address for _, address, _ in services}
         self.own = frozenset(map(pack, go.own_addresses))
+        self.routed = {(pack(address), port) for address, port in go.routed_ports}
         self.command = go.command
 
     def is_outside(self, destination: Destination) -> bool:
@@ -78,6 +79,10 @@ class Destinations:
         if self.is_inside(address):
             return False
         return address not in self.own or not self.listens(address, destination.port)
+
+    def is_routed_out(self, destination: Destination) -> bool:
+        """Whether the sandbox's rules lead there out of it, whatever listens in it."""
+        return (destination.address, destination.port) in self.routed
 
     def is_inside(self, address: bytes) -> bool:
         """Whether it is of a network that only the sandbox has."""

@@ -22,12 +22,12 @@ import _socket
 
 from ..kernel import libc, seccomp
 from ..kernel.callers import Memory
-from ..kernel.sockets import TCP_CLOSE, is_marked, mark, state_of
+from ..kernel.sockets import STAYS_INSIDE, TCP_CLOSE, is_marked, mark, state_of
 from .destinations import MAX_SIZE, Destination, Destinations
 from .epolls import NotMovable
 from .exchange import PUT_BACK
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
-from .options import Pristine, has_filter, write
+from .options import NUMBER, Pristine, has_filter, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ NO_FAMILY = b"\xff\xff".ljust(MAX_SIZE, b"\0")
 """An address that no socket takes: EAFNOSUPPORT, unless there is an attempt to connect whose result
 has not been reported. The kernel reports that first."""
 EVERY_ADDRESS = ("0.0.0.0", "::")
+OUR_MARK = ((_socket.SOL_SOCKET, _socket.SO_MARK, NUMBER), STAYS_INSIDE)
+"""An option that only we have set, and its value."""
 connect_file = libc.prepare("connect", "nbn")
 
 
@@ -84,7 +86,8 @@ class Outbound:
         if destination is None:
             return None
         outside = self.destinations.is_outside(destination)
-        socket = self.take(notification) if outside else self.take_marked(notification)
+        misled = not outside and self.destinations.is_routed_out(destination)
+        socket = self.take(notification) if outside or misled else self.take_marked(notification)
         if socket is None:
             return None  # the usual case: a socket of the sandbox, to what is in it
         try:
@@ -92,11 +95,14 @@ class Outbound:
             seccomp.id_valid(notification)  # so it was the caller's memory, and is its socket
             if owner == SANDBOX and outside:
                 return self.connect_natively(notification, socket, destination)
+            if owner == SANDBOX and misled:
+                keep_inside(socket)
+                return None
             if owner != HOST or not is_marked(socket.fileno()):
                 return None
             if outside:
                 return connect_without_waiting(socket, destination.data)
-            return self.connect_inside(notification, socket)
+            return self.connect_inside(notification, socket, misled)
         finally:
             socket.close()
 
@@ -199,14 +205,18 @@ class Outbound:
         finally:
             new.close()
 
-    def connect_inside(self, notification: Notification, socket: _socket.socket) -> int | None:
+    def connect_inside(
+        self, notification: Notification, socket: _socket.socket, misled: bool
+    ) -> int | None:
         """A socket of the host's is to connect to what is in the sandbox."""
         if state_of(socket) != TCP_CLOSE:
             return None  # it is connected, or about to be: the kernel looks at no address
         result = connect(socket, NO_FAMILY)
-        return self.lead_back(notification, socket) if has_no_result(result) else result
+        return self.lead_back(notification, socket, misled) if has_no_result(result) else result
 
-    def lead_back(self, notification: Notification, old: _socket.socket) -> int | None:
+    def lead_back(
+        self, notification: Notification, old: _socket.socket, misled: bool = False
+    ) -> int | None:
         """Replace a socket of the host's by one of the sandbox's, on which the call proceeds. If
         that cannot be, the call fails."""
         try:
@@ -215,6 +225,8 @@ class Outbound:
             try:
                 copy_changes(self.pristine_of_host(old.family, old.proto), old, new)
                 bind_as(old, new)
+                if misled:
+                    keep_inside(new)
                 fcntl.fcntl(new.fileno(), fcntl.F_SETFL, fcntl.fcntl(old.fileno(), fcntl.F_GETFL))
                 self.exchanger.replace(place, old, new.fileno())
             finally:
@@ -267,10 +279,19 @@ def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
     )
 
 
+def keep_inside(socket: _socket.socket) -> None:
+    """Have a TCP or MPTCP socket of the sandbox, which is not connected, find what listens in it at
+    a port that rules lead to the node (`launch.own_address`). Raises OSError."""
+    if state_of(socket) == TCP_CLOSE:
+        # It takes CAP_NET_ADMIN, which the user namespace's owner has from outside.
+        socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_MARK, STAYS_INSIDE)
+
+
 def copy_changes(pristine: Pristine, old: _socket.socket, new: _socket.socket) -> None:
     """Set on a new socket what has been set on an old one. Raises OSError."""
     for option, value in pristine.changes(old).items():
-        write(new, option, value)
+        if (option, value) != OUR_MARK:
+            write(new, option, value)
 
 
 def bind_as(old: _socket.socket, new: _socket.socket) -> None:

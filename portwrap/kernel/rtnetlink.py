@@ -37,7 +37,8 @@ RULE = struct.Struct("=BBBBBBBBI")
 IFLA_IFNAME = 3
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
-FRA_DST, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE = 1, 6, 14, 15
+FRA_DST, FRA_PRIORITY, FRA_FWMARK = 1, 6, 10
+FRA_SUPPRESS_PREFIXLEN, FRA_TABLE = 14, 15
 FRA_IP_PROTO, FRA_DPORT_RANGE = 22, 24
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
 RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL = 4, 1, 2
@@ -176,6 +177,12 @@ class Netlink:
     def add_rule_without_default(self, family: int, priority: int, table: int) -> None:
         """Look into this table at this priority, but for its default route. Raises OSError."""
         self._rule(RTM_NEWRULE, family, priority, table, None, SUPPRESS_DEFAULT)
+
+    def add_rule_for_mark(self, family: int, priority: int, table: int, mark: int) -> None:
+        """Look into this table at this priority for what has this mark (socket(7), SO_MARK). Raises
+        OSError."""
+        more = attribute(FRA_FWMARK, struct.pack("=I", mark))
+        self._rule(RTM_NEWRULE, family, priority, table, None, more)
 
     def delete_rule(self, family: int, priority: int, table: int) -> None:
         """Raises OSError."""

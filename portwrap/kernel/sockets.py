@@ -35,6 +35,8 @@ RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 SIOCGSKNS = 0x894C  # linux/sockios.h
 TCP_CLOSE = 7  # enum of linux/tcp.h: it neither listens nor is connected, or about to be
 IPPROTO_MPTCP = 262  # linux/in.h
+STAYS_INSIDE = 0x9C81
+"""A mark (socket(7), SO_MARK) for sockets of the sandbox that no rule may lead out of it."""
 AF_UNSPEC = bytes(16)
 """A struct sockaddr of no address family."""
 

@@ -30,7 +30,7 @@ from ..kernel.rtnetlink import (
     Port,
     family_of,
 )
-from ..kernel.sockets import pack, parse_address, serves
+from ..kernel.sockets import STAYS_INSIDE, pack, parse_address, serves
 from .drivers.routes import DEVICE
 from .hosts import addresses_of
 
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 MAX_ADDRESSES = 64
 """Of a node: more would be slow, and no node of a cluster has them."""
 MAX_RULES = 500
-SERVICES_FIRST, LOCAL_AFTER = 5, 10
-"""Priorities of the rules: services of the node come before the sandbox's own addresses."""
+INSIDE_FIRST, SERVICES_FIRST, LOCAL_AFTER = 4, 5, 10
+"""Priorities of the rules: services of the node come before the sandbox's own addresses, but for
+sockets of which the keeper knows that something in the sandbox listens there."""
 SYS_UID_MAX = 999
 """The highest uid of system accounts where login.defs(5) does not give one."""
 
@@ -66,6 +67,9 @@ class Node:
     def __init__(self, addresses: Sequence[OwnAddress], services: Sequence[Port]) -> None:
         self.addresses = addresses
         self.services = services  # which the sandbox must reach at the node's addresses
+        # what has been made in the sandbox (`give`)
+        self.given: Sequence[str] = []  # addresses
+        self.routed: Sequence[tuple[str, int]] = []  # TCP ports of these that rules lead out of
 
 
 def read_node(reachable: Iterable[tuple[str, int]] = (), known: Known | None = None) -> Node:
@@ -129,9 +133,9 @@ def _services(own: set[bytes], highest: int) -> list[Port]:
 # ---- in the sandbox ----------------------------------------------------------------------------
 
 
-def give(node: Node, with_rules: bool) -> list[str]:
-    """Give the sandbox that this process is in the node's addresses, and return them; `with_rules`:
-    send what is for the node's services to the network driver. Raises OSError.
+def give(node: Node, with_rules: bool) -> None:
+    """Give the sandbox that this process is in the node's addresses; `with_rules`: send what is for
+    the node's services to the network driver. Raises OSError.
 
     To be called with the capabilities of a new user namespace.
     """
@@ -152,7 +156,9 @@ def give(node: Node, with_rules: bool) -> list[str]:
             index = indexes.get(address.interface, indexes["lo"])
             if _add_address(netlink, index, address.packed):
                 given.append(str(address))
-        return given
+        node.given = given
+        if with_rules:
+            node.routed = tcp_ports(node.services)
     finally:
         netlink.close()
 
@@ -160,11 +166,21 @@ def give(node: Node, with_rules: bool) -> list[str]:
 def _add_rules(netlink: Netlink, services: Sequence[Port]) -> None:
     """Have these ports looked up in the main table, before the local one."""
     for family in {family_of(port.packed) for port in services}:
+        netlink.add_rule_for_mark(family, INSIDE_FIRST, TABLE_LOCAL, STAYS_INSIDE)
         netlink.add_rule(family, LOCAL_AFTER, TABLE_LOCAL)
     for port in services:
         netlink.add_rule(family_of(port.packed), SERVICES_FIRST, TABLE_MAIN, port)
     for family in {family_of(port.packed) for port in services}:
         netlink.delete_rule(family, 0, TABLE_LOCAL)
+
+
+def tcp_ports(services: Iterable[Port]) -> list[tuple[str, int]]:
+    """Address and port of those over TCP."""
+    return [
+        (socket.inet_ntop(family_of(port.packed), port.packed), port.number)
+        for port in services
+        if port.protocol == socket.IPPROTO_TCP
+    ]
 
 
 def route_services(node: Node, device: str, gateway: str, source: str) -> None:

@@ -78,11 +78,11 @@ def launch(sandbox: Sandbox, command: Sequence[str], environ: Mapping[str, str])
     namespaces.enter_new(0)
     if driver is not None and driver.path:
         _start_driver(lifeline, driver, has_pidfd=process[1])
-    own = _give_own_addresses(sandbox, node, with_rules=driver is not None and bool(driver.path))
+    _give_own_addresses(sandbox, node, with_rules=driver is not None and bool(driver.path))
     if driver is not None:
-        driver.configure({resolver.address for resolver in resolvers}, own)
+        driver.configure({resolver.address for resolver in resolvers}, node.given)
     listeners = services.listen(offered)
-    _send_go(lifeline, sandbox, process, wanted, port, published, own, driver, listeners)
+    _send_go(lifeline, sandbox, process, wanted, port, published, node, driver, listeners)
     ssh_folders = _cover_ssh_config(sandbox, covered)
     log_step(sandbox, "entered new user and network namespaces")
     made = native.agree(lifeline, wanted, insist=sandbox.outward == "native")
@@ -132,7 +132,7 @@ def _send_go(
     wanted: Native,
     port: HostPort,
     published: Sequence[tuple[HostPort, int]],
-    own_addresses: Sequence[str],
+    node: Node,
     driver: NetworkDriver | None,
     host_services: Sequence[socket],
 ) -> None:
@@ -159,7 +159,8 @@ def _send_go(
         allowed=sandbox.allowed,
         published_to=[guest for other, guest in published for _ in other.listeners],
         ephemeral=sandbox.ephemeral,
-        own_addresses=own_addresses,
+        own_addresses=node.given,
+        routed_ports=node.routed,
         descriptors=descriptors,
     )
     try:
@@ -191,17 +192,16 @@ def _detached(sockets: Iterable[socket]) -> list[int]:
     return [socket.detach() for socket in sockets]
 
 
-def _give_own_addresses(sandbox: Sandbox, node: Node, with_rules: bool) -> list[str]:
-    """Give the sandbox the node's addresses; return those that it has."""
+def _give_own_addresses(sandbox: Sandbox, node: Node, with_rules: bool) -> None:
+    """Give the sandbox the node's addresses."""
     from . import own_address
 
     try:
-        given = own_address.give(node, with_rules)
+        own_address.give(node, with_rules)
     except OSError as error:  # a kernel without rules by port
         log_step(sandbox, f"without the node's own addresses: {error.strerror}")
-        return []
-    log_step(sandbox, f"the node's own addresses: {', '.join(given) or 'none'}")
-    return given
+        return
+    log_step(sandbox, f"the node's own addresses: {', '.join(node.given) or 'none'}")
 
 
 def _route_node_services(sandbox: Sandbox, node: Node, driver: NetworkDriver | None) -> None:

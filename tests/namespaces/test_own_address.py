@@ -7,17 +7,18 @@ import os
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 from launches import as_owner_in, in_sandbox, run_in_sandbox
 from network_drivers import ChosenDriver
-from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, Host, ip
-from outbound import native
+from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, SERVER6, Host, ip
+from outbound import is_native, native
 
+from portwrap.kernel.sockets import IPPROTO_MPTCP
 from portwrap.launch.own_address import MAX_RULES
 
-from helpers import NEIGHBOUR, OWNER, as_user, end, run_as
+from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
 
 pytestmark = pytest.mark.namespaces
@@ -136,28 +137,104 @@ def test_services_of_system_accounts_answer_at_the_own_address(
             assert word_at(session, HOST, port) == b"root"
 
 
-@pytest.mark.parametrize(
-    ("network", "outward", "who"),
-    [
-        ("slirp4netns", "helper", b"root"),
-        ("slirp4netns", "native", b"root"),
-        ("direct", "native", b"inside"),
-    ],
-)
-def test_an_own_server_on_the_port_of_a_system_service(
-    portwrap: Portwrap, host: Host, network: str, outward: str, who: bytes
-) -> None:
-    """Outside it could not listen there, and the service would be found. Where a network driver has
-    to reach the service by a rule, it still is; never another user's, which has no rule."""
+WILDCARD = {HOST: "0.0.0.0", HOST6: "::"}
+
+
+@contextmanager
+def beside_services(
+    portwrap: Portwrap, forward: str, **options: Any
+) -> Iterator[tuple[Inside, int]]:
+    """A session on a node with services of root at a port of its addresses; the port."""
     port = unused_port()
     with ExitStack() as stack:
-        stack.enter_context(server_of("root", HOST, port))
-        session = stack.enter_context(native(portwrap, "auto", outward=outward, network=network))
-        own = stack.enter_context(session.listen("0.0.0.0", port))
-        with answering(own, b"inside"):
-            assert word_at(session, HOST, port) == who
-        own.close()
-        assert word_at(session, HOST, port) == b"root"  # the control
+        for address in WILDCARD:
+            stack.enter_context(server_of("root", address, port))
+        yield stack.enter_context(native(portwrap, forward, **options)), port
+
+
+@contextmanager
+def own_server(session: Inside, address: str, port: int) -> Iterator[None]:
+    """A server of the session, for one client."""
+    with session.listen(address, port) as listener, answering(listener, b"inside"):
+        yield
+
+
+@pytest.mark.parametrize("forward", ["native", "relay"])
+@pytest.mark.parametrize("network", ["slirp4netns", "pasta", "direct"])
+def test_an_own_server_on_the_port_of_a_system_service(
+    portwrap: Portwrap, host: Host, forward: str, network: str
+) -> None:
+    """It is found as long as it listens, at whichever address: the node's own or every one."""
+    with beside_services(portwrap, forward, network=network) as (session, port):
+        for address, wildcard in WILDCARD.items():
+            for bound in (address, wildcard):
+                assert word_at(session, address, port) == b"root"
+                with own_server(session, bound, port):
+                    assert word_at(session, address, port) == b"inside"
+            assert word_at(session, address, port) == b"root"
+
+
+def test_an_own_server_on_the_port_of_a_system_service_where_outbound_is_not_native(
+    portwrap: Portwrap, host: Host
+) -> None:
+    """A rule leads to the service, whatever listens in the sandbox; never to another user's, which
+    has no rule."""
+    beside = beside_services(portwrap, "auto", outward="helper", network="slirp4netns")
+    with beside as (session, port), own_server(session, "0.0.0.0", port):
+        assert word_at(session, HOST, port) == b"root"
+
+
+def mark_of(made: socket.socket) -> int:
+    return made.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+
+
+@pytest.mark.parametrize("address", [HOST, HOST6])
+def test_a_socket_of_the_hosts_that_turns_to_an_own_server(
+    portwrap: Portwrap, host: Host, address: str
+) -> None:
+    """It is replaced by one of the sandbox's, which finds that server."""
+    far = SERVER6 if address == HOST6 else SERVER
+    beside = beside_services(portwrap, "native", network="pasta")
+    with beside as (session, port), own_server(session, address, port):
+        with host.listen(far, port=port):
+            made = session.make(do="connect_twice", address=far, port=port, other=address)
+        assert session.keep(made).recv(99) == b"inside"
+
+
+def test_a_socket_that_was_connected_to_an_own_server_can_leave(
+    portwrap: Portwrap, host: Host
+) -> None:
+    beside = beside_services(portwrap, "native", network="slirp4netns")
+    with beside as (session, port), own_server(session, HOST, port):
+        with host.listen(SERVER, port=port) as far:
+            made = session.make(do="connect_twice", address=HOST, port=port, other=SERVER)
+            session.keep(made)
+            far.accept()[0].close()
+        assert is_native(made) and mark_of(made) == 0
+
+
+def test_a_socket_of_mptcp_finds_an_own_server(portwrap: Portwrap, host: Host) -> None:
+    try:
+        socket.socket(proto=IPPROTO_MPTCP).close()
+    except OSError as error:
+        cannot(f"no MPTCP: {error.strerror}")
+    beside = beside_services(portwrap, "native", network="slirp4netns")
+    with beside as (session, port), own_server(session, HOST, port):
+        made = session.make(do="connect", address=HOST, port=port, protocol=IPPROTO_MPTCP)
+        assert session.keep(made).recv(99) == b"inside"
+
+
+def test_what_cannot_be_native_finds_the_service(portwrap: Portwrap, host: Host) -> None:
+    """By the rule, through the network driver; the mark is for sockets that need it alone."""
+    with beside_services(portwrap, "native", network="slirp4netns") as (session, port):
+        with session.make(do="connect_duplicated", address=HOST, port=port) as made:
+            assert (made.recv(99), mark_of(made), is_native(made)) == (b"root", 0, False)
+        for number in (port, unused_port()):
+            with own_server(session, HOST, number):
+                with session.connect(HOST, number) as made:
+                    assert (made.recv(99), mark_of(made) != 0) == (b"inside", number == port)
+                with session.make(do="connect_udp", address=HOST, port=number) as made:
+                    assert mark_of(made) == 0
 
 
 @pytest.mark.parametrize("forward", ["relay", "auto"])

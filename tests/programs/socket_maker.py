@@ -25,9 +25,9 @@ def name(text: str) -> str:
     return "\0" + text[1:] if text.startswith("@") else text
 
 
-def tcp_or_udp(address: str, kind: int) -> socket.socket:
+def tcp_or_udp(address: str, kind: int, protocol: int = 0) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    made = socket.socket(family, kind)
+    made = socket.socket(family, kind, protocol)
     if family == socket.AF_INET6:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return made
@@ -41,8 +41,8 @@ def listen(address: str, port: int, backlog: int = 1024) -> socket.socket:
     return made
 
 
-def connect(address: str, port: int) -> socket.socket:
-    made = tcp_or_udp(address, socket.SOCK_STREAM)
+def connect(address: str, port: int, protocol: int = 0) -> socket.socket:
+    made = tcp_or_udp(address, socket.SOCK_STREAM, protocol)
     made.settimeout(5)
     made.connect((address, port))
     return made
@@ -95,6 +95,15 @@ def connect_anyway(address: str, port: int, source: str = "") -> socket.socket:
     if source:
         made.bind((source, 0))
     made.connect_ex((address, port))
+    return made
+
+
+def connect_duplicated(address: str, port: int) -> socket.socket:
+    """Of which there is another descriptor."""
+    made = tcp_or_udp(address, socket.SOCK_STREAM)
+    with made.dup():
+        made.settimeout(5)
+        made.connect((address, port))
     return made
 
 
@@ -161,6 +170,7 @@ ACTIONS: dict[str, Callable[..., socket.socket]] = {
     "connect_and_bind": connect_and_bind,
     "connect_twice": connect_twice,
     "connect_anyway": connect_anyway,
+    "connect_duplicated": connect_duplicated,
     "connect_watched": connect_watched,
     "connect_beyond_limit": connect_beyond_limit,
     "bind_udp": bind_udp,

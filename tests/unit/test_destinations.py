@@ -42,6 +42,7 @@ def destinations(own: Sequence[str] = (), services: Sequence[int] = ()) -> Desti
             published_to=[],
             ephemeral=[],
             own_addresses=own,
+            routed_ports=[],
             descriptors=Descriptors(0, 1, 2, services=services),
         )
     )

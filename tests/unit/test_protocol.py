@@ -54,6 +54,7 @@ def go(descriptors: Descriptors, **changes: Any) -> Go:
         "published_to": [80] * len(descriptors.published),
         "ephemeral": [81],
         "own_addresses": ["198.18.0.1"],
+        "routed_ports": [("198.18.0.1", 22)],
         "descriptors": descriptors,
     }
     return Go(**{**fields, **changes})
