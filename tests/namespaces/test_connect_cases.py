@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
@@ -52,6 +53,7 @@ CASES = {  # what it is (tests/programs/connect_cases.py), and by whose socket i
     "a-listening-socket": INSIDE,
     "send-timeout": NATIVE,
     "disconnected-then-outside-then-loopback": INSIDE,
+    "loopback-then-outside": NATIVE,
     "disconnected-then-listening": INSIDE,
     "disconnected-with-settings": INSIDE,
     "disconnected-that-does-not-block": INSIDE,
@@ -133,10 +135,14 @@ OLD_PASTA = {  # passes on no refusal
     "the-largest-segment",
     "options-that-nobody-set",
 }
+FAILED = re.compile("ENETUNREACH|ENOTCONN")  # of connect(2), or of whoever does not ask that
+# no way out but the native one
+DIRECT = {*(name for name, by in CASES.items() if by == DRIVER), "bound-to-the-loopback"}
 MODES: dict[str, tuple[list[str], set[str]]] = {
     # options, and the cases that come to something else than outside
     "native": (["--outward", "native", "--network", "slirp4netns"], set()),
     "native-beside-pasta": (["--outward", "native", "--network", "pasta"], set()),
+    "direct": (["--outward", "native", "--network", "direct"], DIRECT),
     "native-and-relay": (["--outward", "native", "--forward", "relay"], set()),
     "slirp4netns": (["--outward", "helper", "--network", "slirp4netns"], SLIRP),
     "pasta": (["--outward", "helper", "--network", "pasta"], OLD_PASTA),
@@ -272,9 +278,9 @@ def test_a_case(runs: Runs, mode: str, case: str) -> None:
         return
     seen, native, named = runs.of(mode)[case]
     assert seen == runs.of("outside")[case][0]
-    if "native" in mode and CASES[case] != EITHER:
+    if "native" in MODES[mode][0] and CASES[case] != EITHER:
         assert native == (CASES[case] == NATIVE)
-    if "native" in mode and CASES[case] == NATIVE:
+    if "native" in MODES[mode][0] and CASES[case] == NATIVE:
         assert named  # as the server sees it
 
 
@@ -284,3 +290,11 @@ def test_what_a_network_driver_does_otherwise(runs: Runs, mode: str) -> None:
     outside, inside = runs.of("outside"), runs.of(mode)
     assert [case for case in MODES[mode][1] if inside[case][0] == outside[case][0]] == []
     assert not any(native for _, native, _ in inside.values())
+
+
+def test_what_cannot_be_native_without_a_network_driver(runs: Runs) -> None:
+    """It fails, and the test above compares all else."""
+    inside, outside = runs.of("direct"), runs.of("outside")
+    failed = {case for case in DIRECT if FAILED.search(str(inside[case][0]))}
+    assert failed == DIRECT
+    assert not any(FAILED.search(str(outside[case][0])) for case in DIRECT)

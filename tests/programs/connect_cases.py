@@ -70,7 +70,17 @@ def connect(made: socket.socket, address: str = SERVER, port: int = ECHO) -> str
 
 
 def talk(made: socket.socket) -> str:
-    """What the server sends back: bytes go to and fro. It sends first what it sees of us."""
+    """What the server sends back, or the error."""
+    try:
+        return exchange(made)
+    except OSError as error:
+        if error.errno is None:  # it took too long
+            raise
+        return errno.errorcode[error.errno]
+
+
+def exchange(made: socket.socket) -> str:
+    """Bytes go to and fro. The server sends first what it sees of us."""
     made.settimeout(LIMIT)
     line = b""
     while not line.endswith(b"\n"):
@@ -405,6 +415,15 @@ def disconnected_then_outside_then_loopback() -> Any:
     told += [attempt(made.getpeername), connect(made), talk(made)]
     told += [raw_connect(made.fileno(), bytes(16), 16)]
     return [*told, connect(made, "127.0.0.1", own_server()), talk(made)]
+
+
+@case
+def loopback_then_outside() -> Any:
+    """What the first connection has left, such as the size of its segments, is no setting."""
+    made = new()
+    told = [connect(made, "127.0.0.1", own_server()), talk(made)]
+    told += [raw_connect(made.fileno(), bytes(16), 16)]
+    return [*told, connect(made), talk(made)]
 
 
 @case
