@@ -224,7 +224,7 @@ KERNEL = [
         "portwrap/kernel/sockets.py",
         (
             "an accepted socket that somebody holds is seen",
-            "        return bool(self.epoll.poll(0)) or self.is_registered()\n",
+            "        return bool(self.epoll.poll(0)) or self.any_is_open()\n",
             "        return bool(self.epoll.poll(0))\n",
             KINDS.format("in-flight- or shared-unseen"),
         ),
@@ -1171,7 +1171,7 @@ KEEPERS = [
         ),
         (
             "a host's socket never connects inside",
-            "            return self.connect_inside(notification, socket, misled)\n",
+            "            return self.connect_inside(notification, socket, where == MISLED)\n",
             "            return None\n",
             f"{OUTBOUND} never_connects",
         ),
@@ -1250,7 +1250,7 @@ KEEPERS = [
         (
             "a listener of the sandbox comes before a service of the node",
             "                keep_inside(socket)\n",
-            "",
+            "                pass\n",
             f"{OWN_ADDRESS} own_server",
         ),
         (
@@ -1266,10 +1266,16 @@ KEEPERS = [
             f"{OWN_ADDRESS} cannot_be_native",
         ),
         (
-            "our mark hinders nobody",
-            "        if (option, value) != OUR_MARK:\n",
-            "        if True:\n",
-            f"{OWN_ADDRESS} can_leave",
+            "sockets of ours are looked for as long as somebody has one",
+            "            self.may_be_there = self.files.any_is_open()\n",
+            "            self.may_be_there = False\n",
+            "unit/test_given.py",
+        ),
+        (
+            "and for ever where that cannot be known",
+            "            self.look_at = NEVER\n",
+            "            pass\n",
+            "unit/test_given.py",
         ),
         (
             "a result that was not reported comes first",
@@ -1300,7 +1306,7 @@ KEEPERS = [
         ),
         (
             "IPv4 in IPv6 is what it is",
-            "        if self.address[:12] == MAPPED:\n",
+            "        if self.family == AF_INET6 and self.address.startswith(MAPPED):\n",
             "        if False:\n",
             "unit/test_destinations.py",
         ),
@@ -1318,8 +1324,8 @@ KEEPERS = [
         ),
         (
             "a listener of the sandbox comes first at the node's address",
-            "return address not in self.own or not self.listens(address, destination.port)",
-            "return True",
+            "        if address not in self.own or not self.listens(address, port):\n",
+            "        if True:\n",
             f"{OUTBOUND} own_address",
         ),
     ),
@@ -1399,8 +1405,8 @@ KEEPERS = [
         ),
         (
             "what a former connection has left is not set",
-            "        leave_out_learnt(changes, socket)\n",
-            "",
+            "            if isinstance(locks, int) and locks & bit:\n",
+            "            if True:\n",
             "unit/test_options.py -k former",
         ),
         (
@@ -1417,7 +1423,7 @@ KEEPERS = [
         ),
         (
             "a socket filter is not read into our memory",
-            "get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, 0, address)",
+            "get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, no_room, length_place)",
             "socket.getsockopt(SOCKET, SO_ATTACH_FILTER)",
             "unit/test_options.py -k seen_and_not_read",
         ),

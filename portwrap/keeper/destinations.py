@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 
 AF_INET, AF_INET6 = _socket.AF_INET, _socket.AF_INET6
 STREAM = _socket.SOCK_STREAM
-SIZES = {AF_INET: 16, AF_INET6: 28}
-"""Bytes of struct sockaddr_in and of sockaddr_in6."""
 MAX_SIZE = 28
+KINDS: dict[bytes, tuple[int, int, slice]] = {
+    # the first two bytes of struct sockaddr_in and of sockaddr_in6, their sizes, and where the
+    # address is
+    AF_INET.to_bytes(2, sys.byteorder): (AF_INET, 16, slice(4, 8)),
+    AF_INET6.to_bytes(2, sys.byteorder): (AF_INET6, MAX_SIZE, slice(8, 24)),
+}
+MAX_DECIDED = 256
+"""Addresses of which is remembered whether they are inside."""
+NO_KIND: tuple[int, int, slice] = (0, sys.maxsize, slice(0))
+OUTSIDE, INSIDE, MISLED = "outside", "inside", "misled"
 ALWAYS_INSIDE = (
     # Networks as `launch.ports.parse_networks` has them: the bytes of an address, its bits that do
     # not count, and the rest of it.
@@ -44,13 +52,12 @@ class Destination:
     __slots__ = ("address", "data", "family", "is_internet", "port")
 
     def __init__(self, data: bytes) -> None:
-        self.family = int.from_bytes(data[:2], sys.byteorder)
-        size = SIZES.get(self.family, 0)
-        self.is_internet = 0 < size <= len(data)
+        self.family, size, place = KINDS.get(data[:2], NO_KIND)
+        self.is_internet = size <= len(data)
         self.data = data[:size]
         self.port = int.from_bytes(data[2:4], "big")
-        self.address = data[4:8] if self.family == AF_INET else data[8:24]
-        if self.address[:12] == MAPPED:
+        self.address = data[place]
+        if self.family == AF_INET6 and self.address.startswith(MAPPED):
             self.address = self.address[12:]
 
 
@@ -64,6 +71,7 @@ class Destinations:
             size: [(ignored, rest) for length, ignored, rest in inside if length == size]
             for size in (4, 16)
         }
+        self.decided: dict[bytes, bool] = {}
         services = list(addresses_of(go.descriptors.services))
         self.services = {(address, port) for kind, address, port in services if kind == STREAM}
         self.served = {address for _, address, _ in services}
@@ -71,26 +79,29 @@ class Destinations:
         self.routed = {(pack(address), port) for address, port in go.routed_ports}
         self.command = go.command
 
-    def is_outside(self, destination: Destination) -> bool:
-        """Whether a TCP connection to it leaves the sandbox."""
-        address = destination.address
-        if (address, destination.port) in self.services:
-            return True
+    def find(self, destination: Destination) -> str:
+        """Where a TCP connection to it is to be made: OUTSIDE, INSIDE, or MISLED, which is inside
+        though the sandbox's rules lead out of it."""
+        address, port = destination.address, destination.port
+        if self.services and (address, port) in self.services:
+            return OUTSIDE
         if self.is_inside(address):
-            return False
-        return address not in self.own or not self.listens(address, destination.port)
-
-    def is_routed_out(self, destination: Destination) -> bool:
-        """Whether the sandbox's rules lead there out of it, whatever listens in it."""
-        return (destination.address, destination.port) in self.routed
+            return INSIDE
+        if address not in self.own or not self.listens(address, port):
+            return OUTSIDE
+        return MISLED if (address, port) in self.routed else INSIDE
 
     def is_inside(self, address: bytes) -> bool:
         """Whether it is of a network that only the sandbox has."""
-        number = int.from_bytes(address, "big")
-        for ignored, rest in self.inside[len(address)]:  # noqa: SIM110 (any() takes twice as long)
-            if number >> ignored == rest:
-                return True
-        return False
+        found = self.decided.get(address)
+        if found is None:
+            number = int.from_bytes(address, "big")
+            networks = self.inside[len(address)]
+            found = any(number >> ignored == rest for ignored, rest in networks)
+            if len(self.decided) >= MAX_DECIDED:
+                self.decided.clear()
+            self.decided[address] = found
+        return found
 
     def exists(self, destination: Destination) -> bool:
         """Whether something in the sandbox can be bound to it."""

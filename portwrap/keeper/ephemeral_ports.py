@@ -30,7 +30,7 @@ MAX_LENGTH = 128
 """sizeof(struct sockaddr_storage): bind(2) takes no longer address."""
 LOOPBACK4, LOOPBACK6 = b"\x7f", bytes(15) + b"\1"
 REUSE = (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT)
-bind_file = libc.prepare("bind", "nbn")
+bind_file = libc.prepare("bind")
 
 
 class EphemeralPorts:

@@ -94,7 +94,7 @@ class Epolls:
         self.hears_of_new = hears_of_new  # `on_creation` is called for each
         self.pid = os.getpid()
         self.processes: dict[int, Process] = {}  # the one that was seen first comes first
-        self.compare_in_epoll = libc.prepare("syscall", "nnnnnb")
+        self.compare_in_epoll = libc.prepare("syscall")
 
     def on_creation(self, thread: int) -> None:
         """This thread is about to make an epoll or an io_uring. Raises OSError."""

@@ -61,13 +61,12 @@ class Exchanger:
         the caller again. SHARED: somebody else has it, but where we may not look, so that the
         caller has got the new one nevertheless.
         """
-        link = procfs.link_of(old.fileno())
         file, outcome = self.open_file(old.fileno()), SHARED
         try:
             self.put(place, old, new)
             # Only the last reference makes a difference that can be seen: ours has to go, too.
             old.close()
-            outcome = self.find_out(place, file, link)
+            outcome = self.find_out(place, file)
         finally:
             if outcome == EXCHANGED:
                 self.closed = file
@@ -81,18 +80,18 @@ class Exchanger:
         if file is None:
             return OpenFile(descriptor)
         try:
-            file.follow(descriptor)
+            file.add(descriptor)
         except OSError:
             file.close()
             raise
         return file
 
-    def find_out(self, place: Place, file: OpenFile, link: str) -> str:
+    def find_out(self, place: Place, file: OpenFile) -> str:
         """What the exchange comes to: put the file back if somebody has it. Raises OSError."""
         for _ in range(SEARCHES):
             if not file.is_open():
                 return EXCHANGED
-            found = take_socket(link)
+            found = take_socket(file.link())
             if found is not None:
                 place.put(found)
                 os.close(found)

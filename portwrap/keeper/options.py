@@ -7,6 +7,8 @@ not as those of the sandbox.
 
 from __future__ import annotations
 
+import struct
+
 import _socket
 
 from ..kernel import libc
@@ -28,16 +30,22 @@ SIZE = 16
 """Bytes of struct timeval, of an interface's name, and of a congestion control's."""
 SO_ATTACH_FILTER = 26
 """asm-generic/socket.h. Read, it is how long the socket's filter is (SO_GET_FILTER)."""
-SO_BUF_LOCK = 72
-SEND_BUFFER, RECEIVE_BUFFER, MAX_SEGMENT = (SOCKET, 7, HALF), (SOCKET, 8, HALF), (TCP, 2, NUMBER)
+SEND_BUFFER, RECEIVE_BUFFER = (SOCKET, 7, HALF), (SOCKET, 8, HALF)
+BUFFER_LOCKS = (SOCKET, 72, NUMBER)
+"""SO_BUF_LOCK (Linux 5.14): which buffers have the size that was set. The kernel adapts the others
+to a connection, and leaves them so."""
 BUFFERS = {SEND_BUFFER: 1, RECEIVE_BUFFER: 2}
-"""The buffers' sizes, each with its bit of SO_BUF_LOCK."""
-MAX_TCP_WINDOW = 32767
-"""The largest TCP_MAXSEG that can be set; a connection to the loopback has larger ones."""
-get_option = libc.prepare("getsockopt", "nnnnn")
+"""Each with its bit there, which is set with its size."""
+MAX_SEGMENT, MAX_TCP_WINDOW = (TCP, 2, NUMBER), 32767
+"""A connection leaves its size of segments, too, which may be larger than can be set."""
+get_option = libc.prepare("getsockopt")
+LENGTH = struct.Struct("@I")
+length, _address = libc.make_buffer(LENGTH.size)
+no_room, length_place = libc.Number(0), libc.Number(_address)
 
 # Numbers are from linux/in.h, linux/in6.h, asm-generic/socket.h and linux/tcp.h. The order counts:
-# IP_TOS sets SO_PRIORITY, and the size of a buffer sets its bit of SO_BUF_LOCK.
+# IP_TOS sets SO_PRIORITY, and the size of a buffer sets its bit of SO_BUF_LOCK. Without what takes
+# capabilities that nobody has in the sandbox, such as SO_MARK: to read one takes as long as any.
 FOR_LISTENERS = (
     (IP, 1, NUMBER),  # IP_TOS
     (IP, 2, NUMBER),  # IP_TTL
@@ -68,15 +76,12 @@ FOR_LISTENERS = (
     (SOCKET, 21, BYTES),  # SO_SNDTIMEO
     (SOCKET, 29, NUMBER),  # SO_TIMESTAMP
     (SOCKET, 35, NUMBER),  # SO_TIMESTAMPNS
-    (SOCKET, 36, NUMBER),  # SO_MARK
     (SOCKET, 37, BYTES),  # SO_TIMESTAMPING
-    (SOCKET, 46, NUMBER),  # SO_BUSY_POLL
     (SOCKET, 47, NUMBER),  # SO_MAX_PACING_RATE
     (SOCKET, 60, NUMBER),  # SO_ZEROCOPY
     (SOCKET, 63, NUMBER),  # SO_TIMESTAMP_NEW
     (SOCKET, 64, NUMBER),  # SO_TIMESTAMPNS_NEW
-    (SOCKET, 69, NUMBER),  # SO_PREFER_BUSY_POLL
-    (SOCKET, SO_BUF_LOCK, NUMBER),  # which buffers have the size that was set
+    BUFFER_LOCKS,
     (SOCKET, 74, NUMBER),  # SO_TXREHASH
     (TCP, 1, NUMBER),  # TCP_NODELAY
     MAX_SEGMENT,  # TCP_MAXSEG
@@ -99,7 +104,6 @@ FOR_LISTENERS = (
 port's socket needs to be as it is: reuse, address family and device."""
 FOR_CLIENTS = (
     (IP, 15, NUMBER),  # IP_FREEBIND
-    (IP, 19, NUMBER),  # IP_TRANSPARENT
     (IP, 24, NUMBER),  # IP_BIND_ADDRESS_NO_PORT
     (IP, 51, NUMBER),  # IP_LOCAL_PORT_RANGE
     (IPV6, 26, NUMBER),  # IPV6_V6ONLY
@@ -124,11 +128,13 @@ class Pristine:
                 self.values[option] = read(socket, option)
             except OSError:
                 continue  # not of this kernel, protocol or address family
+        has_locks = BUFFER_LOCKS in self.values
+        self.asked = [each for each in self.values if not (has_locks and each in BUFFERS)]
         self.requests: list[Any] = [
             (level, number, SIZE) if kind == BYTES else (level, number)
-            for level, number, kind in self.values
+            for level, number, kind in self.asked
         ]
-        self.untouched = list(self.values.values())
+        self.untouched = [self.values[each] for each in self.asked]
 
     def changes(self, socket: _socket.socket) -> dict[Option, Value]:
         """What has been set on another socket of this kind. Raises OSError."""
@@ -136,9 +142,17 @@ class Pristine:
         values = [getsockopt(*request) for request in self.requests]
         if values == self.untouched:
             return {}
-        pairs = zip(self.values.items(), values)
-        changes = {option: value for (option, pristine), value in pairs if value != pristine}
-        leave_out_learnt(changes, socket)
+        rows = zip(self.asked, self.untouched, values)
+        changes: dict[Option, Value] = {
+            option: value for option, pristine, value in rows if value != pristine
+        }
+        size = changes.get(MAX_SEGMENT, 0)
+        if isinstance(size, int) and size > MAX_TCP_WINDOW:
+            del changes[MAX_SEGMENT]
+        locks = changes.get(BUFFER_LOCKS, 0)
+        for option, bit in BUFFERS.items():
+            if isinstance(locks, int) and locks & bit:
+                changes[option] = read(socket, option)
         return changes
 
     def copy_changes(self, changes: Mapping[Option, Value], target: _socket.socket) -> None:
@@ -151,21 +165,6 @@ class Pristine:
                     write(target, option, value)
             except OSError:
                 continue
-
-
-def leave_out_learnt(changes: dict[Option, Value], socket: _socket.socket) -> None:
-    """Remove what nobody has set: a former connection has left it."""
-    size = changes.get(MAX_SEGMENT, 0)
-    if isinstance(size, int) and size > MAX_TCP_WINDOW:
-        del changes[MAX_SEGMENT]
-    if not BUFFERS.keys().isdisjoint(changes):
-        try:
-            locks = socket.getsockopt(SOCKET, SO_BUF_LOCK)
-        except OSError:
-            return  # before Linux 5.14
-        for option, bit in BUFFERS.items():
-            if not locks & bit:
-                changes.pop(option, None)
 
 
 def read(socket: _socket.socket, option: Option) -> Value:
@@ -191,6 +190,6 @@ def has_filter(socket: _socket.socket) -> bool:
     We ask for its length, with no room for it: the kernel takes the size of the room for a number
     of instructions, and would write eight bytes for each.
     """
-    length, address = libc.make_buffer(4)  # an int
-    result = get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, 0, address)
+    LENGTH.pack_into(length, 0, 0)
+    result = get_option(socket.fileno(), SOCKET, SO_ATTACH_FILTER, no_room, length_place)
     return result != 0 or any(length.raw)  # EACCES: it is made of eBPF

@@ -17,17 +17,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 
 import _socket
 
 from ..kernel import libc, seccomp
 from ..kernel.callers import Memory
-from ..kernel.sockets import STAYS_INSIDE, TCP_CLOSE, is_marked, mark, state_of
-from .destinations import MAX_SIZE, Destination, Destinations
+from ..kernel.sockets import STAYS_INSIDE, TCP_CLOSE, OpenFiles, is_marked, mark, state_of
+from .destinations import INSIDE, MAX_SIZE, MISLED, OUTSIDE, Destination, Destinations
 from .epolls import NotMovable
 from .exchange import PUT_BACK
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
-from .options import NUMBER, Pristine, has_filter, write
+from .options import Pristine, has_filter, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 
 IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 15, 24  # linux/in.h
 O_ASYNC = 0o20000  # asm-generic/fcntl.h
+NEVER = float("inf")
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks whether somebody has one of the sockets that we have made."""
+FLAGS = os.O_RDWR | os.O_NONBLOCK
+"""Of a socket that we make to be connected."""
 STREAM = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC
 MAX_LENGTH = 128
 """sizeof(struct sockaddr_storage): connect(2) takes no longer address."""
@@ -46,9 +52,7 @@ NO_FAMILY = b"\xff\xff".ljust(MAX_SIZE, b"\0")
 """An address that no socket takes: EAFNOSUPPORT, unless there is an attempt to connect whose result
 has not been reported. The kernel reports that first."""
 EVERY_ADDRESS = ("0.0.0.0", "::")
-OUR_MARK = ((_socket.SOL_SOCKET, _socket.SO_MARK, NUMBER), STAYS_INSIDE)
-"""An option that only we have set, and its value."""
-connect_file = libc.prepare("connect", "nbn")
+connect_file = libc.prepare("connect")
 
 
 class Outbound:
@@ -70,6 +74,7 @@ class Outbound:
         self.exchanger = exchanger
         self.callers = exchanger.epolls.callers
         self.memory = Memory(MAX_SIZE)
+        self.given = Given()
         self.pristine: dict[tuple[int, int], Pristine] = {}  # of the host
         responder.on(machine.connect, self.on_connect)
         responder.before(machine.bind, self.on_bind)
@@ -85,24 +90,22 @@ class Outbound:
         destination = self.destination(notification)
         if destination is None:
             return None
-        outside = self.destinations.is_outside(destination)
-        misled = not outside and self.destinations.is_routed_out(destination)
-        socket = self.take(notification) if outside or misled else self.take_marked(notification)
+        where = self.destinations.find(destination)
+        socket = self.take_marked(notification) if where == INSIDE else self.take(notification)
         if socket is None:
             return None  # the usual case: a socket of the sandbox, to what is in it
         try:
             owner = self.namespaces.of(socket)
             seccomp.id_valid(notification)  # so it was the caller's memory, and is its socket
-            if owner == SANDBOX and outside:
+            if owner == SANDBOX and where == OUTSIDE:
                 return self.connect_natively(notification, socket, destination)
-            if owner == SANDBOX and misled:
+            if owner == SANDBOX and where == MISLED:
                 keep_inside(socket)
-                return None
             if owner != HOST or not is_marked(socket.fileno()):
                 return None
-            if outside:
+            if where == OUTSIDE:
                 return connect_without_waiting(socket, destination.data)
-            return self.connect_inside(notification, socket, misled)
+            return self.connect_inside(notification, socket, where == MISLED)
         finally:
             socket.close()
 
@@ -164,6 +167,8 @@ class Outbound:
 
     def take_marked(self, notification: Notification) -> _socket.socket | None:
         """The same if it has our mark, which its owner may have made as well. Raises OSError."""
+        if not self.given.are_there():
+            return None  # it would be one of them
         number = self.callers.take_descriptor(notification.thread, notification.descriptor)
         if is_marked(number):
             return as_socket(number)
@@ -196,10 +201,12 @@ class Outbound:
         place = self.exchanger.place(notification, old)
         new = self.made_like(old)
         try:
+            self.given.add(new.fileno())
             result = connect_new(new, destination.data, flags)
             if result not in (0, -errno.EINPROGRESS, -errno.EALREADY):
                 return result  # the caller's own socket is as unconnected as this one
-            fcntl.fcntl(new.fileno(), fcntl.F_SETFL, flags)
+            if flags != FLAGS:
+                fcntl.fcntl(new.fileno(), fcntl.F_SETFL, flags)
             outcome = self.exchanger.exchange(place, old, new.fileno())
             return None if outcome == PUT_BACK else result_for(flags, result)
         finally:
@@ -238,7 +245,7 @@ class Outbound:
     def made_like(self, old: _socket.socket) -> _socket.socket:
         """A socket of the host's with the settings of one of the sandbox's, and bound as it is,
         that does not block. Raises OSError and NotMovable."""
-        new = _socket.socket(old.family, STREAM | _socket.SOCK_NONBLOCK, old.proto)
+        new = _socket.socket(old.family, STREAM | _socket.SOCK_NONBLOCK, old.proto)  # FLAGS
         try:
             mark(new)
             copy_changes(self.sandbox_sockets.pristine[old.family, old.proto], old, new)
@@ -258,10 +265,38 @@ class Outbound:
         return self.pristine[kind]
 
 
+class Given:
+    """The sockets that we have made, as long as somebody has them: where there is none, none has to
+    be looked for."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self.files = OpenFiles()
+        self.may_be_there = False
+        self.look_at = 0.0  # of time.monotonic()
+
+    def add(self, socket: int) -> None:
+        """One more, before it is in the sandbox."""
+        self.may_be_there = True
+        try:
+            self.files.add(socket)
+        except OSError:  # the account's epolls are full
+            self.look_at = NEVER
+
+    def are_there(self) -> bool:
+        """Whether one of them may be in the sandbox."""
+        if self.may_be_there and time.monotonic() > self.look_at:
+            # of many it takes a while
+            self.may_be_there = self.files.any_is_open()
+            self.look_at = time.monotonic() + LOOK_INTERVAL
+        return self.may_be_there
+
+
 def as_socket(number: int) -> _socket.socket:
-    """Of a file descriptor of ours, which is closed if it is of none. Raises OSError."""
+    """Of a file descriptor of ours, which is closed if it is of none; its type is not asked for.
+    Raises OSError."""
     try:
-        return _socket.socket(fileno=number)
+        return _socket.socket(type=_socket.SOCK_STREAM, fileno=number)
     except OSError:
         os.close(number)
         raise
@@ -290,8 +325,7 @@ def keep_inside(socket: _socket.socket) -> None:
 def copy_changes(pristine: Pristine, old: _socket.socket, new: _socket.socket) -> None:
     """Set on a new socket what has been set on an old one. Raises OSError."""
     for option, value in pristine.changes(old).items():
-        if (option, value) != OUR_MARK:
-            write(new, option, value)
+        write(new, option, value)
 
 
 def bind_as(old: _socket.socket, new: _socket.socket) -> None:

@@ -16,12 +16,11 @@ from .processes import (
 )
 
 MAX_CALLERS = 64
-IOVECS = struct.Struct("@PNPN")
-"""Two of struct iovec: where bytes go to, and where they come from."""
+IOVEC = struct.Struct("@PN")
+"""struct iovec: an address and a length."""
 
-pidfd_getfd = libc.prepare("syscall", "nnnn")
-pidfd_send_signal = libc.prepare("syscall", "nnnnn")
-process_vm_readv = libc.prepare("process_vm_readv", "nnnnnn")
+system_call = libc.prepare("syscall")
+process_vm_readv = libc.prepare("process_vm_readv")
 
 
 class Caller:
@@ -49,7 +48,7 @@ class Callers:
         """A duplicate of a thread's file descriptor (pidfd_getfd(2)). Raises OSError."""
         caller = self.known.get(thread)
         if caller is not None:
-            taken = pidfd_getfd(SYS_PIDFD_GETFD, caller.pidfd, number, 0)
+            taken = system_call(SYS_PIDFD_GETFD, caller.pidfd, number, 0)
             if taken >= 0:
                 return taken
             if taken != -errno.ESRCH:
@@ -111,7 +110,7 @@ class Callers:
 
 def is_gone(pidfd: int) -> bool:
     """Whether the process of this pidfd has ended, and has been waited for."""
-    return pidfd_send_signal(SYS_PIDFD_SEND_SIGNAL, pidfd, 0, 0, 0) == -errno.ESRCH
+    return system_call(SYS_PIDFD_SEND_SIGNAL, pidfd, 0, 0, 0) == -errno.ESRCH
 
 
 class Memory:
@@ -119,14 +118,18 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         """For `size` bytes at most."""
-        self.buffer, self.ours = libc.make_buffer(size)
-        self.iovecs, self.place = libc.make_buffer(IOVECS.size)
+        self.buffer, ours = libc.make_buffer(size)
+        self.iovecs, place = libc.make_buffer(2 * IOVEC.size)
+        IOVEC.pack_into(self.iovecs, 0, ours, size)
+        number = libc.Number
+        theirs = number(place + IOVEC.size)
+        # of process_vm_readv(2)
+        self.arguments = (number(place), number(1), theirs, number(1), number(0))
 
     def read(self, thread: int, address: int, length: int) -> bytes:
         """So many bytes at this address of a thread's memory. Raises OSError."""
-        IOVECS.pack_into(self.iovecs, 0, self.ours, length, address, length)
-        theirs = self.place + IOVECS.size // 2
-        result = process_vm_readv(thread, self.place, 1, theirs, 1, 0)
+        IOVEC.pack_into(self.iovecs, IOVEC.size, address, length)
+        result = process_vm_readv(thread, *self.arguments)
         if result in (-errno.ENOSYS, -errno.EPERM):  # an outer sandbox may not allow it
             return read_memory_file(thread, address, length)
         if result != length:

@@ -39,10 +39,6 @@ class Result(_SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"  # int
 
 
-class Pointer(_SimpleCData):  # type: ignore[type-arg]
-    _type_ = "z"  # char *
-
-
 class Byte(_SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"  # char
 
@@ -85,13 +81,13 @@ def attempt(name: str, *arguments: int | bytes) -> int:
     return -get_errno() if result == -1 else result
 
 
-def prepare(name: str, kinds: str) -> Callable[..., int]:
+def prepare(name: str) -> Callable[..., int]:
     """The same function for whoever calls it often: to convert arguments takes longer than a system
-    call. `kinds` has a letter for each: n for a number, b for bytes."""
-    function = look_up(name)  # another object than the one of `attempt`
-    function.argtypes = [Pointer if kind == "b" else Number for kind in kinds]
+    call. So they are not converted: numbers that fit into an int, bytes, and else what is a
+    `Number` already."""
+    function = look_up(name)
 
-    def attempt_prepared(*arguments: int | bytes) -> int:
+    def attempt_prepared(*arguments: object) -> int:
         result: int = function(*arguments)
         return -get_errno() if result == -1 else result
 

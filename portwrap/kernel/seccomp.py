@@ -35,6 +35,7 @@ NOTIFY: Instruction = (RETURN, 0, 0, RET_USER_NOTIF)
 
 # struct seccomp_notif: id, pid, flags; struct seccomp_data: nr, arch, instruction pointer, args
 NOTIF = struct.Struct("=QIIiIQ6Q")
+FIELDS = struct.Struct("=QI4xi12x6Q")  # what of it we look at
 NO_NOTIF = bytes(NOTIF.size)  # what is received into must be all zeros
 NOTIF_ID = struct.Struct("=Q")
 NOTIF_RESP = struct.Struct("=QqiI")  # id, val, error, flags
@@ -192,7 +193,7 @@ class Notification:
 
     def __init__(self, listener: int, data: bytes) -> None:
         self.listener = listener
-        self.id, self.thread, _, self.call, _, _, *self.arguments = NOTIF.unpack(data)
+        self.id, self.thread, self.call, *self.arguments = FIELDS.unpack(data)
         # The first argument of calls such as bind, connect and listen.
         self.descriptor = self.arguments[0] & 0xFFFFFFFF
 

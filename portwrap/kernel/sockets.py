@@ -113,34 +113,48 @@ def is_marked(number: int) -> bool:
     return bool(os.fstat(number).st_mode & stat.S_ISVTX)
 
 
-class OpenFile:
-    """A file, without holding it open: an epoll forgets it when its last reference has gone, which
-    may be one of a message that nobody has received (epoll(7))."""
+class OpenFiles:
+    """Files, without holding them open: an epoll forgets one when its last reference has gone,
+    which may be one of a message that nobody has received (epoll(7))."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self) -> None:
         """Raises OSError."""
         self.epoll = select.epoll()
-        self.follow(descriptor)
         # what it has (proc_pid_fdinfo(5)): to open that takes longer than to read it
         path = f"/proc/self/fdinfo/{self.epoll.fileno()}"
         self.entries = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def follow(self, descriptor: int) -> None:
-        """Be another file from now on: the one before is not open any more. Raises OSError."""
+    def add(self, descriptor: int) -> None:
+        """One more. Raises OSError."""
         self.epoll.register(descriptor, select.EPOLLOUT)
 
-    def is_open(self) -> bool:
-        """Whether anybody still has it."""
-        # the fast way, for what can be written to, or is not connected
-        return bool(self.epoll.poll(0)) or self.is_registered()
-
-    def listens(self) -> bool:
-        """Whether anybody still has this listening socket, and it was not shut down."""
-        return not self.epoll.poll(0) and self.is_registered()
-
-    def is_registered(self) -> bool:
+    def any_is_open(self) -> bool:
+        """Whether anybody still has one of them."""
         return b"\ntfd:" in os.pread(self.entries, 4096, 0)
 
     def close(self) -> None:
         self.epoll.close()
         os.close(self.entries)
+
+
+class OpenFile(OpenFiles):
+    """One of them. To be another one, when this one is not open any more, takes `add`."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Raises OSError."""
+        super().__init__()
+        self.add(descriptor)
+
+    def is_open(self) -> bool:
+        """Whether anybody still has it."""
+        # the fast way, for what can be written to, or is not connected
+        return bool(self.epoll.poll(0)) or self.any_is_open()
+
+    def listens(self) -> bool:
+        """Whether anybody still has this listening socket, and it was not shut down."""
+        return not self.epoll.poll(0) and self.any_is_open()
+
+    def link(self) -> str:
+        """How /proc/PID/fd names the socket that it is; nothing if that is gone."""
+        inode = os.pread(self.entries, 4096, 0).partition(b" ino:")[2].partition(b" ")[0]
+        return f"socket:[{int(inode, 16)}]" if inode else ""

@@ -8,7 +8,7 @@ from typing import Iterator, Sequence
 
 import pytest
 
-from portwrap.keeper.destinations import Destination, Destinations
+from portwrap.keeper.destinations import MAX_DECIDED, OUTSIDE, Destination, Destinations
 from portwrap.launch.ports import parse_networks
 from portwrap.protocol import Descriptors, Go
 
@@ -86,7 +86,21 @@ ADDRESSES = [
 
 @pytest.mark.parametrize(("address", "outside"), ADDRESSES)
 def test_which_addresses_are_outside(address: str, outside: bool) -> None:
-    assert destinations().is_outside(Destination(sockaddr(address))) is outside
+    found = destinations()
+    for _ in range(2):  # it remembers
+        assert is_outside(found, address) is outside
+
+
+def is_outside(found: Destinations, address: str, port: int = 80) -> bool:
+    return found.find(Destination(sockaddr(address, port))) == OUTSIDE
+
+
+def test_no_more_is_remembered_than_there_is_room_for() -> None:
+    found = destinations()
+    for number in range(3 * MAX_DECIDED):
+        assert is_outside(found, f"192.0.{number // 256}.{number % 256}")
+        assert len(found.decided) <= MAX_DECIDED
+    assert not is_outside(found, "127.0.0.1")
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
@@ -127,10 +141,10 @@ def test_host_services_are_outside(service: socket.socket) -> None:
     port = service.getsockname()[1]
     offered = destinations(services=[service.fileno()])
     for address in ("127.0.0.1", "::ffff:127.0.0.1"):
-        assert offered.is_outside(Destination(sockaddr(address, port)))
-        assert not offered.is_outside(Destination(sockaddr(address, port ^ 1)))
+        assert is_outside(offered, address, port)
+        assert not is_outside(offered, address, port ^ 1)
     for address in ("127.0.0.2", "::1"):
-        assert not offered.is_outside(Destination(sockaddr(address, port)))
+        assert not is_outside(offered, address, port)
     assert service.getsockname()[1] == port  # it is still open
 
 
@@ -139,4 +153,4 @@ def test_host_services_over_udp_are_not(service: socket.socket) -> None:
         made.bind(("127.0.0.1", 0))
         port = made.getsockname()[1]
         offered = destinations(services=[made.fileno()])
-        assert not offered.is_outside(Destination(sockaddr("127.0.0.1", port)))
+        assert not is_outside(offered, "127.0.0.1", port)
