@@ -169,6 +169,7 @@ def prepare(
     rig = Rig(choice.ways, values, environ, account, folder, size)
     if options.fast_archive:
         rig.byte_code_ways = ways.choose_byte_code(only).ways
+    rig.published_ways = ways.choose_published(only).ways
     newer = options.root / "newer-helpers" / "usr" / "bin"
     rig.outbound_ways, left_out = ways.choose_out(newer, environ["PATH"], only)
     choice.left_out.update(_prepare_calls(rig, options.only))

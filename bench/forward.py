@@ -22,6 +22,7 @@ REQUESTS = "Requests to jupyter_server"
 PROXIED = "An application behind jupyter-server-proxy, in jupyter_server"
 STREAMS = "Streams"
 TRIPS = "Round trips"
+PUBLISHED = "Published ports, raw server"
 CLIENT = "share of one processor that the client takes"
 APPLICATION = "/application/"
 """Where jupyter-server-proxy has it, see programs/jupyter_server_config.py."""
@@ -42,6 +43,8 @@ def measure(rig: Rig) -> None:
         _files(rig, ports)
     with rig.servers(RAW, "/") as ports:
         _raw(rig, ports)
+    with rig.servers(RAW, "/", rig.published_ways) as ports:
+        _published(rig, ports)
 
 
 def _take_rows(
@@ -193,6 +196,19 @@ def _raw(rig: Rig, ports: Servers) -> None:
         ([down_eight], lambda port: [load.download(port, f"/down/{part}", "", part, 8)]),
         ([up], lambda port: [load.upload(port, size)]),
         ([up_eight], lambda port: [load.upload(port, part, 8)]),
+        ([trip], lambda port: [statistics.median(load.echo(port, 10 * rig.size.trips))]),
+    ]
+    _take_rows(rig, ports, rig.size.rounds, rows, STREAMS_TIMEOUT)
+
+
+def _published(rig: Rig, ports: Servers) -> None:
+    size = rig.size.bulk
+    down = rig.figure(PUBLISHED, f"download, {gigabytes(size)}", "MB/s", True)
+    up = rig.figure(PUBLISHED, f"upload, {gigabytes(size)}", "MB/s", True)
+    trip = rig.figure(PUBLISHED, "100 bytes there and back", "ms", added=True)
+    rows: list[Row] = [
+        ([down], lambda port: [load.download(port, f"/down/{size}", "", size)]),
+        ([up], lambda port: [load.upload(port, size)]),
         ([trip], lambda port: [statistics.median(load.echo(port, 10 * rig.size.trips))]),
     ]
     _take_rows(rig, ports, rig.size.rounds, rows, STREAMS_TIMEOUT)

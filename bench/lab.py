@@ -1,7 +1,8 @@
 """Two hosts of the bench's own, joined by a cable, from which no way leads on.
 
-They are network namespaces in a user namespace of the account's, so making them needs no root.
-Descriptors hold them: nothing of them outlives this process.
+They are network namespaces: root's own, or in a user namespace of the account's, so that making
+them needs no root. In there is no other account, so that what needs subordinate uids does not start
+(RootlessKit). Descriptors hold them: nothing of them outlives this process.
 """
 
 from __future__ import annotations
@@ -41,27 +42,40 @@ def _checked(result: int, what: str) -> None:
 class Network:
     """One of the two hosts, as descriptors of its namespaces."""
 
-    def __init__(self, user: int, net: int) -> None:
-        self.user = user
+    def __init__(self, user: int | None, net: int) -> None:
+        self.user = user  # None: that of root
         self.net = net
 
-    def enter(self) -> None:
-        """Move this process there; it must be the account's."""
-        _checked(libc.setns(self.user, CLONE_NEWUSER), "setns(user)")
+    def enter(self, account: Account) -> None:
+        """Move this process there, and make it one of the account's."""
+        if self.user is not None:
+            account.become()
+            _checked(libc.setns(self.user, CLONE_NEWUSER), "setns(user)")
         _checked(libc.setns(self.net, CLONE_NEWNET), "setns(net)")
+        account.become()
 
 
 class Lab:
     """The node, where sessions run, and the server, which is its default router."""
 
     def __init__(self, account: Account) -> None:
+        """Raises LabError."""
+        try:
+            self._make(account if os.geteuid() else None)
+        except LabError:
+            if os.geteuid():
+                raise
+            self._make(account)  # root of a container may not make its own
+
+    def _make(self, owner: Account | None) -> None:
+        """Have a child make both, in a user namespace of this account's if there is one."""
         told, tell = os.pipe()
         going, go = os.pipe()
         child = fork()
         if child == 0:
             os.close(told)
             os.close(go)
-            _build(account, tell, going)
+            _build(owner, tell, going)
         os.close(tell)
         os.close(going)
         try:
@@ -69,7 +83,7 @@ class Lab:
                 answer = words.readline().split(" ", 1)
                 if answer[0] != "made":
                     raise LabError(" ".join(answer).strip() or "no reason was given")
-                user = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+                user = os.open(f"/proc/{child}/ns/user", os.O_RDONLY) if owner else None
                 node, server = (
                     os.open(f"/proc/{child}/fd/{number}", os.O_RDONLY)
                     for number in answer[1].split()
@@ -82,14 +96,17 @@ class Lab:
     def close(self) -> None:
         """Let go of both."""
         for descriptor in (self.node.user, self.node.net, self.server.net):
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
 
-def _build(account: Account, tell: int, going: int) -> None:
+def _build(owner: Account | None, tell: int, going: int) -> None:
     """In a child: make both, say "made NODE SERVER", their descriptors, and wait to be let go."""
     try:
-        account.become()
-        node, server = _make()
+        if owner:
+            owner.become()
+            _enter_user_namespace()
+        node, server = _make_networks()
         os.write(tell, f"made {node} {server}\n".encode())
         os.close(tell)
         os.read(going, 1)
@@ -99,7 +116,7 @@ def _build(account: Account, tell: int, going: int) -> None:
         os._exit(0)
 
 
-def _make() -> tuple[int, int]:
+def _enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     # Who has changed its user has its files in /proc owned by root (proc(5)), the maps among them.
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
@@ -112,6 +129,9 @@ def _make() -> tuple[int, int]:
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     _let_programs_administer_networks()
+
+
+def _make_networks() -> tuple[int, int]:
     node, server = _new_network(), _new_network()
     _checked(libc.setns(node, CLONE_NEWNET), "setns(net)")
     _ip(

@@ -133,9 +133,8 @@ NOTES = {
         "listen, and where outbound is native at some others. Relayed sessions have no filter.",
     ),
     "Outbound": (
-        "The server is on another host of the bench's own, behind a veth cable. rootlesskit does",
-        "not start there: such a host is in a user namespace without subordinate uids. No package",
-        "has bypass4netns.",
+        "The server is on another host of the bench's own, behind a veth cable. No package has",
+        "bypass4netns. Only root's bench measures rootlesskit: it needs subordinate uids.",
     ),
 }
 """What a group's table does not tell by itself, by the group's beginning."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import secrets
 import shutil
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PORTS = range(10240, 32000)
 START_LIMIT = 60.0
 """Seconds that a session may take to do what it was started for."""
 ENOUGH = 3
@@ -149,6 +151,7 @@ class Rig:
         self.ways = list(ways)
         self.byte_code_ways: list[Way] = []
         self.outbound_ways: list[Way] = []
+        self.published_ways: list[Way] = []
         self.ways_calls: list[Way] = []
         self.token = secrets.token_hex(16)
         self.values = {**values, "token": self.token}
@@ -204,12 +207,14 @@ class Rig:
         return Session(words, environ, self.account, log, network)
 
     def free_port(self) -> int:
-        """A TCP port that nobody holds, and that no other session is about to take."""
+        """A TCP port that nobody holds, and that no other session is about to take.
+
+        None of those that the kernel gives to clients by itself: in whichever network namespace the
+        session is to be, a closed connection may still be remembered there.
+        """
         while True:
-            with socket.socket() as probe:
-                probe.bind((load.HOST, 0))
-                port = int(probe.getsockname()[1])
-            if port not in self.given:
+            port = random.choice(PORTS)
+            if port not in self.given and _is_free(port):
                 self.given.add(port)
                 return port
 
@@ -223,7 +228,8 @@ class Rig:
         """Start a command in this way; returns the session and the host's port."""
         port = self.free_port()
         words = way.words(command, Port(port), self.values)
-        return self.run(words, way.variables(Port(port)), network), port
+        variables = way.variables(Port(port), Port(self.free_port()))
+        return self.run(words, variables, network), port
 
     def start_more(
         self, sessions: list[Session], stack: contextlib.ExitStack, way: Way, command: Sequence[str]
@@ -234,11 +240,13 @@ class Rig:
         sessions.append(self.start(way, command)[0])
 
     @contextlib.contextmanager
-    def servers(self, command: Sequence[str], path: str) -> Iterator[Servers]:
+    def servers(
+        self, command: Sequence[str], path: str, ways: Sequence[Way] | None = None
+    ) -> Iterator[Servers]:
         """A server for each way, but for those whose forward is another way's."""
-        servers = Servers(self, command, path)
+        servers = Servers(self, command, path, self.ways if ways is None else ways)
         try:
-            for way in self.ways:
+            for way in servers.ways:
                 if not way.waits:
                     servers.start(way)
             yield servers
@@ -304,12 +312,22 @@ class Rig:
             figure.samples.setdefault(name, []).append(value)
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((load.HOST, port))
+        except OSError:
+            return False
+    return True
+
+
 class Servers(Dict[str, int]):
     """The host's port of each way whose server answers."""
 
-    def __init__(self, rig: Rig, command: Sequence[str], path: str) -> None:
+    def __init__(self, rig: Rig, command: Sequence[str], path: str, ways: Sequence[Way]) -> None:
         super().__init__()
         self.rig = rig
+        self.ways = ways
         self.command = command
         self.path = path
         self.sessions: dict[str, Session] = {}
@@ -330,7 +348,7 @@ class Servers(Dict[str, int]):
 
     def renew(self, name: str) -> None:
         """What has failed may be stuck for good."""
-        for way in self.rig.ways:
+        for way in self.ways:
             if way.name == name:
                 self.start(way)
 

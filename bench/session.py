@@ -199,9 +199,9 @@ def _hold(
         os.setsid()
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         parent = os.getppid()
-        account.become()
         if network:
-            network.enter()
+            network.enter(account)
+        account.become()
         # A change of user or of capabilities clears the setting (prctl(2)): it comes after that.
         libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:

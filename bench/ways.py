@@ -85,9 +85,9 @@ class Way:
         }
         return [fill_in(word, filled) for word in (*self.prefix, *command)]
 
-    def variables(self, host_port: Port) -> dict[str, str]:
-        """Variables that the environment has besides."""
-        filled = {"host-port": host_port}
+    def variables(self, host_port: Port, other_port: Port) -> dict[str, str]:
+        """Variables that the environment has besides; `other_port` is another one of the host."""
+        filled = {"host-port": host_port, "other-port": other_port}
         return {name: fill_in(value, filled) for name, value in self.environ.items()}
 
     def missing(self) -> list[str]:
@@ -120,6 +120,23 @@ def ours() -> list[Way]:
         )
         for forward, about in FORWARDS.items()
     ]
+
+
+def choose_published(only: Sequence[str]) -> Choice:
+    """Our own rows once more, with the server on a published port, beside bare."""
+    published = [
+        Way(
+            f"{OURS} {forward}",
+            (
+                *("{python}", "{archive}", "-P", str(GUEST_PORT + 1)),
+                *("--publish", "{host-port}:{guest-port}", "--forward", forward),
+            ),
+            about,
+            environ={"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:{other-port}/"},
+        )
+        for forward, about in FORWARDS.items()
+    ]
+    return _available([*BARE_WAYS[:1], *published], only)
 
 
 def choose_byte_code(only: Sequence[str]) -> Choice:
@@ -243,7 +260,7 @@ def choose_out(newer: Path, path: str, only: Sequence[str]) -> Choice:
     for driver in DRIVERS:
         if (newer / driver).exists():
             ways.append(_ours_out(driver, f"{newer}:{path}", " of Debian 13"))
-    ways += [way for way in RIVALS if way.name in DRIVERS]
+    ways += [way for way in RIVALS if way.name in (*DRIVERS, "rootlesskit")]
     return _available(ways, only)
 
 

@@ -87,6 +87,7 @@ def test_forwarding(tmp_path: Path) -> None:
     assert "requests/s, 16 connections [/s] ↑" in found["Requests to jupyter_server"]
     assert "kernel message over WebSocket [ms]" in found["Round trips"]
     assert len(found["Streams"]) == 8
+    assert len(found["Published ports, raw server"]) == 3
     assert set(found["Streams"].popitem()[1]) == {"bare", "portwrap native"}
     for name in ("results.svg", "summary.svg"):
         shown = " ".join(ElementTree.parse(tmp_path / name).getroot().itertext())
@@ -102,7 +103,8 @@ def test_every_rival_and_every_network_driver(tmp_path: Path) -> None:
     assert len(out) == 11
     newer = {"portwrap slirp4netns of Debian 13", "portwrap pasta of Debian 13"}
     ways = {"bare", "portwrap native", "portwrap slirp4netns", "portwrap pasta"}
-    assert set(out["connect to another host [µs]"]) - newer == {*ways, "slirp4netns", "pasta"}
+    rivals = {"slirp4netns", "pasta", "rootlesskit"}
+    assert set(out["connect to another host [µs]"]) - newer == {*ways, *rivals}
     (calls,) = (rows for heading, rows in found.items() if heading.startswith("Programs"))
     assert set(calls.popitem()[1]) == {"bare", "any filter", *OURS, *RIVALS}
     assert [row for row in calls if row.startswith("git status of 200 files")]

@@ -154,7 +154,7 @@ def test_words_of_a_way() -> None:
     assert Way(BARE, (), "").words(command, Port(5), values) == ["server", "5"]
     way = ours()[0]
     assert way.words(command, Port(5), values)[-2:] == ["server", "8888"]
-    assert way.variables(Port(5)) == {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:5/"}
+    assert way.variables(Port(5), Port(6)) == {"JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:5/"}
 
 
 def test_the_short_table_compares_with_bare() -> None:
