@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,13 +24,41 @@ def hub(pyz: Path) -> Iterator[Hub]:
     yield from start_hub(TEST_ROOT, pyz)
 
 
+COPIES_VENVS = """#!/bin/sh
+[ "$1 $2" != "-m venv" ] || exec cp -a {venv} "$3"
+exec {python} "$@"
+"""
+
+
 @pytest.fixture(scope="session")
-def fast_pyz(python: str) -> Iterator[Path]:
+def builder() -> Iterator[Path]:
+    """A Python for build.sh (PYTHON) that copies a virtual environment each time: to make one takes
+    longer than all else that a build does."""
+    python, folder = "/usr/bin/python3", make_world_dir()
+    try:
+        venv, program = folder / "venv", folder / "python3"
+        subprocess.run([python, "-m", "venv", venv], check=True)
+        program.write_text(COPIES_VENVS.format(venv=venv, python=python))
+        program.chmod(0o755)
+        yield program
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def built_by_builder(builder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each build.sh that the test starts takes that Python, unless it is told another one."""
+    monkeypatch.setenv("PYTHON", str(builder))
+
+
+@pytest.fixture(scope="session")
+def fast_pyz(python: str, builder: Path) -> Iterator[Path]:
     """An archive with byte code for the Python that runs our code; every account can run it."""
     folder = make_world_dir()
     try:
         output = folder / "with-byte-code.pyz"
-        subprocess.run([PROJECT / "build.sh", "--for", python, output], check=True)
+        words = [str(PROJECT / "build.sh"), "--for", python, str(output)]
+        subprocess.run(words, env={**os.environ, "PYTHON": str(builder)}, check=True)
         yield output
     finally:
         shutil.rmtree(folder)

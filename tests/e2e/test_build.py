@@ -17,6 +17,7 @@ import pytest
 from helpers import OWNER, PROJECT, as_user, cannot, end, environment, free_port, needs, run_as
 
 pytestmark = pytest.mark.e2e
+built_by_builder = pytest.mark.usefixtures("built_by_builder")
 
 MAX_SIZE = 1_000_000  # bytes
 SOURCES = ("archive", "build.sh", "pyproject.toml", "batchspawner_portwrap.py", "portwrap", "share")
@@ -122,6 +123,7 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path, pyz: Path) -> None:
     assert sorted(path.name for path in sources.iterdir()) == sorted([*SOURCES, *TEXTS])
 
 
+@built_by_builder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_changed_source_changes_the_bytes(tmp_path: Path, pyz: Path) -> None:
@@ -159,6 +161,7 @@ def test_the_build_prints_path_size_and_sum_and_renames_into_place(tmp_path: Pat
     assert times_in(output) == {(2023, 11, 14, 22, 13, 20)}, "not SOURCE_DATE_EPOCH"
 
 
+@built_by_builder
 @pytest.mark.timeout(300)
 def test_what_builds_it_is_pinned_by_its_hash(tmp_path: Path) -> None:
     sources = copy_of_the_sources(tmp_path / "copy")
@@ -177,6 +180,7 @@ def test_what_builds_it_is_pinned_by_its_hash(tmp_path: Path) -> None:
     assert not (tmp_path / "none.pyz").exists()
 
 
+@built_by_builder
 @pytest.mark.timeout(300)
 def test_a_failed_build_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
     sources = copy_of_the_sources(tmp_path / "copy")
@@ -318,6 +322,7 @@ def test_the_sdist_holds_every_file_of_the_project(sdist: Path) -> None:
     assert found - {"PKG-INFO"} == tracked_files() - {"dist/.gitignore"}
 
 
+@built_by_builder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_sdist_builds_the_same_archive(sdist: Path, pyz: Path) -> None:

@@ -48,6 +48,7 @@ def version_of(python: str | Path, archive: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.usefixtures("built_by_builder")
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_byte_code_is_the_same_in_each_build(tmp_path: Path) -> None:
