@@ -116,6 +116,14 @@ NAMESPACES = (
     ),
     Diagnostic(
         Failure.NAMESPACE,
+        "setting up the user namespace (/proc/self/setgroups): Read-only file system",
+        "/proc is read-only in this job: ReadOnlyPaths=/ of a systemd unit, readonly_paths of"
+        " systemdspawner.",
+        "Except it: ReadWritePaths=/proc, readwrite_paths.",
+        answer="Read-only file system",
+    ),
+    Diagnostic(
+        Failure.NAMESPACE,
         "unshare(…): …",
         "The kernel refuses new user and network namespaces.",
         "'unshare -Urn true' must succeed in the same place, inside a job.",

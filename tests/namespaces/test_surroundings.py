@@ -242,6 +242,14 @@ def test_the_check_within_a_filter_of_namespaces(node: Node) -> None:
     assert "RestrictNamespaces=" in found["user namespaces"]["remedy"]
 
 
+def test_a_proc_that_is_read_only(portwrap: Portwrap, port: int) -> None:
+    """As by ReadOnlyPaths=/ of systemd."""
+    around = as_owner_in("mount -o remount,bind,ro /proc")
+    env = environment(OWNER)
+    result = run_in_sandbox(portwrap, "true", port=port, before=around, account="root", env=env)
+    refusal_of(result, 125, "Read-only file system", "ReadWritePaths=/proc")
+
+
 # ---- security modules --------------------------------------------------------------------------
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -276,6 +276,7 @@ def test_no_row_stands_behind_one_that_takes_its_place() -> None:
 CHECK, REFUSALS, MISTAKES = "test_check.py", "test_refusals.py", "test_mistakes.py"
 UNEXPECTED, AROUND_IT = "../unit/test_unexpected.py", "test_surroundings.py"
 REAL = {
+    "/proc is read-only": ("test_surroundings.py", "test_a_proc_that_is_read_only"),
     "User namespaces are switched off": (CHECK, "test_namespaces"),
     "Network namespaces are switched off": (CHECK, "test_namespaces"),
     "The limit of namespaces is reached": (CHECK, "test_namespaces"),
