@@ -62,6 +62,8 @@ add_hub() {
         --only-binary :all: --python-version 3.13 --implementation cp --abi cp313 --abi abi3 \
         --abi none --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
         --target "$tree/usr/local/lib/python3.13/dist-packages" -r "$here/requirements.txt"
+    # An emulated processor would take minutes for it. Not all files are modules.
+    chroot "$tree" python3 -m compileall -qq /usr/local/lib/python3.13/dist-packages || true
     cp -a "$PORTWRAP_TEST_ROOT/chp" "$tree/opt/chp"
     chown -R 0:0 "$tree/opt/chp" "$tree/usr/local"
 }
