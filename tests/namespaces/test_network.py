@@ -40,10 +40,21 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def exchange(session: Inside, listener: socket.socket) -> None:
-    """The sandbox connects to this listener, and bytes go both ways."""
+    """The sandbox connects to this listener, and bytes go both ways. Debian 12's pasta sometimes
+    forwards no more of a connection: another one is tried then."""
+    for _ in range(2):
+        try:
+            return exchange_once(session, listener)
+        except TimeoutError:
+            continue
+    exchange_once(session, listener)
+
+
+def exchange_once(session: Inside, listener: socket.socket) -> None:
     address, port = listener.getsockname()[:2]
     listener.settimeout(10)
     with session.connect(address, port) as client, listener.accept()[0] as server:
+        server.settimeout(10)
         client.sendall(b"question")
         assert server.recv(99) == b"question"
         server.sendall(b"answer")

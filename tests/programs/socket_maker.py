@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 asker = socket.socket(fileno=0)
+LIMIT = 20.0
+"""Seconds that a connection may take."""
 
 
 def name(text: str) -> str:
@@ -43,7 +45,7 @@ def listen(address: str, port: int, backlog: int = 1024) -> socket.socket:
 
 def connect(address: str, port: int, protocol: int = 0) -> socket.socket:
     made = tcp_or_udp(address, socket.SOCK_STREAM, protocol)
-    made.settimeout(5)
+    made.settimeout(LIMIT)
     made.connect((address, port))
     return made
 
@@ -51,7 +53,7 @@ def connect(address: str, port: int, protocol: int = 0) -> socket.socket:
 def unconnected(address: str, port: int, how: str) -> socket.socket:
     """A TCP socket that was connected once, or nearly, and is not any more."""
     made = tcp_or_udp(address, socket.SOCK_STREAM)
-    made.settimeout(5)
+    made.settimeout(LIMIT)
     made.connect((address, port))
     disconnect(made)
     if how == "refused":  # by nobody's port
@@ -119,7 +121,7 @@ def connect_watched(address: str, port: int) -> socket.socket:
     except BlockingIOError:
         pass
     assert epoll.poll(10) == [(made.fileno(), select.EPOLLOUT)]
-    made.settimeout(5)
+    made.settimeout(LIMIT)
     return made
 
 
