@@ -90,7 +90,7 @@ class Hub:
         options = {"sandbox": True, "cmd": shlex.join(cmd)}
         answer = self.client.api("POST", f"/hub/api/users/{OWNER}/server", options)
         assert answer.status == 202, answer.text
-        wait_until(lambda: len(self.jobs()) > before, 20, "a new job")
+        wait_until(lambda: len(self.jobs()) > before, 60, "a new job")
 
     def stop(self) -> None:
         """Stop the owner's server, if there is one, ready or still starting."""
@@ -98,7 +98,7 @@ class Hub:
             kernel.socket.close()
         self.kernels.clear()
         self.client.stop()
-        wait_until(lambda: self.state() not in ("", "RUNNING"), 20, "the end of the job")
+        wait_until(lambda: self.state() not in ("", "RUNNING"), 60, "the end of the job")
 
     # -- the job ----------------------------------------------------------------------------
 

@@ -158,7 +158,7 @@ def test_a_session(hub: Hub, place: Place) -> None:
             assert hub.client.get(hub.user(path)).status == 200
         answers = neighbour_asks(hub, seen["port"])
         assert {place: answer for place, answer in answers.items() if answer != REFUSED} == {}
-    wait_until(lambda: not hub.processes(), 10, f"the end of {hub.processes()}")
+    wait_until(lambda: not hub.processes(), 60, f"the end of {hub.processes()}")
     end = "CANCELLED 0:0" if place.engine.shuts_down else "CANCELLED 0:15"
     assert hub.state() == end, hub.log()
     assert "killing what is left" not in hub.log()

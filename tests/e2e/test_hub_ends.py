@@ -46,7 +46,7 @@ def test_a_server_that_is_killed_is_seen_as_killed(hub: Hub, kind: str) -> None:
     with hub.running(kind):
         port = hub.host_port()
         os.kill(hub.job_pid(), 9)
-        wait_until(lambda: hub.state() != "RUNNING", 10, "the end of the job")
+        wait_until(lambda: hub.state() != "RUNNING", 60, "the end of the job")
     assert_ended(hub, "FAILED 0:9")
     assert_free(port)
 
@@ -62,7 +62,7 @@ def assert_ended(hub: Hub, state: str) -> None:
     assert hub.state() == state
     assert "killing what is left" not in hub.log()
     # The step daemon itself ends just after it has written the state.
-    wait_until(lambda: not hub.processes(), 10, f"the end of {hub.processes()}")
+    wait_until(lambda: not hub.processes(), 60, f"the end of {hub.processes()}")
 
 
 def assert_free(port: int) -> None:
@@ -81,7 +81,7 @@ def assert_fails(hub: Hub, cmd: list[str], state: str, pattern: str) -> None:
     """The job ends by itself within seconds, with two lines of ours and no traceback."""
     hub.begin_spawn(cmd)
     try:
-        wait_until(lambda: hub.state() not in ("", "RUNNING"), 10, "the job's end")
+        wait_until(lambda: hub.state() not in ("", "RUNNING"), 60, "the job's end")
         lines = [line for line in hub.log().splitlines() if line]
         assert re.search(rf"^batchspawner-portwrap: .*{pattern}", lines[-2]), lines
         assert lines[-1].startswith("  "), lines
