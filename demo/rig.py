@@ -148,7 +148,11 @@ class Rig:
     def _write_server_config(self, directory: Path) -> None:
         command = ["/usr/bin/python3", f"{self.facts.run}/bin/notes_app.py", "{port}"]
         notes = f"{self.facts.run}/home/{self.facts.owner}/notes.txt"
-        server = {"command": [*command, notes], "launcher_entry": {"title": "My notes"}}
+        server = {
+            "command": [*command, notes],
+            "launcher_entry": {"title": "My notes"},
+            "timeout": 60,  # seconds until it answers: by default five
+        }
         directory.mkdir(parents=True)
         config = {"ServerProxy": {"servers": {"notes": server}}}
         (directory / "jupyter_server_config.json").write_text(json.dumps(config, indent=2))

@@ -222,7 +222,8 @@ def needs_installed(place: Path) -> None:
 def start_hub(root: Path, archive: Path, *options: str | Path) -> Iterator[Hub]:
     """Start the hub of the demonstration (options: of `demo.rig`); take it down after the yield."""
     words = [sys.executable, "-B", "-m", "demo.rig", "--root", root, "--archive", archive]
-    words += ["--name", "test", "--owner", OWNER, "--stranger", NEIGHBOUR, *options]
+    words += ["--name", "test", "--owner", OWNER, "--stranger", NEIGHBOUR]
+    words += ["--http-timeout", str(START_SECONDS), *options]
     process = subprocess.Popen(
         [str(word) for word in words],
         cwd=PROJECT,

@@ -34,6 +34,7 @@ c.Spawner.environment = {
     },
 }
 c.Spawner.notebook_dir = settings["home"]
+c.Spawner.http_timeout = 90  # of a busy machine
 
 archive, *server = c.Spawner.cmd
 if settings["kind"] == "plain":

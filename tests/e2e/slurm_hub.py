@@ -95,7 +95,7 @@ class SlurmHub:
             path.write_text(f"the secret of {account} is {secrets.token_hex(8)}\n")
             path.chmod(0o600)
             shutil.chown(path, account, path.parent.group())
-        servers = {"notes": {"command": [*notes, "notes.txt"]}}
+        servers = {"notes": {"command": [*notes, "notes.txt"], "timeout": 60}}
         # Where JupyterLab is installed, too, nobody here looks at it.
         extensions = dict.fromkeys(("jupyterlab", "jupyter_lsp", "notebook_shim"), False)
         text = json.dumps(
