@@ -32,8 +32,11 @@ OPTIMIZE = 2
 NO_COLUMNS, NO_LOCATION = 13, 15
 """Kinds of entries of co_linetable."""
 START = Path(__file__).with_name("__main__.py")
-NOT_AT_A_START = re.compile(r"portwrap/(check/|diagnostics/(?!(__init__|errors|log)\.py))")
-"""Modules that a start of a session does not load, nor the session later."""
+NOT_AT_A_START = re.compile(
+    r"portwrap/(__main__\.py|check/|cli/(help|version)\.py|keeper/ephemeral_ports\.py"
+    r"|diagnostics/(?!(__init__|errors|log)\.py))"
+)
+"""Modules that a session does not load, but for --publish-ephemeral."""
 SOURCES = "site-packages"
 ALSO_SOURCES = "\n__path__.append({sources!r}.join(__path__[0].rsplit({folder!r}, 1)))\n"
 """What a package of byte code does where some of its modules have none."""
