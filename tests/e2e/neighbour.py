@@ -61,6 +61,7 @@ def look(facts: Facts) -> dict[str, str]:
         "her server on 127.0.0.1": read_at(mine, [facts["127.0.0.1"]], facts["page"]),
         "her server on 0.0.0.0": read_at(mine, [facts["0.0.0.0"]], facts["page"]),
         "her server on ::1": read_at(mine, [facts["::1"]], facts["page"]),
+        "her server on a published port": read_at(mine, [facts["published"]], facts["page"]),
         "her server on ::": read_at(mine, [facts["::"]], facts["page"]),
         "whatever else listens": read_at(mine, others(facts), facts["page"]),
         "her UDP ports": asked_by_datagram(mine, facts["udp"], facts["page"]),
@@ -132,7 +133,7 @@ def found(ports: set[int], facts: Facts) -> str:
 
 
 def others(facts: Facts) -> list[int]:
-    return sorted(listening(facts["uid"]) - {facts["host port"]})
+    return sorted(listening(facts["uid"]) - {facts["host port"], facts["published"]})
 
 
 def tried(attempts: Iterable[Callable[[], bool]]) -> str:

@@ -16,7 +16,7 @@ from e2e.slurm_hub import Session, SlurmHub
 
 from helpers import NEIGHBOUR, OWNER, PROJECT, end, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 
 KINDS = ("plain", "sandbox", "allow-from")
 FLOODS = ("idle connections", "slow requests", "resets", "garbage")
@@ -25,7 +25,9 @@ FLOOD_SECONDS, LARGE_FLOOD_SECONDS = 60, 9
 """The small one is begun whole. The large one fills up what it can; the kernel tries to connect
 again to a server whose backlog is full after 1, 3 and 7 seconds."""
 PAGE = "only for the owner"
-TOOK, GETS = "takes it", "gets it"
+PUBLISHED = 28123
+"""Below the ports that the kernel gives to clients by itself, and not Slurm's."""
+TOOK, GETS, FAILS = "takes it", "gets it", "her start fails"
 
 # Listens on everything that a program can listen on, and serves one page there.
 OPEN_EVERYTHING = """
@@ -75,6 +77,27 @@ for name, path, mode in (
 print(json.dumps(made))
 """
 
+SERVE_PUBLISHED = """
+import socket, threading
+shared = socket.socket()
+shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+shared.bind(("0.0.0.0", {port}))
+shared.listen()
+def serve_published(server):
+    while True:
+        try:
+            visitor, _ = server.accept()
+        except OSError:
+            return
+        threading.Thread(target=answer, args=(visitor,), daemon=True).start()
+serving = threading.Thread(target=serve_published, args=(shared,), daemon=True)
+serving.start()
+"""
+END_PUBLISHED = """
+shared.shutdown(socket.SHUT_RDWR)
+serving.join()
+shared.close()
+"""
 SEND_DATAGRAM = """
 import socket
 letter = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -116,6 +139,11 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "her port, from its first moment": (TOOK, "no", "no"),
     "her port, while the server runs": (TOOK, "no", "no"),
     "her Jupyter server": ("asked to log in", "asked to log in", "reset"),
+    # Whoever may connect to it reaches what she has published.
+    "her server on a published port": ("reached", "reached", "no"),
+    "her published port, before a server listens": (TOOK, "no", "no"),
+    "her published port, while a server runs": (TOOK, "no", "no"),
+    "her published port, between two servers": (TOOK, "no", "no"),
     # What no network namespace changes, for better or worse.
     "her socket file, mode 777": ("reached", "reached", "reached"),
     "her socket file, mode 600": ("no", "no", "no"),
@@ -129,8 +157,10 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "entering them": ("no", "no", "no"),
     "tracing her processes": ("no", "no", "no"),
     "signals to her processes": ("no", "no", "no"),
-    "her port, before she has it": ("her start fails", "her start fails", "her start fails"),
+    "her port, before she has it": (FAILS, FAILS, FAILS),
     "her port, when she has gone": (TOOK, TOOK, TOOK),
+    "her published port, before she has it": (FAILS, FAILS, FAILS),
+    "her published port, when she has gone": (TOOK, TOOK, TOOK),
     **{f"she is served beside {FLOOD:,} {kind}": ("yes", "yes", "yes") for kind in FLOODS},
 }
 """Attempt, and its outcome without the sandbox, with it, and with --allow-from the proxy's host."""
@@ -221,11 +251,10 @@ class Attack:
         self.neighbour = Neighbour(hub)
         self.answers: dict[str, str] = {}
         self.hers: dict[str, str] = {}
+        environ = {"PORTWRAP_PUBLISH": str(PUBLISHED)}
         if kind == "allow-from":
-            environ = {"PORTWRAP_ALLOW_FROM": hub.cluster.hub.address}
-            self.session = hub.session("native", environment=environ)
-        else:
-            self.session = hub.session("plain" if kind == "plain" else "native")
+            environ["PORTWRAP_ALLOW_FROM"] = hub.cluster.hub.address
+        self.session = hub.session("plain" if kind == "plain" else "native", environment=environ)
 
     def run(self, his: Session) -> Attack:
         """Play it all; `his` is a session of the neighbour's own."""
@@ -239,6 +268,7 @@ class Attack:
         self.note("her port, from its first moment", TOOK if taken[str(port)] else "no")
         self.kernel = self.session.start_kernel()
         facts = self.facts(uid, port)
+        self.publish()
         self.answers.update(self.neighbour.tries(node, "look", facts))
         self.hers = self.neighbour.tries(node, "touch", facts, account=OWNER)
         self.send_datagrams()
@@ -252,8 +282,20 @@ class Attack:
         self.flood(BESIDE_LARGE, "idle connections", LARGE_FLOOD, LARGE_FLOOD_SECONDS)
         self.session.stop()
         self.squat("her port, when she has gone", port)
-        self.before(port)
+        self.squat("her published port, when she has gone", PUBLISHED)
+        self.before("her port, before she has it", port)
+        self.before("her published port, before she has it", PUBLISHED, f"--publish {PUBLISHED}")
         return self
+
+    def publish(self) -> None:
+        """A server on the published port, which ends, and another one, which stays."""
+        serve = SERVE_PUBLISHED.format(port=PUBLISHED)
+        self.squat("her published port, before a server listens", PUBLISHED)
+        self.kernel.cell(serve)
+        self.squat("her published port, while a server runs", PUBLISHED)
+        self.kernel.cell(END_PUBLISHED)
+        self.squat("her published port, between two servers", PUBLISHED)
+        self.kernel.cell(serve)
 
     def note(self, attempt: str, answer: str) -> None:
         self.answers[attempt] = answer
@@ -275,6 +317,7 @@ class Attack:
             **made,
             "uid": uid,
             "host port": port,
+            "published": PUBLISHED,
             "path": self.session.path("api/contents"),
             "application": application,
             "secret": secret,
@@ -283,8 +326,9 @@ class Attack:
 
     def squat(self, attempt: str, port: int) -> None:
         words = ["/usr/bin/python3", str(self.hub.run / "bin" / "squat.py"), str(port)]
-        addresses = ["0.0.0.0", "127.0.0.1", "::", "::1", "::ffff:127.0.0.1"]
-        told = self.hub.cluster.node.do(*words, *addresses, account=NEIGHBOUR)
+        node = self.hub.cluster.node
+        addresses = ["0.0.0.0", "127.0.0.1", "::", "::1", "::ffff:127.0.0.1", node.address]
+        told = node.do(*words, *addresses, account=NEIGHBOUR)
         self.note(attempt, TOOK if json.loads(told) else "no")
 
     def cross(self, his: Session, application: int, secret: str) -> None:
@@ -349,12 +393,14 @@ class Attack:
         finally:
             self.session.client.seconds = seconds
 
-    def before(self, port: int) -> None:
+    def before(self, attempt: str, port: int, option: str = "") -> None:
         """The neighbour has the port first: the start must fail, and say why."""
         node = self.hub.cluster.node
         server = f"/usr/bin/python3 -m http.server {port}"
         if self.kind != "plain":
-            server = f"{self.hub.archive} --port {port} /usr/bin/python3 -m http.server 8888"
+            host_port = port + 1 if option else port
+            words = f"{self.hub.archive} --port {host_port} {option}"
+            server = f"{words} /usr/bin/python3 -m http.server 8888"
         with self.neighbour.doing(node, "listen", "0.0.0.0", str(port)) as squatter:
             assert squatter.line() == str(port)
             number = self.hub.cluster.submit(server, "--output=squatted.log")
@@ -363,7 +409,7 @@ class Attack:
         status = "1:0" if self.kind == "plain" else "125:0"
         failed = self.hub.cluster.job(number).state == f"FAILED {status}"
         assert "already in use" in (self.hub.cluster.home() / "squatted.log").read_text()
-        self.note("her port, before she has it", "her start fails" if failed else "she starts")
+        self.note(attempt, FAILS if failed else "she starts")
 
 
 @pytest.fixture(scope="module")

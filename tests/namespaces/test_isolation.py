@@ -156,6 +156,21 @@ def test_nobody_can_take_the_host_port(portwrap: Portwrap, host: str, forward: s
         assert squat(portwrap, session.port) == []
 
 
+@pytest.mark.parametrize("forward", ["relay", "auto"])
+def test_nobody_can_take_a_published_port(portwrap: Portwrap, forward: str) -> None:
+    """Before a server listens on it, while one does, and after that."""
+    port = unused_port()
+    environ = {"PORTWRAP_PUBLISH": str(port)}
+    with Inside(portwrap, forward=forward, extra_env=environ) as session:
+        session.wait_until_up()
+        assert squat(portwrap, port) == []
+        with session.listen("127.0.0.1", port) as listener:
+            session.keep(socket.create_connection(("127.0.0.1", port), timeout=10))
+            session.keep(listener.accept()[0])
+            assert squat(portwrap, port) == []
+        assert squat(portwrap, port) == []
+
+
 def test_nobody_slips_in_between_bind_and_listen(portwrap: Portwrap) -> None:
     """Nor does a rival who has SO_REUSEADDR, by which two may bind as long as none listens."""
     needs("strace")
