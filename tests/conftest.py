@@ -101,6 +101,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # that of Python 3.8 knows no other order
+        config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(trylast=True)  # of what is left then
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--one-forward"):
@@ -116,8 +121,8 @@ WEIGHTS = {"slow": 40, "e2e": 4, "namespaces": 1}
 
 
 def _longest_files_first(items: list[pytest.Item]) -> None:
-    """A worker that gets a long file at last works while the others have nothing to do any more. In
-    this order pytest-xdist gives files out, unless it sorts them by their numbers of tests."""
+    """A worker that gets a long file at last works while the others have nothing to do any more.
+    pytest-xdist gives files out in this order (see pytest_configure)."""
     files: dict[Path, float] = defaultdict(float)
     for item in items:
         marks = (value for name, value in WEIGHTS.items() if item.get_closest_marker(name))

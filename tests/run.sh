@@ -108,7 +108,7 @@ perform() {
     shift 2
     eval "words=(${commands[number]})"
     env "${words[@]}" -o "cache_dir=$work/cache-$number" \
-        --numprocesses="$workers" --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 \
+        --numprocesses="$workers" --dist=loadfile --max-worker-restart=0 \
         "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null 2>&1 |
         tee "$work/log-$number" || status=${PIPESTATUS[0]}
     printf '%s\n' "$status" >"$work/status-$number"
