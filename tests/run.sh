@@ -2,8 +2,9 @@
 # Run the tests: tests/run.sh [quick|unit|namespaces|e2e|all|matrix|vm|fuzz|coverage] [--no-setup]
 #                             [pytest's arguments]
 #
-#   quick       what to run while you work: of unit and namespaces what is fast, each test with one
-#               forward, in the system's Python; writes nothing into the checkout
+#   quick       what to run while you work: of unit and namespaces what is fast and tries no programs of
+#               other people, each test with one forward, in the system's Python; writes nothing into
+#               the checkout
 #   unit        no kernel features; in the system's Python, then in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
 #   e2e         the archive, JupyterHub and batchspawner
@@ -213,7 +214,8 @@ measure_coverage() {
 run_quick() {
     export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=$work/hypothesis
     run_part quick "$runner" tests/unit tests/namespaces --one-forward \
-        --ignore=tests/unit/test_linters.py -m "not (slow or fuzz or matrix or browser or apps)"
+        --ignore=tests/unit/test_linters.py --ignore=tests/namespaces/test_everyday.py \
+        -m "not (slow or fuzz or matrix or browser or apps)"
 }
 
 # What is fast, our code started by each.
