@@ -707,18 +707,6 @@ LAUNCH = [
     *of(
         "portwrap/launch/ssh_config.py",
         (
-            "what the host mounts later appears (MS_SLAVE)",
-            "namespaces.MS_REC | namespaces.MS_SLAVE)",
-            "namespaces.MS_REC | (1 << 18))",
-            f"{SSH} mounts_later",
-        ),
-        (
-            "the copies cannot be written",
-            '            namespaces.mount("", folder, "", TMPFS | read_only)\n',
-            "            pass\n",
-            f"{SSH} cannot_be_written",
-        ),
-        (
             "nobody waits at a FIFO",
             "        if not stat.S_ISREG(os.stat(path).st_mode):"
             "  # to open a device may do something\n"
@@ -737,6 +725,21 @@ LAUNCH = [
             "        if os.stat(real).st_uid or os.stat(folder).st_uid:\n            return None\n",
             "",
             f"{SSH} files_are_the_users",
+        ),
+    ),
+    *of(
+        "portwrap/launch/ssh_cover.py",
+        (
+            "what the host mounts later appears (MS_SLAVE)",
+            "namespaces.MS_REC | namespaces.MS_SLAVE)",
+            "namespaces.MS_REC | (1 << 18))",
+            f"{SSH} mounts_later",
+        ),
+        (
+            "the copies cannot be written",
+            '            namespaces.mount("", folder, "", TMPFS | read_only)\n',
+            "            pass\n",
+            f"{SSH} cannot_be_written",
         ),
         (
             "large directories are left alone",

@@ -15,8 +15,8 @@ from ..keeper.driver import variables
 from ..kernel import seccomp
 from ..kernel.interfaces import IFF_TAP, TUN, make_device, open_tun
 from ..launch import dns, drivers, hosts, namespaces, services
-from ..launch.drivers.direct import Direct, why_no_tun
-from ..launch.drivers.driver import find_executable
+from ..launch.drivers.direct import Direct
+from ..launch.drivers.driver import find_executable, why_no_tun
 from ..launch.drivers.routes import DEVICE
 from .report import FAILED, OK, WARNING, Result, refused
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..launch.drivers.direct import why_no_tun
+from ..launch.drivers.driver import why_no_tun
 from .diagnostic import Diagnostic, fill_in, this_system
 from .errors import Failure, PortwrapError
 from .remedies import table

@@ -219,9 +219,11 @@ def _route_node_services(sandbox: Sandbox, node: Node, driver: NetworkDriver | N
 
 def _cover_ssh_config(sandbox: Sandbox, covered: Mapping[str, set[str]]) -> str:
     """Have ssh accept the configuration that root has given it; return which directories it is."""
-    from . import ssh_config
+    if not covered:
+        return ""
+    from . import ssh_cover
 
-    why = ssh_config.apply(covered)
+    why = ssh_cover.apply(covered)
     folders = ", ".join(sorted(covered))
     if why:
         log(f"{sandbox.program}: ssh rejects root-owned files in {folders}: {why}\n")

@@ -23,7 +23,7 @@ from launches import batchspawner_portwrap, ours_alive, thread_library
 from networks import FAR, SERVER, SERVER6, HubApi, Server6, ip
 
 from portwrap.check import session
-from portwrap.launch import ssh_config
+from portwrap.launch import ssh_cover
 from portwrap.launch.drivers.routes import SUBNETS
 
 from conftest import TEST_ROOT
@@ -518,7 +518,7 @@ def test_more_files_of_root_than_are_covered(make_node: Any) -> None:
     folder = SSH_FOLDER
     node = make_node(
         *INCLUDED_BY_SSH,
-        f"for n in $(seq {ssh_config.MAX_ENTRIES + 1}); do : > {folder}/$n.conf; done",
+        f"for n in $(seq {ssh_cover.MAX_ENTRIES + 1}); do : > {folder}/$n.conf; done",
     )
     status, answer = node.check()
     found = named(answer)["ssh"]
@@ -535,7 +535,7 @@ def test_a_large_directory_is_left_alone(make_node: Any) -> None:
     needs("ssh")
     node = make_node(
         *INCLUDED_BY_SSH,
-        f"for n in $(seq {ssh_config.MAX_ENTRIES}); do : > {SSH_FOLDER}/$n; done",
+        f"for n in $(seq {ssh_cover.MAX_ENTRIES}); do : > {SSH_FOLDER}/$n; done",
         f"echo 'ServerAliveInterval 60' > {SSH_FOLDER}/site.conf",
     )
     found = named(node.check()[1])["ssh"]

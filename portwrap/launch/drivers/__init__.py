@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ...diagnostics.errors import Failure, PortwrapError
 from ..hosts import need_ipv6, needed_addresses
-from .direct import WITHOUT, Direct, why_no_tun
-from .driver import NetworkDriver
+from .driver import DIRECT as DIRECT
+from .driver import WITHOUT, NetworkDriver, why_no_tun
 from .pasta import Pasta
 from .routes import leads_on_by_ipv6, read_routes
 from .slirp4netns import Slirp4netns
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..hosts import Known
+    from .routes import Route
 
 NETWORK_DRIVERS: Sequence[type[NetworkDriver]] = (Slirp4netns, Pasta)
 """In the order in which "auto" tries them."""
-AUTO, DIRECT, NONE = "auto", Direct.name, "none"
+AUTO, NONE = "auto", "none"
 CHOICES = (AUTO, *(driver.name for driver in NETWORK_DRIVERS), DIRECT, NONE)
 """The values of --network."""
 
@@ -52,10 +53,10 @@ def choose(
         return None
     routes = read_routes()
     if network == DIRECT:
-        return Direct(routes, needed)
+        return _direct(routes, needed)
     no_tun = why_no_tun() if network == AUTO and may_be_direct else None
     if no_tun is not None:
-        return Direct(routes, needed, no_tun)
+        return _direct(routes, needed, no_tun)
     wants_ipv6 = needs_ipv6 or (not routes and leads_on_by_ipv6())
     # Sorting keeps the order of those that are equal.
     in_order = sorted(NETWORK_DRIVERS, key=lambda driver: wants_ipv6 and not driver.has_ipv6)
@@ -75,8 +76,16 @@ def choose(
         return found[0]
     refusal = _refusal(refused)
     if network == AUTO and may_be_direct:
-        return Direct(routes, needed, refusal)
+        return _direct(routes, needed, refusal)
     raise refusal
+
+
+def _direct(
+    routes: Sequence[Route], needed: Sequence[str], instead_of: PortwrapError | None = None
+) -> NetworkDriver:
+    from .direct import Direct  # few sessions need it
+
+    return Direct(routes, needed, instead_of)
 
 
 def choose_for(

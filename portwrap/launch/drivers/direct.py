@@ -9,16 +9,13 @@ minutes. To bind to such an address fails (`keeper/outbound.py`).
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 
 from ...diagnostics.errors import Failure, PortwrapError
-from ...kernel.interfaces import TUN, open_tun
 from ...kernel.rtnetlink import TABLE_LOCAL, Netlink, family_of
 from ...kernel.sockets import pack
 from ..services import is_loopback
-from .driver import NetworkDriver
+from .driver import DIRECT, WITHOUT, NetworkDriver
 from .routes import ADDRESS6
 
 TYPE_CHECKING = False
@@ -30,20 +27,14 @@ if TYPE_CHECKING:
 RESOLVERS, OWN, TCP, PING, ALL = 5, 10, 20, 21, 30
 """Priorities of the rules: what there is in the sandbox is found before what is unreachable."""
 ICMP: dict[int, int] = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
-WITHOUT = ": the session would have no outbound network"
 FAR = ("192.0.2.1", "2001:db8::1")
 """Addresses of nobody (RFC 5737, RFC 3849), to which a default route leads."""
-TUN_FAILURES = {
-    errno.ENOENT: Failure.TUN_MISSING,
-    errno.EACCES: Failure.TUN_MODE,
-    errno.EPERM: Failure.TUN_FORBIDDEN,  # of a device cgroup; a mode is refused with EACCES
-}
 
 
 class Direct(NetworkDriver):
     """What is in place of a network driver. It runs no program."""
 
-    name = "direct"
+    name = DIRECT
 
     def __init__(
         self,
@@ -133,13 +124,3 @@ def add_if_missing(netlink: Netlink, loopback: int, address: bytes) -> None:
         netlink.add_address(loopback, address)
     except FileExistsError:
         pass
-
-
-def why_no_tun() -> PortwrapError | None:
-    """Why no network driver can work here, if the tun device is the reason."""
-    try:
-        os.close(open_tun())
-    except OSError as error:
-        failure = TUN_FAILURES.get(error.errno or 0, Failure.TUN_BROKEN)
-        return PortwrapError(f"{TUN}: {error.strerror}", failure)
-    return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ...diagnostics.errors import Failure, PortwrapError
+from ...kernel.interfaces import TUN, open_tun
 from .routes import SUBNET6, free_subnet, overlapping, routes_to, used_addresses
 
 TYPE_CHECKING = False
@@ -17,8 +19,14 @@ if TYPE_CHECKING:
 
 PACKAGE_FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin")
 """Where packages install programs: batch jobs may have a shorter PATH than it takes."""
-
-
+DIRECT = "direct"
+"""The name of what is in place of a driver (`direct.py`)."""
+WITHOUT = ": the session would have no outbound network"
+TUN_FAILURES = {
+    errno.ENOENT: Failure.TUN_MISSING,
+    errno.EACCES: Failure.TUN_MODE,
+    errno.EPERM: Failure.TUN_FORBIDDEN,  # of a device cgroup; a mode is refused with EACCES
+}
 INSTALL_EVERYWHERE = (
     "Install it on every node; the PATH of batch jobs may be shorter than that of your shell."
 )
@@ -116,4 +124,14 @@ def find_executable(name: str, environ: Mapping[str, str]) -> str | None:
         path = os.path.join(folder, name)
         if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
             return path
+    return None
+
+
+def why_no_tun() -> PortwrapError | None:
+    """Why no network driver can work here, if the tun device is the reason."""
+    try:
+        os.close(open_tun())
+    except OSError as error:
+        failure = TUN_FAILURES.get(error.errno or 0, Failure.TUN_BROKEN)
+        return PortwrapError(f"{TUN}: {error.strerror}", failure)
     return None
