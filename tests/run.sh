@@ -83,7 +83,14 @@ count() {
         total[$outcome]=$((${total[$outcome]} + ${number%% *}))
     done
     closing=$(sed -E 's/^=+ | =+$//g' <<<"$closing")
+    if a_worker_died; then
+        closing+=', a worker died'
+        broken=yes
+    fi
 }
+
+# Then the tests it would have run next are dropped, and no number tells of them.
+a_worker_died() { grep -qE '^[^ ]*\[gw[0-9]+\] node down: ' "$log"; }
 
 processors=$(nproc)
 workers=${PORTWRAP_WORKERS:-$((processors < 8 ? 2 * processors : 16))}
@@ -145,10 +152,11 @@ perform_side_by_side() {
     beside=
 }
 
-# What is left behind at the end of a file may be another test's fault than the last one's, and who
-# has chosen arguments may have stopped at a failure.
+# What is left behind at the end of a file may be another test's fault than the last one's, who has
+# chosen arguments may have stopped at a failure, and what a dead worker dropped has not failed.
 can_be_repeated() {
-    [[ ${#pytest_arguments[@]} == 0 ]] && ! grep -q '^_* ERROR at teardown of ' "$log"
+    [[ ${#pytest_arguments[@]} == 0 ]] && ! a_worker_died &&
+        ! grep -q '^_* ERROR at teardown of ' "$log"
 }
 
 # A fixture that fails is an error of every test that needs it, mostly of one file.

@@ -184,6 +184,26 @@ def test_too_many_failures_are_not_tried_again(tmp_path: Path) -> None:
     assert (result.returncode, (tmp_path / "tries").read_text()) == (1, "x"), result
 
 
+DIES_ONCE = """
+import os, pathlib, pytest
+died = pathlib.Path("{}")
+@pytest.mark.parametrize("number", range(3))
+def test_it(number):
+    if not died.exists():
+        died.touch()
+        os._exit(1)
+"""
+
+
+def test_the_tests_that_a_dead_worker_drops_are_missed(tmp_path: Path) -> None:
+    """Tried again is what failed, which is the one test that the worker was at."""
+    project = Project(tmp_path, DIES_ONCE.format(tmp_path / "died"))
+    result = project.run(PORTWRAP_AGAIN="6", PORTWRAP_WORKERS="1")
+    told = "0 passed, 1 failed, 0 skipped"
+    assert [result.returncode, result.stdout.splitlines()[-1]] == [1, told], result
+    assert result.stdout.splitlines()[-2].endswith("s, a worker died"), result
+
+
 SIGINT_IS_DEFAULT = """
 import signal
 def test_it(): assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
