@@ -56,6 +56,9 @@ beside=       # the process group of the runs in the background
 work=$(mktemp -d)
 log=
 trap clean_up EXIT
+# pytest ends by itself, with status 2, and bash would go on. Ctrl-C comes to the runs in front only:
+# clean_up sends it to those in the background.
+trap 'exit 130' INT
 
 # shellcheck disable=SC2317  # a trap calls it
 clean_up() {
@@ -111,6 +114,7 @@ plan() {
 }
 
 # perform NUMBER WORKERS ARGUMENTS...: its output and its status are kept in files.
+# At Ctrl-C, pytest still ends its fixtures and tells the failures: to a tee that has not ended.
 perform() {
     local number=$1 workers=$2 status=0 words
     shift 2
@@ -118,7 +122,7 @@ perform() {
     env "${words[@]}" -o "cache_dir=$work/cache-$number" \
         --numprocesses="$workers" --dist=loadfile --max-worker-restart=0 \
         "$@" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null 2>&1 |
-        tee "$work/log-$number" || status=${PIPESTATUS[0]}
+        tee -i "$work/log-$number" || status=${PIPESTATUS[0]}
     printf '%s\n' "$status" >"$work/status-$number"
 }
 
@@ -143,7 +147,10 @@ perform_side_by_side() {
     fi
     : >"$work/beside"
     set -m # in a process group of its own, to which a signal can be sent
-    perform_all "$share" "${others[@]}" >"$work/beside" 2>&1 &
+    {
+        trap 'exit 130' INT # a subshell does not keep the trap
+        perform_all "$share" "${others[@]}"
+    } >"$work/beside" 2>&1 &
     beside=$!
     set +m
     perform_all "$((workers - share))" "${first[@]}"

@@ -208,11 +208,12 @@ SIGINT_IS_DEFAULT = """
 import signal
 def test_it(): assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
+# Not signal.pause(), which waits for the next signal if the first one comes just before it.
 WAITS = """
-import os, signal
+import os, time
 def test_it():
     os.mkdir(f"{}/{{os.getpid()}}")
-    signal.pause()
+    while True: time.sleep(0.1)
 """
 
 
@@ -230,16 +231,22 @@ def test_other_pythons_beside_the_first(tmp_path: Path) -> None:
     assert [result.stdout.count(f"\n{number} workers [") for number in (3, 2)] == [1, 1], result
 
 
-def test_an_end_before_its_time_ends_all_runs(tmp_path: Path) -> None:
-    """As timeout(1) ends them, in whose process group they are."""
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_an_end_before_its_time_ends_all_runs(tmp_path: Path, number: int, status: int) -> None:
+    """As timeout(1) and Ctrl-C end them: all that is in its process group. No other run begins."""
     begun = tmp_path / "begun"
     begun.mkdir()
     project = Project(tmp_path, WAITS.format(begun))
-    process = project.start("unit", **with_another_python(project))
+    project.write("tests/namespaces/test_more.py", WAITS.format(begun))
+    project.write("tests/e2e/test_most.py", PASSES)
+    process = project.start("all", **with_another_python(project))
     try:
-        wait_until(lambda: len(list(begun.iterdir())) == 2, 50, "both runs at their test")
-        os.killpg(process.pid, signal.SIGTERM)
+        wait_until(lambda: len(list(begun.iterdir())) == 3, 50, "both runs at their tests")
+        os.killpg(process.pid, number)
         process.communicate(timeout=50)
     finally:
         end(process)
+    assert (process.returncode, len(list(begun.iterdir()))) == (status, 3)
     wait_until(lambda: not any(lives(int(path.name)) for path in begun.iterdir()), 50, "an end")
