@@ -23,8 +23,13 @@ PAGE = PROJECT / "docs" / "frameworks.md"
 PROGRAMS = TEST_ROOT / "versions" / "frameworks" / "bin"
 SECONDS = 240
 PORT = "60999"  # the host port: none of those that recipes publish
-NEEDS = re.compile(r"^Needs (nothing|`--publish ([0-9,-]+)`)\.", re.M)
-BLOCK = re.compile(r"^(In the session|On another node):\n\n```(bash|python)\n(.*?)```", re.M | re.S)
+NEEDS = re.compile(r"^Needs (nothing|`(--publish[ 0-9a-z,-]+)`)\.", re.M)
+IN_SESSION, ELSEWHERE, IN_ANOTHER = PLACES = (
+    "In the session",
+    "On another node",
+    "In a session on another node",
+)
+BLOCK = re.compile(rf"^({'|'.join(PLACES)}):\n\n```(bash|python)\n(.*?)```", re.M | re.S)
 PRINTS = re.compile(r"  # prints (.*)$", re.M)
 
 
@@ -38,7 +43,7 @@ class Recipe(NamedTuple):
     """What a section of the page tells to do."""
 
     title: str
-    published: str
+    options: str
     blocks: list[Block]
 
     @property
@@ -48,7 +53,7 @@ class Recipe(NamedTuple):
     @property
     def row(self) -> str:
         """Its row of the page's table."""
-        need = f"`--publish {self.published}`" if self.published else "nothing"
+        need = f"`{self.options}`" if self.options else "nothing"
         return f"| [{self.title}](#{self.anchor}) | {need} |"
 
     @property
@@ -92,15 +97,18 @@ class Stage:
             path.write_text(block.text)
             shutil.chown(path, OWNER, OWNER)
 
-    def run(self, published: str) -> str:
+    def run(self) -> str:
         """What the recipe's result is printed by writes."""
         session, other = self.cluster.nodes
-        command: list[str | Path] = [self.pyz, "--port", PORT]
-        command += ["--publish", published] if published else []
-        here = [*command, "env", "GUEST={guest-port}", "bash", "-c", self.script("In the session")]
-        there: list[str | Path] = ["bash", "-c", self.script("On another node")]
-        programs: dict[Host, list[str | Path]] = {session: here, other: there}
-        main = session if self.main.where == "In the session" else other
+        command: list[str | Path] = [self.pyz, "--port", PORT, *self.recipe.options.split()]
+        command += ["env", "GUEST={guest-port}"]
+        everywhere = {block.where for block in self.recipe.blocks}
+        there = IN_ANOTHER if IN_ANOTHER in everywhere else ELSEWHERE
+        programs: dict[Host, list[str | Path]] = {
+            session: [*command, "bash", "-c", self.script(IN_SESSION)],
+            other: [*(command if there == IN_ANOTHER else []), "bash", "-c", self.script(there)],
+        }
+        main = session if self.main.where == IN_SESSION else other
         for host, words in programs.items():
             if host is not main:
                 self.start(host, words)
@@ -117,7 +125,8 @@ class Stage:
             "LC_ALL": "C.UTF-8",
             "TMPDIR": home_of(OWNER),
             "DASK_TEMPORARY_DIRECTORY": home_of(OWNER),
-            "JDK_JAVA_OPTIONS": f"-Djava.io.tmpdir={home_of(OWNER)}",
+            # Else a machine that is killed leaves a file in /tmp.
+            "JDK_JAVA_OPTIONS": f"-XX:-UsePerfData -Djava.io.tmpdir={home_of(OWNER)}",
             "SPARK_LOCAL_DIRS": home_of(OWNER),
             "SPARK_WORKER_DIR": home_of(OWNER),
         }
@@ -165,11 +174,11 @@ def clean(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.anchor for recipe in RECIPES])
 def test_a_recipe(cluster: Cluster, pyz: Path, recipe: Recipe) -> None:
-    if not (PROGRAMS / "torchrun").exists():
+    if not (PROGRAMS / "mpirun").exists():
         cannot(f"not installed: {PROGRAMS}; tests/setup.sh matrix installs it")
     needs("java")
     with ExitStack() as stack:
         stack.callback(clean, cluster)
         stage = Stage(cluster, pyz, recipe, stack)
-        output = stage.run(recipe.published)
+        output = stage.run()
         assert recipe.result in output.splitlines(), f"{output}\n{stage.logs()}"
