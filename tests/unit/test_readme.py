@@ -129,7 +129,8 @@ OF_OTHERS = {
     "dask": "--nanny-port --no-dashboard --worker-port",
     "spark": "--cores --memory --webui-port",
     "ipyparallel": "--cluster-id --file --ip --log-level --ports",
-    "torchrun": "--standalone",
+    "torchrun": "--master-addr --master-port --nnodes --node-rank --nproc-per-node --standalone",
+    "mpirun": "--host --mca --prtemca",
     "apptainer": "--bind --contain --fakeroot --net --pid",
     "bwrap": "--bind --dev --dev-bind --die-with-parent --disable-userns --proc --ro-bind"
     " --unshare-net --unshare-pid",
@@ -137,7 +138,8 @@ OF_OTHERS = {
     "podman": "--device --network",
     "pip": "--no-deps",
     "journalctl": "--grep",
-    "slurm": "--exclusive --full --gid --output --overlap --pty --signal",
+    "slurm": "--exclusive --full --gid --nodelist --nodes --ntasks --output --overlap --pty"
+    " --signal",
     "rsync": "--no-group",
     "nsenter": "--preserve-credentials --target --user --net",
     "slirp4netns, pasta": "--configure --config-net",
