@@ -907,6 +907,12 @@ KEEPERS = [
     *of(
         "portwrap/keeper/main_loop.py",
         (
+            "what listens on the loopback is not published by a port that it was given for port 0",
+            "self.own if port in self.session.go.ephemeral else self.guests",
+            "self.guests",
+            f"{EPHEMERAL} 'for_the_loopback and relay'",
+        ),
+        (
             "the end of the lifeline is not the command's",
             "        if self.lifecycle.is_gone():\n            self.finish()\n"
             "        self.reactor.unwatch(self.lifecycle.lifeline.fileno())",
@@ -962,6 +968,13 @@ KEEPERS = [
     *of(
         "portwrap/keeper/native.py",
         (
+            "what listens on the loopback is not published by a port that it was given for port 0",
+            "            if number in self.ephemeral and is_loopback(address):\n"
+            "                return False\n",
+            "",
+            f"{EPHEMERAL} 'for_the_loopback and native'",
+        ),
+        (
             "it is the caller's socket (id_valid)",
             "            seccomp.id_valid(notification)\n            return 0",
             "            return 0",
@@ -975,7 +988,7 @@ KEEPERS = [
         ),
         (
             "another port is never replaced",
-            "            port = self.ports.get(socket.getsockname()[1])\n",
+            "            port = self.ports.get(number)\n",
             "            port = next(iter(self.ports.values()))\n",
             f"{NATIVE} another_port",
         ),
@@ -1155,9 +1168,21 @@ KEEPERS = [
         "portwrap/keeper/outbound.py",
         (
             "a client has a port that is published (SO_REUSEPORT)",
-            "        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)\n        new.bind",
-            "        new.bind",
+            "in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):",
+            "in (_socket.SO_REUSEADDR,):",
             f"{EPHEMERAL} bound_to_one",
+        ),
+        (
+            "in TIME_WAIT it does not keep the port (SO_REUSEADDR)",
+            "in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):",
+            "in (_socket.SO_REUSEPORT,):",
+            f"{EPHEMERAL} next_session",
+        ),
+        (
+            "SO_REUSEPORT is ours alone",
+            "        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)\n",
+            "",
+            f"{EPHEMERAL} next_session",
         ),
         (
             "we connect to what we have looked at",

@@ -104,8 +104,9 @@ def start_sessions(
 ) -> list[Result]:
     """Start a session as a server's would be, and one with each other network driver that could be
     in use. They go into `sessions`; what comes back says which could not even be begun."""
-    # Ports that are published may be in use, by a session that runs.
-    plans = [("", {**settings, "published": [], "ephemeral": []}, targets(api))]
+    # Ports that are published may be in use, by a session that runs; whether programs can get them
+    # for port 0 does not depend on that.
+    plans = [("", {**settings, "published": []}, targets(api))]
     if settings["network"] == drivers.AUTO:
         nothing: dict[str, Any] = {"servers": [], "ssh": False, "groups": [], "url": None}
         for driver in drivers.usable(os.environ)[1:]:

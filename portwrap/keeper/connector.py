@@ -8,6 +8,7 @@ itself would wait a second.
 from __future__ import annotations
 
 import errno
+import os
 import select
 import time
 
@@ -185,6 +186,8 @@ class Connector:
     def start(self, outer: Endpoint, upstream: Upstream, target: int) -> Endpoint:
         """Start a connection to a target of this upstream; an event reports the answer. Raises
         OSError."""
+        if not upstream.targets:  # an ephemeral port, on a node with no address but the loopback's
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         family, address = upstream.targets[target]
         inner = Endpoint(_socket.socket(family, STREAM), upstream.inward)
         inner.connecting = True

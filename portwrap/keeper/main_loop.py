@@ -65,7 +65,8 @@ class Keeper:
         self.reactor = Reactor()
         self.relay = Relay(self.reactor, session.max_connections)
         self.unserved = Unserved(session, lifecycle.log.report)
-        self.guests = [*GUESTS, *map(family_and_address, session.go.own_addresses)]
+        self.own = list(map(family_and_address, session.go.own_addresses))
+        self.guests = [*GUESTS, *self.own]
 
     def run(self) -> NoReturn:
         """Serve until the command is gone."""
@@ -135,8 +136,10 @@ class Keeper:
         return Upstream(port, self.guests, allowed=self.session.go.allowed, unserved=self.unserved)
 
     def published_upstream(self, port: int) -> Upstream:
-        """Where clients of a published port are forwarded to in the sandbox."""
-        return Upstream(port, self.guests, allowed=self.session.go.allowed)
+        """Where clients of a published port are forwarded to in the sandbox. Of an ephemeral one
+        not to a server on the loopback: it has asked for a free port, not to be published."""
+        guests = self.own if port in self.session.go.ephemeral else self.guests
+        return Upstream(port, guests, allowed=self.session.go.allowed)
 
     def serve_inward(self, routes: Sequence[tuple[_socket.socket, Upstream]]) -> None:
         """Relay from these sockets of the host to these upstreams in the sandbox, where we are."""

@@ -13,7 +13,7 @@ import _socket
 
 from ..kernel import seccomp
 from ..kernel.processes import take_descriptor
-from ..kernel.sockets import IPPROTO_MPTCP
+from ..kernel.sockets import IPPROTO_MPTCP, is_loopback
 from .forwarded_port import ForwardedPort, HostPort, PublishedPort, Tools, backlog_of
 from .host_sockets import listen_again
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
@@ -40,6 +40,8 @@ class Native:
     ) -> None:
         go = session.go
         self.networks = NetworkNamespaces(go.descriptors.network_namespace)
+        # Programs ask for one as a free port, close it, and have a server for themselves there.
+        self.ephemeral = frozenset(go.ephemeral)
         published: dict[int, list[int]] = {}
         for descriptor, guest in go.published:
             published.setdefault(guest, []).append(descriptor)
@@ -92,7 +94,10 @@ class Native:
             return False
         network = self.networks.of(socket)
         if network == SANDBOX:
-            port = self.ports.get(socket.getsockname()[1])
+            address, number = socket.getsockname()[:2]
+            if number in self.ephemeral and is_loopback(address):
+                return False
+            port = self.ports.get(number)
             return port is not None and port.offer(socket, notification)
         own = self.find(socket) if network == HOST else None
         if own is not None:

@@ -23,7 +23,15 @@ import _socket
 
 from ..kernel import libc, seccomp
 from ..kernel.callers import Memory
-from ..kernel.sockets import STAYS_INSIDE, TCP_CLOSE, OpenFiles, is_marked, mark, state_of
+from ..kernel.sockets import (
+    STAYS_INSIDE,
+    TCP_CLOSE,
+    OpenFiles,
+    is_loopback,
+    is_marked,
+    mark,
+    state_of,
+)
 from .destinations import INSIDE, MAX_SIZE, MISLED, OUTSIDE, Destination, Destinations
 from .epolls import NotMovable
 from .exchange import PUT_BACK
@@ -334,7 +342,7 @@ def bind_as(old: _socket.socket, new: _socket.socket) -> None:
     name = old.getsockname()
     if (name[0] in EVERY_ADDRESS and not name[1]) or not is_bound(old, name[1]):
         return
-    if name[0] == "::1" or name[0].startswith(("127.", "::ffff:127.")):
+    if is_loopback(name[0]):
         raise NotMovable("it is bound to the loopback")
     try:
         new.bind(name)
@@ -343,8 +351,11 @@ def bind_as(old: _socket.socket, new: _socket.socket) -> None:
             raise
         # A published port is ours: beside the socket that reserves it (`launch/ports.py`), and so
         # that a server can be bound there later.
-        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        for option in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):
+            new.setsockopt(_socket.SOL_SOCKET, option, 1)
         new.bind(name)
+        # In TIME_WAIT it has SO_REUSEADDR, else the port could not be published again for a minute.
+        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
 
 
 def is_bound(socket: _socket.socket, port: int) -> bool:

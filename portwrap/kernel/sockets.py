@@ -54,6 +54,11 @@ def parse_address(text: str) -> bytes:
         return b""
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this host can connect there: an address as getsockname(2) returns it."""
+    return address == "::1" or address.startswith(("127.", "::ffff:127."))
+
+
 def serves(bound: bytes, address: bytes) -> bool:
     """Whether a socket that is bound to the first address may have clients at the second: [::]
     serves both families, unless it was told otherwise."""

@@ -136,6 +136,14 @@ def test_lines_for_people(node: Node) -> None:
     assert re.fullmatch(r"A session would start here \(\d+ ms\)\.", verdict)
 
 
+def test_ephemeral_ports_that_cannot_be(node: Node) -> None:
+    """The check says what a start says."""
+    words = ["--forward", "relay", "--outward", "helper", "--publish-ephemeral", "61000-61003"]
+    result = node.run(node.as_owner(*node.program("--check", *words)))
+    assert result.returncode == 125
+    assert "--publish-ephemeral is not possible: nothing is to be native" in result.stdout
+
+
 def test_lines_of_several_hosts(make_node: Any) -> None:
     """srun mixes the lines of its tasks: each says whose it is, and there are few."""
     several = environment(OWNER, {"SLURM_STEP_NUM_TASKS": "2"})

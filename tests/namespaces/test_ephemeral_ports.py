@@ -51,8 +51,8 @@ class Ephemeral(Spawner):
         return json.loads(said)
 
 
-def read_at(port: int) -> bytes:
-    with socket.create_connection((ADDRESS, port), LIMIT) as client:
+def read_at(port: int, address: str = ADDRESS) -> bytes:
+    with socket.create_connection((address, port), LIMIT) as client:
         return client.recv(9)
 
 
@@ -158,6 +158,63 @@ def test_a_client_that_is_bound_to_one(portwrap: Portwrap) -> None:
                     assert read_at(session.ports[0]) == b"served"
 
 
+@pytest.mark.parametrize("address", [V4, "127.0.0.2", V6, f"::ffff:{V4}"])
+@pytest.mark.parametrize("forward", ["native", "relay"])
+def test_a_free_port_for_the_loopback(portwrap: Portwrap, forward: str, address: str) -> None:
+    """jupyter-server-proxy asks for a free port by port 0, and has its application listen there."""
+    outward = "native" if forward == "relay" else "helper"
+    with Ephemeral(portwrap, forward=forward, outward=outward) as session:
+        text = f"with bound() as made: port = port_of(made)\nmade = bound({address!r}, port=port)\n"
+        text += "made.listen()\nsay(port)\nfor _ in range(9): made.accept()[0].send(b'private')\n"
+        program = session.spawn(portwrap.python, "-c", BINDS + text)
+        (port,) = json.loads(program.says(""))
+        assert port == session.ports[0]
+        for place in (V4, ADDRESS):
+            with pytest.raises(ConnectionError):
+                assert read_at(port, place) == b"refused"
+        ask_it = f"client = socket.create_connection(({address!r}, {port}))\n"
+        assert session.run(ask_it + "say(client.recv(9).decode())\n") == ["private"]
+
+
+@pytest.mark.parametrize("forward", ["native", "relay"])
+def test_a_free_port_for_everybody(portwrap: Portwrap, forward: str) -> None:
+    """What listens on a port that was found so at every address is for them."""
+    outward = "native" if forward == "relay" else "helper"
+    with Ephemeral(portwrap, forward=forward, outward=outward) as session:
+        text = "with bound() as made: port = port_of(made)\nmade = bound(port=port)\n"
+        text += "made.listen()\nsay(port)\nmade.accept()[0].send(b'public')\n"
+        (port,) = json.loads(session.spawn(portwrap.python, "-c", BINDS + text).says(""))
+        assert read_at(port) == b"public"
+
+
+def test_the_port_is_free_for_the_next_session(portwrap: Portwrap) -> None:
+    """A client's connection from there may be in TIME_WAIT."""
+    with Ephemeral(portwrap, count=1, outward="native", network="direct") as session:
+        with peer():
+            listener = socket.create_server((PEER, 0))
+        with listener:
+            listener.settimeout(LIMIT)
+            target = listener.getsockname()[:2]
+            text = f"with bound({ADDRESS!r}) as made:\n    made.connect({target!r})\n"
+            text += "    options = [(socket.SOL_SOCKET, socket.SO_REUSEPORT)]\n"
+            text += "    say(*[made.getsockopt(*option) for option in options])\n"
+            program = session.spawn(portwrap.python, "-c", BINDS + text)
+            client, place = listener.accept()
+            assert place == (ADDRESS, session.ports[0])
+            assert json.loads(program.all()) == [0]
+            with client:
+                assert client.recv(1) == b""  # it has closed first
+    words = [
+        "--network",
+        "direct",
+        "--outward",
+        "native",
+        "--publish-ephemeral",
+        f"{place[1]}-{place[1]}",
+    ]
+    assert run_in_sandbox(portwrap, *words, "true").returncode == 0
+
+
 def test_an_address_of_others(portwrap: Portwrap) -> None:
     """Where the sandbox has every address, too."""
     text = "try: bound('10.77.0.99')\nexcept OSError as error: say(error.errno)\n"
@@ -171,7 +228,7 @@ def test_clients_may_be_limited(portwrap: Portwrap) -> None:
     with Ephemeral(portwrap, forward="auto", outward="native", extra_env=allowed) as session:
         port = int(session.serve("plain", ALL4, 0).says("listening "))
         assert port == session.ports[0]
-        assert ask(session, ADDRESS, port)["peer"][0] == V4
+        assert ask(session, ADDRESS, port)["peer"][0] == ADDRESS  # not at the loopback
         with peer(), pytest.raises(ConnectionResetError):
             read_at(port)
 
