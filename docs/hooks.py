@@ -20,6 +20,7 @@ OTHERS = (
     "bench/*.md",
     "bench/*.svg",
     "examples/*.py",
+    "examples/*.service",
     "portwrap/launch/story.py",
 )
 LINK = re.compile(r"(\]\()([^):#]+)((?:#[^)]*)?\))")
