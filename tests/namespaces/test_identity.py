@@ -213,11 +213,12 @@ def test_what_was_closed_stays_closed(start: Callable[..., int], closed: tuple[i
 
 def test_keeper_and_helper_leave_the_output_of_the_command_alone(portwrap: Portwrap) -> None:
     """Whoever reads the output of a job to its end must not wait for them."""
+    before = ours_alive()
     with in_pipes(portwrap) as process:
         assert process.stdout is not None and process.stdin is not None
         wait_until_asleep(process.pid)
-        keeper_among(ours_alive())
-        others = ours_alive() - {process.pid}
+        keeper_among(ours_alive() - before)
+        others = ours_alive() - before - {process.pid}
         ends = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 1)}
         held = {text for pid in others for text in descriptors_of(pid).values()}
         assert ends & held == set()

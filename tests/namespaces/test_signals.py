@@ -59,7 +59,13 @@ def test_a_signal_comes_straight_from_its_sender(
 
 
 @pytest.fixture
-def server(portwrap: Portwrap, port: int) -> Iterator[subprocess.Popen[str]]:
+def before() -> set[int]:
+    """What runs without the test: other tests' fixtures."""
+    return ours_alive()
+
+
+@pytest.fixture
+def server(portwrap: Portwrap, port: int, before: set[int]) -> Iterator[subprocess.Popen[str]]:
     """A server that answers a request only when it has been told to end."""
     command = portwrap.program("last_request.py", "8888")
     process = as_user(OWNER, in_sandbox(portwrap, *command, port=port))
@@ -72,9 +78,9 @@ def server(portwrap: Portwrap, port: int) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_request_in_flight_is_answered_though_all_are_told_to_end(
-    server: subprocess.Popen[str], port: int, times: int
+    server: subprocess.Popen[str], port: int, before: set[int], times: int
 ) -> None:
-    others = ours_alive() - {server.pid}
+    others = ours_alive() - before - {server.pid}
     keeper = keeper_among(others)
     (driver,) = [pid for pid in others if name_of(pid) == DRIVER]
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
@@ -93,7 +99,7 @@ def test_a_request_in_flight_is_answered_though_all_are_told_to_end(
     assert said(server) == "clean"
     assert server.wait(timeout=10) == 0
     assert server.stderr is not None and server.stderr.read() == ""
-    wait_until_nothing_is_left(ours_alive() & {server.pid}, port)
+    wait_until_nothing_is_left(before, port)
 
 
 # ---- while the sandbox is being made ---------------------------------------------------------
