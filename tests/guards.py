@@ -223,6 +223,24 @@ KERNEL = [
     *of(
         "portwrap/kernel/sockets.py",
         (
+            "a client has a port that is published (SO_REUSEPORT)",
+            "    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)\n",
+            "",
+            f"{EPHEMERAL} bound_to_one",
+        ),
+        (
+            "in TIME_WAIT it does not keep the port (SO_REUSEADDR)",
+            "    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)\n",
+            "",
+            f"{EPHEMERAL} next_session",
+        ),
+        (
+            "SO_REUSEPORT is ours alone",
+            "    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)\n",
+            "",
+            f"{EPHEMERAL} next_session",
+        ),
+        (
             "an accepted socket that somebody holds is seen",
             "        return bool(self.epoll.poll(0)) or self.any_is_open()\n",
             "        return bool(self.epoll.poll(0))\n",
@@ -969,7 +987,7 @@ KEEPERS = [
         "portwrap/keeper/native.py",
         (
             "what listens on the loopback is not published by a port that it was given for port 0",
-            "            if number in self.ephemeral and is_loopback(address):\n"
+            "            if number in self.ephemeral and is_bound_to_loopback(socket):\n"
             "                return False\n",
             "",
             f"{EPHEMERAL} 'for_the_loopback and native'",
@@ -1141,7 +1159,7 @@ KEEPERS = [
         ),
         (
             "the loopback's ports are the kernel's",
-            "return None if is_loopback else address",
+            "return None if is_loopback(address.address) else address",
             "return address",
             f"{EPHEMERAL} loopback",
         ),
@@ -1167,27 +1185,9 @@ KEEPERS = [
     *of(
         "portwrap/keeper/outbound.py",
         (
-            "a client has a port that is published (SO_REUSEPORT)",
-            "in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):",
-            "in (_socket.SO_REUSEADDR,):",
-            f"{EPHEMERAL} bound_to_one",
-        ),
-        (
-            "in TIME_WAIT it does not keep the port (SO_REUSEADDR)",
-            "in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):",
-            "in (_socket.SO_REUSEPORT,):",
-            f"{EPHEMERAL} next_session",
-        ),
-        (
-            "SO_REUSEPORT is ours alone",
-            "        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)\n",
-            "",
-            f"{EPHEMERAL} next_session",
-        ),
-        (
             "we connect to what we have looked at",
             "            result = connect_new(new, destination.data, flags)\n",
-            "            again = self.destination(notification)\n"
+            "            again = read_destination(notification, self.memory)\n"
             "            result = connect_new(new, again.data, flags)\n",
             f"{OUTBOUND} changes_meanwhile",
         ),
@@ -1230,12 +1230,6 @@ KEEPERS = [
         (
             "a socket that wants signals stays",
             "        and not flags & O_ASYNC  # F_SETOWN is the file's\n",
-            "",
-            CASES,
-        ),
-        (
-            "no longer address than the kernel takes",
-            "        if length > MAX_LENGTH:\n            return None\n",
             "",
             CASES,
         ),
@@ -1315,6 +1309,12 @@ KEEPERS = [
     *of(
         "portwrap/keeper/destinations.py",
         (
+            "no longer address than the kernel takes",
+            "    if length > MAX_LENGTH:\n        return None\n",
+            "",
+            CASES,
+        ),
+        (
             "the loopback is inside",
             "    (4, 24, 127),  # 127.0.0.0/8\n",
             "",
@@ -1334,8 +1334,8 @@ KEEPERS = [
         ),
         (
             "IPv4 in IPv6 is what it is",
-            "        if self.family == AF_INET6 and self.address.startswith(MAPPED):\n",
-            "        if False:\n",
+            "unmapped(data[place])",
+            "data[place]",
             "unit/test_destinations.py",
         ),
         (
@@ -1472,8 +1472,8 @@ KEEPERS = [
         ),
         (
             "IPv4 clients of a socket for both",
-            "    if packed.startswith(MAPPED):\n",
-            "    if False:\n",
+            "unmapped(_socket.inet_pton(family, address[0]))",
+            "_socket.inet_pton(family, address[0])",
             "unit/test_allow_from.py -k who_is_allowed",
         ),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _socket
 
-from ..kernel.sockets import MAPPED, OUT_OF_RESOURCES, accept, reset
+from ..kernel.sockets import OUT_OF_RESOURCES, accept, reset, unmapped
 from .reactor import READABLE
 
 TYPE_CHECKING = False
@@ -110,9 +110,7 @@ class Acceptor:
 
 def is_among(family: int, address: Any, networks: Sequence[tuple[int, int, int]]) -> bool:
     """Whether the address of a client is one of these networks."""
-    packed = _socket.inet_pton(family, address[0])
-    if packed.startswith(MAPPED):
-        packed = packed[len(MAPPED) :]  # of an IPv4 client, at a socket for both
+    packed = unmapped(_socket.inet_pton(family, address[0]))  # of an IPv4 client, too
     number = int.from_bytes(packed, "big")
     return any(
         len(packed) == length and number >> ignored == rest for length, ignored, rest in networks

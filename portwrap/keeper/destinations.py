@@ -13,17 +13,21 @@ import sys
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import MAPPED, pack, serves
+from ..kernel.sockets import pack, serves, unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ..kernel.callers import Memory
+    from ..kernel.seccomp import Notification
     from ..protocol import Go
 
 AF_INET, AF_INET6 = _socket.AF_INET, _socket.AF_INET6
 STREAM = _socket.SOCK_STREAM
 MAX_SIZE = 28
+MAX_LENGTH = 128
+"""sizeof(struct sockaddr_storage): connect(2) and bind(2) take no longer address."""
 KINDS: dict[bytes, tuple[int, int, slice]] = {
     # the first two bytes of struct sockaddr_in and of sockaddr_in6, their sizes, and where the
     # address is
@@ -56,9 +60,19 @@ class Destination:
         self.is_internet = size <= len(data)
         self.data = data[:size]
         self.port = int.from_bytes(data[2:4], "big")
-        self.address = data[place]
-        if self.family == AF_INET6 and self.address.startswith(MAPPED):
-            self.address = self.address[12:]
+        self.address = unmapped(data[place])
+
+
+def read_destination(notification: Notification, memory: Memory) -> Destination | None:
+    """The address that the caller of connect(2) or bind(2) gives; None: of no family of the
+    Internet's. Raises OSError."""
+    _, address, length, *_ = notification.arguments
+    length &= 0xFFFFFFFF
+    if length > MAX_LENGTH:
+        return None
+    data = memory.read(notification.thread, address, min(length, MAX_SIZE))
+    destination = Destination(data)
+    return destination if destination.is_internet else None
 
 
 class Destinations:

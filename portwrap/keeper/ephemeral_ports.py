@@ -8,14 +8,14 @@ published port. Programs that connect only do not call bind, or not for a port.
 from __future__ import annotations
 
 import errno
-import os
 
 import _socket
 
 from ..kernel import libc, seccomp
 from ..kernel.callers import Memory
 from ..kernel.processes import take_descriptor
-from .destinations import MAX_SIZE, Destination
+from ..kernel.sockets import IP_BIND_ADDRESS_NO_PORT, as_socket, is_loopback
+from .destinations import MAX_SIZE, read_destination
 from .native import PROTOCOLS
 from .network_namespaces import SANDBOX, NetworkNamespaces
 
@@ -23,12 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .destinations import Destination
     from .responder import Responder
 
-IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
-MAX_LENGTH = 128
-"""sizeof(struct sockaddr_storage): bind(2) takes no longer address."""
-LOOPBACK4, LOOPBACK6 = b"\x7f", bytes(15) + b"\1"
 REUSE = (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT)
 bind_file = libc.prepare("bind")
 
@@ -57,12 +54,7 @@ class EphemeralPorts:
         address = self.address(notification)
         if address is None:
             return None
-        number = take_descriptor(notification.thread, notification.descriptor)
-        try:
-            socket = _socket.socket(fileno=number)
-        except OSError:
-            os.close(number)
-            return None
+        socket = as_socket(take_descriptor(notification.thread, notification.descriptor))
         try:
             seccomp.id_valid(notification)  # so it was the caller's memory, and is its socket
             if not self.is_for_us(socket, address):
@@ -76,16 +68,10 @@ class EphemeralPorts:
     def address(self, notification: seccomp.Notification) -> Destination | None:
         """What the caller binds to, if that is port 0 of an address at which other hosts can
         connect. Raises OSError."""
-        _, place, length, *_ = notification.arguments
-        length &= 0xFFFFFFFF
-        if length > MAX_LENGTH:
+        address = read_destination(notification, self.memory)
+        if address is None or address.port:
             return None
-        address = Destination(self.memory.read(notification.thread, place, min(length, MAX_SIZE)))
-        if not address.is_internet or address.port:
-            return None
-        packed = address.address
-        is_loopback = packed[:1] == LOOPBACK4 if len(packed) == 4 else packed == LOOPBACK6
-        return None if is_loopback else address
+        return None if is_loopback(address.address) else address
 
     def is_for_us(self, socket: _socket.socket, address: Destination) -> bool:
         """Whether it may become a server of the sandbox's at this address. Raises OSError."""

@@ -7,13 +7,11 @@ published one, that forwarded port decides whether it gets the host's socket (`f
 
 from __future__ import annotations
 
-import os
-
 import _socket
 
 from ..kernel import seccomp
 from ..kernel.processes import take_descriptor
-from ..kernel.sockets import IPPROTO_MPTCP, is_loopback
+from ..kernel.sockets import IPPROTO_MPTCP, as_socket, is_bound_to_loopback
 from .forwarded_port import ForwardedPort, HostPort, PublishedPort, Tools, backlog_of
 from .host_sockets import listen_again
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
@@ -75,12 +73,7 @@ class Native:
 
     def on_listen(self, notification: seccomp.Notification) -> int | None:
         """0: the caller has a socket of the host's, which listens."""
-        number = take_descriptor(notification.thread, notification.descriptor)
-        try:
-            socket = _socket.socket(fileno=number)
-        except OSError:
-            os.close(number)
-            return None
+        socket = as_socket(take_descriptor(notification.thread, notification.descriptor))
         try:
             seccomp.id_valid(notification)
             return 0 if self.is_done(socket, notification) else None
@@ -94,8 +87,8 @@ class Native:
             return False
         network = self.networks.of(socket)
         if network == SANDBOX:
-            address, number = socket.getsockname()[:2]
-            if number in self.ephemeral and is_loopback(address):
+            number = socket.getsockname()[1]
+            if number in self.ephemeral and is_bound_to_loopback(socket):
                 return False
             port = self.ports.get(number)
             return port is not None and port.offer(socket, notification)

@@ -24,15 +24,26 @@ import _socket
 from ..kernel import libc, seccomp
 from ..kernel.callers import Memory
 from ..kernel.sockets import (
+    IP_BIND_ADDRESS_NO_PORT,
     STAYS_INSIDE,
     TCP_CLOSE,
     OpenFiles,
-    is_loopback,
+    as_socket,
+    bind_to_reserved,
+    is_bound_to_loopback,
     is_marked,
     mark,
     state_of,
 )
-from .destinations import INSIDE, MAX_SIZE, MISLED, OUTSIDE, Destination, Destinations
+from .destinations import (
+    INSIDE,
+    MAX_SIZE,
+    MISLED,
+    OUTSIDE,
+    Destination,
+    Destinations,
+    read_destination,
+)
 from .epolls import NotMovable
 from .exchange import PUT_BACK
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
@@ -46,7 +57,7 @@ if TYPE_CHECKING:
     from .sandbox_sockets import SandboxSockets
     from .session import Session
 
-IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 15, 24  # linux/in.h
+IP_FREEBIND = 15  # linux/in.h
 O_ASYNC = 0o20000  # asm-generic/fcntl.h
 NEVER = float("inf")
 LOOK_INTERVAL = 1.0
@@ -54,8 +65,6 @@ LOOK_INTERVAL = 1.0
 FLAGS = os.O_RDWR | os.O_NONBLOCK
 """Of a socket that we make to be connected."""
 STREAM = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC
-MAX_LENGTH = 128
-"""sizeof(struct sockaddr_storage): connect(2) takes no longer address."""
 NO_FAMILY = b"\xff\xff".ljust(MAX_SIZE, b"\0")
 """An address that no socket takes: EAFNOSUPPORT, unless there is an attempt to connect whose result
 has not been reported. The kernel reports that first."""
@@ -95,7 +104,7 @@ class Outbound:
     # -- the calls -------------------------------------------------------------------------
 
     def on_connect(self, notification: Notification) -> int | None:
-        destination = self.destination(notification)
+        destination = read_destination(notification, self.memory)
         if destination is None:
             return None
         where = self.destinations.find(destination)
@@ -130,7 +139,7 @@ class Outbound:
 
     def on_bind_to_any_address(self, notification: Notification) -> int | None:
         """The sandbox has every IPv4 address: to bind to those of others fails all the same."""
-        address = self.destination(notification)
+        address = read_destination(notification, self.memory)
         if address is None or len(address.address) != 4 or self.destinations.exists(address):
             return None
         socket = self.take(notification)
@@ -156,17 +165,6 @@ class Outbound:
         return None
 
     # -- their arguments -------------------------------------------------------------------
-
-    def destination(self, notification: Notification) -> Destination | None:
-        """Where the caller wants to connect to; None: to no address of the Internet's families.
-        Raises OSError."""
-        _, address, length, *_ = notification.arguments
-        length &= 0xFFFFFFFF
-        if length > MAX_LENGTH:
-            return None
-        data = self.memory.read(notification.thread, address, min(length, MAX_SIZE))
-        destination = Destination(data)
-        return destination if destination.is_internet else None
 
     def take(self, notification: Notification) -> _socket.socket:
         """A duplicate of the caller's socket. Raises OSError."""
@@ -300,16 +298,6 @@ class Given:
         return self.may_be_there
 
 
-def as_socket(number: int) -> _socket.socket:
-    """Of a file descriptor of ours, which is closed if it is of none; its type is not asked for.
-    Raises OSError."""
-    try:
-        return _socket.socket(type=_socket.SOCK_STREAM, fileno=number)
-    except OSError:
-        os.close(number)
-        raise
-
-
 def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
     """Whether this is a TCP or MPTCP socket of this family that is neither connected nor listens,
     with nothing on it that cannot be moved. Raises OSError, as for any other kind of socket."""
@@ -342,20 +330,14 @@ def bind_as(old: _socket.socket, new: _socket.socket) -> None:
     name = old.getsockname()
     if (name[0] in EVERY_ADDRESS and not name[1]) or not is_bound(old, name[1]):
         return
-    if is_loopback(name[0]):
+    if is_bound_to_loopback(old):
         raise NotMovable("it is bound to the loopback")
     try:
         new.bind(name)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # A published port is ours: beside the socket that reserves it (`launch/ports.py`), and so
-        # that a server can be bound there later.
-        for option in (_socket.SO_REUSEADDR, _socket.SO_REUSEPORT):
-            new.setsockopt(_socket.SOL_SOCKET, option, 1)
-        new.bind(name)
-        # In TIME_WAIT it has SO_REUSEADDR, else the port could not be published again for a minute.
-        new.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+        bind_to_reserved(new, name)  # a published port is ours
 
 
 def is_bound(socket: _socket.socket, port: int) -> bool:

@@ -12,7 +12,7 @@ import errno
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import OpenFile
+from ..kernel.sockets import OpenFile, bind_to_reserved
 from .host_sockets import Holder, listen_again
 
 TYPE_CHECKING = False
@@ -156,12 +156,9 @@ def bound(family: int, address: str, port: int, only_ipv6: bool) -> _socket.sock
     try:
         if family == _socket.AF_INET6:
             made.setsockopt(*ONLY_IPV6, only_ipv6)
-        # For connections in TIME_WAIT.
-        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
         host, _, interface = address.partition("%")
-        made.bind((host, port, 0, int(interface)) if interface else (host, port))
-        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+        name = (host, port, 0, int(interface)) if interface else (host, port)
+        bind_to_reserved(made, name)
     except OSError:
         made.close()
         raise

@@ -22,6 +22,7 @@ BACKLOG = 4096
 """Connections that the kernel keeps for a listening socket (lowered to net.core.somaxconn)."""
 MAPPED = 10 * b"\0" + b"\xff\xff"
 """First bytes of an IPv4 address that is written as an IPv6 one (RFC 4291, 2.5.5.2)."""
+LOOPBACK_IPV6 = bytes(15) + b"\1"
 # ENOSPC: the account's epolls have all that max_user_watches allows (epoll(7)).
 OUT_OF_RESOURCES = (
     errno.EMFILE,
@@ -35,6 +36,7 @@ RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 SIOCGSKNS = 0x894C  # linux/sockios.h
 TCP_CLOSE = 7  # enum of linux/tcp.h: it neither listens nor is connected, or about to be
 IPPROTO_MPTCP = 262  # linux/in.h
+IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
 STAYS_INSIDE = 0x9C81
 """A mark (socket(7), SO_MARK) for sockets of the sandbox that no rule may lead out of it."""
 AF_UNSPEC = bytes(16)
@@ -54,9 +56,38 @@ def parse_address(text: str) -> bytes:
         return b""
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this host can connect there: an address as getsockname(2) returns it."""
-    return address == "::1" or address.startswith(("127.", "::ffff:127."))
+def unmapped(address: bytes) -> bytes:
+    """The four bytes of an IPv4 address that is written as an IPv6 one; any other as it is."""
+    return address[len(MAPPED) :] if address.startswith(MAPPED) else address
+
+
+def is_loopback(address: bytes) -> bool:
+    """Whether only this host can connect to the address of these bytes."""
+    return address == LOOPBACK_IPV6 or (len(address) == 4 and address[0] == 127)
+
+
+def is_bound_to_loopback(socket: _socket.socket) -> bool:
+    """The same of a socket of the Internet's families. Raises OSError."""
+    return is_loopback(unmapped(pack(socket.getsockname()[0])))
+
+
+def bind_to_reserved(socket: _socket.socket, name: Any) -> None:
+    """Bind a socket of the host's where a port is ours, beside the socket that reserves it
+    (`launch/ports.py`) and connections in TIME_WAIT, as it may be later. Raises OSError."""
+    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+    socket.bind(name)
+    socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 0)
+
+
+def as_socket(number: int) -> _socket.socket:
+    """Of a file descriptor of ours, which is closed if it is of none; its type is not asked for.
+    Raises OSError."""
+    try:
+        return _socket.socket(type=_socket.SOCK_STREAM, fileno=number)
+    except OSError:
+        os.close(number)
+        raise
 
 
 def serves(bound: bytes, address: bytes) -> bool:

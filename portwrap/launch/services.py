@@ -12,7 +12,7 @@ import os
 import socket
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
-from ..kernel import sock_diag
+from ..kernel import sock_diag, sockets
 from ..kernel.sockets import BACKLOG, pack, parse_address
 
 TYPE_CHECKING = False
@@ -109,8 +109,7 @@ def asked_at(address: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether this is a numeric address of the loopback."""
-    packed = parse_address(address)
-    return packed == pack(LOOPBACK_IPV6) or (len(packed) == 4 and packed[0] == 127)
+    return sockets.is_loopback(parse_address(address))
 
 
 def distinct(services: Iterable[Service]) -> list[Service]:

@@ -57,6 +57,16 @@ def read_at(port: int, address: str = ADDRESS) -> bytes:
 
 
 @pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server on another node."""
+    with peer():
+        made = socket.create_server((PEER, 0))
+    with made:
+        made.settimeout(LIMIT)
+        yield made
+
+
+@pytest.fixture
 def session(portwrap: Portwrap) -> Iterator[Ephemeral]:
     with Ephemeral(portwrap) as made:
         yield made
@@ -138,24 +148,20 @@ def test_a_port_that_is_free_again(portwrap: Portwrap, forward: str) -> None:
         assert session.run(text) == 2 * session.ports
 
 
-def test_a_client_that_is_bound_to_one(portwrap: Portwrap) -> None:
+def test_a_client_that_is_bound_to_one(portwrap: Portwrap, listener: socket.socket) -> None:
     """It connects from there (Open MPI does), and a server can have the port next."""
     with Ephemeral(portwrap, count=1, outward="native", network="direct") as session:
-        with peer():
-            listener = socket.create_server((PEER, 0))
-        with listener:
-            listener.settimeout(LIMIT)
-            target = listener.getsockname()[:2]
-            text = f"made = bound({ADDRESS!r})\nmade.connect({target!r})\n"
-            text += "server = bound()\nserver.listen()\n"
-            text += "say(port_of(made), port_of(server))\nserver.accept()[0].send(b'served')\n"
-            program = session.spawn(portwrap.python, "-c", BINDS + text)
-            client, place = listener.accept()
-            with client:
-                assert place == (ADDRESS, session.ports[0])
-                assert json.loads(program.says("")) == 2 * session.ports
-                with peer():
-                    assert read_at(session.ports[0]) == b"served"
+        target = listener.getsockname()[:2]
+        text = f"made = bound({ADDRESS!r})\nmade.connect({target!r})\n"
+        text += "server = bound()\nserver.listen()\n"
+        text += "say(port_of(made), port_of(server))\nserver.accept()[0].send(b'served')\n"
+        program = session.spawn(portwrap.python, "-c", BINDS + text)
+        client, place = listener.accept()
+        with client:
+            assert place == (ADDRESS, session.ports[0])
+            assert json.loads(program.says("")) == 2 * session.ports
+            with peer():
+                assert read_at(session.ports[0]) == b"served"
 
 
 @pytest.mark.parametrize("address", [V4, "127.0.0.2", V6, f"::ffff:{V4}"])
@@ -187,23 +193,19 @@ def test_a_free_port_for_everybody(portwrap: Portwrap, forward: str) -> None:
         assert read_at(port) == b"public"
 
 
-def test_the_port_is_free_for_the_next_session(portwrap: Portwrap) -> None:
+def test_the_port_is_free_for_the_next_session(portwrap: Portwrap, listener: socket.socket) -> None:
     """A client's connection from there may be in TIME_WAIT."""
     with Ephemeral(portwrap, count=1, outward="native", network="direct") as session:
-        with peer():
-            listener = socket.create_server((PEER, 0))
-        with listener:
-            listener.settimeout(LIMIT)
-            target = listener.getsockname()[:2]
-            text = f"with bound({ADDRESS!r}) as made:\n    made.connect({target!r})\n"
-            text += "    options = [(socket.SOL_SOCKET, socket.SO_REUSEPORT)]\n"
-            text += "    say(*[made.getsockopt(*option) for option in options])\n"
-            program = session.spawn(portwrap.python, "-c", BINDS + text)
-            client, place = listener.accept()
-            assert place == (ADDRESS, session.ports[0])
-            assert json.loads(program.all()) == [0]
-            with client:
-                assert client.recv(1) == b""  # it has closed first
+        target = listener.getsockname()[:2]
+        text = f"with bound({ADDRESS!r}) as made:\n    made.connect({target!r})\n"
+        text += "    options = [(socket.SOL_SOCKET, socket.SO_REUSEPORT)]\n"
+        text += "    say(*[made.getsockopt(*option) for option in options])\n"
+        program = session.spawn(portwrap.python, "-c", BINDS + text)
+        client, place = listener.accept()
+        assert place == (ADDRESS, session.ports[0])
+        assert json.loads(program.all()) == [0]
+        with client:
+            assert client.recv(1) == b""  # it has closed first
     words = [
         "--network",
         "direct",
