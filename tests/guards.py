@@ -1499,6 +1499,12 @@ KEEPERS = [
     *of(
         "portwrap/keeper/connector.py",
         (
+            "a client of an upstream without targets does not end the session",
+            "        if not upstream.targets:",
+            "        if False:",
+            "unit/test_relay_turns.py -k without_targets",
+        ),
+        (
             "a full backlog is tried again",
             "            self.timer = self.reactor.call_in(self.pause, self.retry)\n\n",
             "            pass\n\n",

@@ -96,6 +96,19 @@ def test_a_client_tries_every_target_whichever_answers_another_meanwhile() -> No
     reactor.close()
 
 
+def test_a_client_of_an_upstream_without_targets_is_let_go() -> None:
+    """Of an ephemeral port, on a node that has no address but the loopback's."""
+    reactor = Reactor()
+    relay = Relay(reactor, 100)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with pytest.raises(ConnectionRefusedError):
+            relay.connector.connect(_socket.socket(fileno=theirs.detach()), Upstream(1, ()))
+        assert ours.recv(1) == b""
+    relay.close()
+    reactor.close()
+
+
 def is_readable(made: socket.socket) -> bool:
     return bool(select.select([made], [], [], 0)[0])
 
