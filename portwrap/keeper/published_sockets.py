@@ -12,7 +12,7 @@ import errno
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import OpenFile, bind_to_reserved
+from ..kernel.sockets import OpenFile, bind_to_reserved, is_loopback, parse_address, unmapped
 from .host_sockets import Holder, listen_again
 
 TYPE_CHECKING = False
@@ -27,8 +27,6 @@ IN_IPV6 = "::ffff:"
 """What an IPv4 address begins with that is written as an IPv6 one."""
 NOT_THE_NODES = (errno.EADDRNOTAVAIL, errno.EINVAL)
 """Errors of bind(2) for an address of another host; EINVAL: a link-local one without interface."""
-LOOPBACK = ("127.", "::1", "::ffff:127.", EVERY_IPV4, "::ffff:0.0.0.0")
-"""What addresses begin with that every host has, and so none can announce."""
 
 
 class PublishedSockets:
@@ -141,13 +139,19 @@ def bound_as(server: _socket.socket, place: str, port: int, only_ipv6: bool) -> 
     own = server.getsockname()[0]
     prefix = place[: -len(EVERY_IPV4)] if place.endswith(EVERY_IPV4) else ""
     everywhere = place in (EVERY_ADDRESS, prefix + EVERY_IPV4)
-    if everywhere and own.startswith(prefix) and not own.startswith(LOOPBACK):
+    if everywhere and own.startswith(prefix) and not is_every_hosts(own):
         try:
             return bound(server.family, own, port, only_ipv6)
         except OSError as error:
             if error.errno not in NOT_THE_NODES:
                 raise
     return bound(server.family, place, port, only_ipv6)
+
+
+def is_every_hosts(address: str) -> bool:
+    """Whether every host has this address, and so none can announce it."""
+    number = unmapped(parse_address(address.partition("%")[0]))
+    return is_loopback(number) or not any(number)
 
 
 def bound(family: int, address: str, port: int, only_ipv6: bool) -> _socket.socket:

@@ -3,6 +3,7 @@ is none, and the number is nobody else's all the time."""
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from networks import ip
 from node import ADDRESS, ADDRESS6, PEER, peer
 from rivals import Player, in_a_loop, taken
 from spawned import LIMIT, Spawner, ask, ask_until_answered, forward_of, links_of
@@ -145,12 +147,31 @@ def test_a_server_with_a_socket_of_each_family(session: Published, first: str) -
 @pytest.mark.parametrize("host", [ALL4, ALL6, ADDRESS])
 def test_a_server_knows_its_address(portwrap: Portwrap, host: str) -> None:
     """Dask tells other nodes where its socket is bound, if that is not everywhere."""
-    text = "import socket, sys; s = socket.create_server((sys.argv[1], int(sys.argv[2]))); "
-    text += "print(*s.getsockname())"
     with Published(portwrap, host=host) as session:
-        for address in (ADDRESS, ADDRESS):
-            words = [portwrap.python, "-c", text, address, str(session.published)]
-            assert session.spawn(*words).all() == f"{ADDRESS} {session.published}\n"
+        for _ in range(2):
+            assert announced(session, ADDRESS) == ADDRESS
+
+
+def test_a_server_at_an_address_that_is_written_like_the_loopbacks(portwrap: Portwrap) -> None:
+    address = "::1:0:0:2"
+    ip(f"addr add {address}/128 dev eth0 nodad")
+    try:
+        with Published(portwrap, host=ALL6) as session:
+            assert announced(session, address) == address
+            assert announced(session, V6) == ALL6  # control
+    finally:
+        ip(f"addr del {address}/128 dev eth0")
+
+
+def announced(session: Published, address: str) -> str:
+    """Where the socket of a server is bound that asks for this address."""
+    text = "import socket, sys; host, port = sys.argv[1], int(sys.argv[2]); "
+    text += "family = socket.AF_INET6 if ':' in host else socket.AF_INET; "
+    text += "print(socket.create_server((host, port), family=family).getsockname()[:2])"
+    words = [session.portwrap.python, "-c", text, address, str(session.published)]
+    name, port = ast.literal_eval(session.spawn(*words).all())
+    assert port == session.published
+    return str(name)
 
 
 def test_who_comes_from_another_node(session: Published) -> None:
