@@ -312,7 +312,6 @@ def test_a_server_that_cannot_be_handed_the_socket(stage: Stage) -> None:
     assert_connected(session.client(), server)
     for port, other in others.items():
         wait_until(lambda: not refuses(port, native=True), what="a relay")  # noqa: B023
-        print("PORT", port, one, two)
         other.accept()[0].close()
         assert_connected(connect(port), other)
     assert_connected(session.connect("127.0.0.1", offered), service)
