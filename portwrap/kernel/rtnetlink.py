@@ -135,11 +135,17 @@ class Netlink:
         self.request(RTM_NEWLINK, IFINFO.pack(0, 0, 0, index, IFF_UP, IFF_UP))
 
     def add_address(self, index: int, packed: bytes) -> None:
-        """Give an interface this one address, without a network. Raises OSError."""
+        """Give an interface this one address, without a network. Raises OSError.
+
+        The kernel adds the route to an IPv6 address later, from a work queue: a connection to it
+        would be led elsewhere until then.
+        """
         body = IFADDR.pack(family_of(packed), 8 * len(packed), IFA_F_NODAD, 0, index)
         body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
         body += attribute(IFA_FLAGS, struct.pack("=I", IFA_F_NODAD | IFA_F_NOPREFIXROUTE))
         self.request(RTM_NEWADDR, body, NLM_F_CREATE_NEW)
+        if family_of(packed) == _socket.AF_INET6:
+            self._add_local(index, _socket.AF_INET6, attribute(RTA_DST, packed), 8 * len(packed))
 
     def add_route(self, index: int, packed: bytes, gateway: bytes, source: bytes) -> None:
         """Reach this one address by a gateway on an interface, from this source address. Raises
@@ -154,9 +160,13 @@ class Netlink:
     def add_local_default(self, index: int, source: bytes) -> None:
         """Take every address for one of this host, on an interface, and go there from this source
         address. Raises OSError."""
-        family = family_of(source)
-        body = ROUTE.pack(family, 0, 0, 0, TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0)
-        body += attribute(RTA_OIF, struct.pack("=I", index)) + attribute(RTA_PREFSRC, source)
+        self._add_local(index, family_of(source), attribute(RTA_PREFSRC, source))
+
+    def _add_local(self, index: int, family: int, more: bytes, bits: int = 0) -> None:
+        body = ROUTE.pack(
+            family, bits, 0, 0, TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL, 0
+        )
+        body += attribute(RTA_OIF, struct.pack("=I", index)) + more
         self.request(RTM_NEWROUTE, body, NLM_F_CREATE_NEW)
 
     def add_unreachable(

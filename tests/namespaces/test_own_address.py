@@ -88,6 +88,25 @@ def test_a_server_at_the_own_address(portwrap: Portwrap, host: Host, address: st
         assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
+GIVE_MANY = """
+import errno, socket
+from portwrap.kernel.rtnetlink import Netlink
+netlink, places = Netlink(), [f"2001:2:0:1::{number:x}" for number in range(1, 51)]
+netlink.set_up(1)
+for place in places:
+    netlink.add_address(1, socket.inet_pton(socket.AF_INET6, place))
+    with socket.socket(socket.AF_INET6) as made:
+        print(errno.errorcode[made.connect_ex((place, 9))])
+"""
+
+
+def test_an_own_address_is_there_at_once(portwrap: Portwrap, host: Host) -> None:
+    """Else a program that connects to it would find the neighbour's server, or no way."""
+    words = ["unshare", "-Urn", portwrap.python, "-c", GIVE_MANY]
+    result = run_as(OWNER, words, cwd=portwrap.folder)
+    assert (result.stdout, result.stderr) == ("ECONNREFUSED\n" * 50, "")
+
+
 def test_interfaces_have_the_nodes_names(portwrap: Portwrap, host: Host) -> None:
     result = run_in_sandbox(portwrap, "ip", "-br", "addr")
     rows = {line.split()[0]: line.split()[2:] for line in result.stdout.splitlines()}
