@@ -37,6 +37,9 @@ HOSTS = f"""127.0.0.1 localhost
 RESOLV_CONF = f"nameserver {PEER}\noptions timeout:1 attempts:1\n"
 FIRST_UID, UIDS = 20000, 10
 """The first node's first uid, and how many each node has: tests make more accounts."""
+OUTER, MOST = "PORTWRAP_TEST_NODE", 100
+"""Where the number of this process's node stands for what it starts, and how many there may be side
+by side."""
 
 HAS_IPV6 = os.path.isdir("/proc/sys/net/ipv6")
 
@@ -66,8 +69,9 @@ def peer() -> Iterator[None]:
 
 def _claim_number() -> int:
     """A number that is this process's alone on this machine. An abstract socket (unix(7)) is there
-    as long as its process and leaves no file."""
-    number = 0
+    as long as its process and leaves no file; it belongs to its network namespace, so a run of the
+    tests that a test starts has other numbers from the beginning."""
+    number = MOST * (int(os.environ.get(OUTER, "-1")) + 1)
     while True:
         holder = socket.socket(socket.AF_UNIX)
         try:
@@ -77,6 +81,7 @@ def _claim_number() -> int:
             number += 1
         else:
             holder.detach()  # left open
+            os.environ[OUTER] = str(number)
             return number
 
 

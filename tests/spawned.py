@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
-from helpers import children_of, state_of, wait_until
+from helpers import children_of, lives, state_of, wait_until
 from sessions import KEEPER, Portwrap, Session, channel_pair, injected, kill, name_of
 
 GUEST = 8888
@@ -161,10 +161,15 @@ class Spawner(Session):
         started.says("listening ")
         return started
 
+    def writes(self, child: int) -> bool:
+        """Whether this child of the keeper is about to write a line."""
+        return name_of(child) == KEEPER and lives(child)
+
     def said(self) -> str:
         """What was said on standard error, by ours and by the network driver."""
-        # The keeper waits for who writes a line of it, but not for long.
-        wait_until(lambda: KEEPER not in map(name_of, children_of(self.keeper)), LIMIT, "the line")
+        # The keeper waits for who writes a line of it, but not for long, and then not until it
+        # writes the next one: who has written is a zombie.
+        wait_until(lambda: not any(map(self.writes, children_of(self.keeper))), LIMIT, "the line")
         self.end_processes()
         return self.stderr()
 

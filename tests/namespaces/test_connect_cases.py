@@ -14,7 +14,7 @@ from launches import in_sandbox
 from networks import HOST, HOST_ON_SECOND, SERVER, SERVER6, Host
 
 from helpers import OWNER, needs, run_as
-from sessions import Portwrap, unused_port
+from sessions import Portwrap, unused_ports
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.timeout(300)]
 NOBODY = "198.18.0.77"
@@ -171,7 +171,7 @@ class Servers:
             "full": full,
             "refused": refused.getsockname()[1],
             "at_host": at_host,
-            "own_port": unused_port(),
+            "own_ports": unused_ports(2),  # the cases run side by side
         }
 
     def keep(self, made: socket.socket) -> socket.socket:

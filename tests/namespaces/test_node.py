@@ -84,6 +84,16 @@ def run_tests(
     )
 
 
+def test_a_run_on_a_node_has_accounts_of_its_own(tmp_path: Path) -> None:
+    """Else its files in /tmp would be what a test of another run leaves: of the first node's."""
+    uid = node.FIRST_UID + node.UIDS * 2 * node.MOST
+    text = f"import pwd\ndef test_it(): assert pwd.getpwnam(OWNER).pw_uid == {uid}"
+    result = run_tests(text, tmp_path, **{node.OUTER: "1"})
+    assert result.returncode == 0, result.stdout
+    assert int(os.environ[node.OUTER]) < node.MOST
+    assert pwd.getpwnam(OWNER).pw_uid == node.FIRST_UID + node.UIDS * int(os.environ[node.OUTER])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one", "workers"])

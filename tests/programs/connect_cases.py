@@ -32,6 +32,7 @@ LIMIT = 10
 AT_ONCE = 8
 SO_NETNS_COOKIE, MPTCP, MSG_FASTOPEN, TCP_FASTOPEN_CONNECT = 71, 262, 0x20000000, 30
 IP_BIND_ADDRESS_NO_PORT, PR_SET_DUMPABLE = 24, 4
+TCP_SYN_SENT = b"\2"  # what TCP_INFO begins with
 CLONE_FILES, CLONE_NEWUSER, CLONE_NEWNET = 0x400, 0x10000000, 0x40000000
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -462,11 +463,11 @@ def disconnected_that_does_not_block() -> Any:
 @case
 def disconnected_that_was_bound() -> Any:
     """It keeps its port, and is a server there."""
-    made = new()
+    made, port = new(), SETTINGS["own_ports"][0]
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("", SETTINGS["own_port"]))
+    made.bind(("", port))
     told = [connect(made), raw_connect(made.fileno(), bytes(16), 16), attempt(made.listen)]
-    return [*told, made.getsockname()[1] == SETTINGS["own_port"], reaches(made)]
+    return [*told, made.getsockname()[1] == port, reaches(made)]
 
 
 @case
@@ -512,6 +513,18 @@ class Interrupted(Exception):
     pass
 
 
+def interrupt_when_in_progress(made: socket.socket) -> None:
+    """Send SIGALRM to this thread as soon as it has begun to connect this socket."""
+    caller = threading.get_ident()
+
+    def interrupt() -> None:
+        while made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_SYN_SENT:
+            time.sleep(0.01)
+        signal.pthread_kill(caller, signal.SIGALRM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+
+
 @case
 def interrupted() -> Any:
     """A handler that raises ends the wait."""
@@ -521,7 +534,7 @@ def interrupted() -> Any:
         raise Interrupted
 
     signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    interrupt_when_in_progress(made)
     try:
         made.connect((SERVER, FULL))
     except Interrupted:
@@ -539,7 +552,7 @@ def interrupted_without_a_restart() -> Any:
     made = new()
     signal.signal(signal.SIGALRM, lambda *_: None)
     libc.siginterrupt(signal.SIGALRM, 1)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    interrupt_when_in_progress(made)
     address = sockaddr(port=FULL) + bytes(8)
     return [raw_connect(made.fileno(), address, 16), connect_at_once(made)]
 
@@ -572,10 +585,10 @@ def bound_to_any() -> Any:
 
 @case
 def bound_to_a_port() -> Any:
-    made = new()
+    made, port = new(), SETTINGS["own_ports"][1]
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("", SETTINGS["own_port"]))
-    return [connect(made), made.getsockname()[1] == SETTINGS["own_port"], talk(made)]
+    made.bind(("", port))
+    return [connect(made), made.getsockname()[1] == port, talk(made)]
 
 
 @case
