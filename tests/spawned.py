@@ -74,6 +74,17 @@ def ask_until_answered(
     return wait_until(answer, LIMIT, "an answer")
 
 
+def address_of(place: list[Any]) -> tuple[str, int]:
+    """A socket address, where a socket for both families has an IPv4 client."""
+    return place[0].replace("::ffff:", ""), place[1]
+
+
+def see_clients(answers: list[dict[str, Any]]) -> bool:
+    """Whether each of these connections has the client's own address at the server. A relay's own
+    one, in another network namespace, may by chance have the same port."""
+    return all(address_of(each["peer"]) == tuple(each["client"]) for each in answers)
+
+
 def read(client: socket.socket) -> bytes:
     """Everything until end of file."""
     client.settimeout(LIMIT)

@@ -15,7 +15,16 @@ import pytest
 from networks import ip
 from node import ADDRESS, ADDRESS6, PEER, peer
 from rivals import Player, in_a_loop, taken
-from spawned import LIMIT, Spawner, ask, ask_until_answered, forward_of, links_of
+from spawned import (
+    LIMIT,
+    Spawner,
+    address_of,
+    ask,
+    ask_until_answered,
+    forward_of,
+    links_of,
+    see_clients,
+)
 
 from helpers import NEIGHBOUR, lives, wait_until
 from sessions import Portwrap, holders_of, kill, settle, unused_port, unused_ports
@@ -79,11 +88,6 @@ def rival(portwrap: Portwrap) -> Iterator[Player]:
         yield player
 
 
-def address_of(place: list[Any]) -> tuple[str, int]:
-    """A socket address, where a socket for both families has an IPv4 client."""
-    return place[0].replace("::ffff:", ""), place[1]
-
-
 # ---- who serves ------------------------------------------------------------------------------
 
 
@@ -125,9 +129,7 @@ def test_both_address_families(
     with Published(portwrap, host=host) as session:
         session.served("plain", listens, session.published)
         facts = [ask_until_answered(session, asked, session.published) for _ in range(3)]
-        for answer in facts:
-            same = address_of(answer["peer"]) == tuple(answer["client"])
-            assert same == (way == "native")
+        assert see_clients(facts) == (way == "native")
         assert forward_of(session, session.published) == ("relay" if way == "relay" else "native")
         relayed = f"published port {session.published}: relay, because {OTHER_FAMILY}\n"
         if way == "relay":
