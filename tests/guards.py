@@ -1801,7 +1801,8 @@ PROGRAMS = [
         ),
         (
             "a server that does not answer is seen",
-            '    if fetch(socket.AF_INET, ("127.0.0.1", session.host_port)) != token:\n',
+            '    if fetch(socket.AF_INET, ("127.0.0.1", session.host_port), SERVER_TIMEOUT)'
+            " != token:\n",
             "    if False:\n",
             f"{CHECK} past_the_forward",
         ),
@@ -1825,9 +1826,21 @@ PROGRAMS = [
         ),
         (
             "a session of the check may take as long as a start",
-            "START_TIMEOUT = lifeline.ANSWER_TIMEOUT + 5.0",
+            "START_TIMEOUT = 60.0",
             "START_TIMEOUT = 5.0",
             "namespaces/test_mistakes.py -k 'agrees and never'",
+        ),
+        (
+            "a session of the check that is late is told from one that ended",
+            "        if self.process.poll() is None and",
+            "        if False and",
+            "unit/test_check_session.py",
+        ),
+        (
+            "a busy node's server may take its time",
+            "session.host_port), SERVER_TIMEOUT)",
+            "session.host_port))",
+            "unit/test_check_session.py",
         ),
         (
             "what the system refuses it is reported",

@@ -16,7 +16,7 @@ from ..diagnostics import unexpected
 from ..diagnostics.errors import EXIT_SANDBOX, Failure, PortwrapError, failure_of, reason_of
 from ..keeper.acceptor import is_among
 from ..kernel.threads import is_threaded
-from ..launch import drivers, keeper_process, lifeline, services
+from ..launch import drivers, keeper_process, services
 from ..launch.command import reexec
 from ..launch.ports import parse_networks
 from ..launch.sandbox import Sandbox
@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 
     from .api import Api
 
-START_TIMEOUT = lifeline.ANSWER_TIMEOUT + 5.0
-"""Seconds that a session may take to start, or to report why it does not: as long as any may."""
+START_TIMEOUT = 60.0
+"""Seconds that a session may take to start, or to report why it does not: as long as hubs wait by
+default. The timeouts of a start are shorter; what they do not count, two interpreters, takes long
+where the processors are busy."""
+SERVER_TIMEOUT = 10.0
+"""Seconds for the server's answer, without which no session would start."""
 PROBE_TIMEOUT = 1.0
-"""Seconds for each look from the sandbox, and for each connection."""
+"""Seconds for each look from the sandbox, and for each other connection."""
 SUCCESS = ("2", "3")
 """Beginnings of the status of an HTTP answer: found, or found elsewhere."""
 MAX_GROUPS = 5
@@ -90,6 +94,8 @@ class Session:
 
     def refusal(self) -> PortwrapError:
         """Why its command did not come to listen."""
+        if self.process.poll() is None and time.monotonic() > self.began + START_TIMEOUT:
+            return PortwrapError(f"a session was not ready in {START_TIMEOUT:g} s", Failure.KEEPER)
         refusal = self.wait_for("refused", 0)
         if "made" in self.reported:
             # The keeper ends the command first, and then reports why it cannot go on.
@@ -99,7 +105,7 @@ class Session:
             return PortwrapError(message, Failure.KEEPER)
         if refusal:
             return PortwrapError(refusal["message"], refusal["failure"], subject=refusal["subject"])
-        return PortwrapError(f"a session was not ready in {START_TIMEOUT:g} s", Failure.KEEPER)
+        return PortwrapError("a session ended before it was ready", Failure.KEEPER)
 
     def read_errors(self, until: float = 0.0) -> str:
         """What its standard error gives that was not read yet, up to its end or to this moment."""
@@ -229,7 +235,7 @@ def check_outbound(outbound: str, why: str) -> Result:
 def check_isolation(session: Session) -> Result:
     """The server is reachable on the host port, and nothing in the sandbox is elsewhere."""
     token = session.token.encode()
-    if fetch(socket.AF_INET, ("127.0.0.1", session.host_port)) != token:
+    if fetch(socket.AF_INET, ("127.0.0.1", session.host_port), SERVER_TIMEOUT) != token:
         return Result("isolation", FAILED, "the server does not answer on the host port")
     ports = (session.guest_port, session.reported["listening"]["application"])
     places: list[Any] = [(address, port) for port in ports for address in own_addresses()]
@@ -246,11 +252,11 @@ def family(place: Any) -> socket.AddressFamily:
     return socket.AF_UNIX if isinstance(place, str) else probe.family(place[0])
 
 
-def fetch(kind: socket.AddressFamily, place: Any) -> bytes:
+def fetch(kind: socket.AddressFamily, place: Any, timeout: float = PROBE_TIMEOUT) -> bytes:
     """What is sent there; b"" if nobody listens."""
     try:
         with socket.socket(kind) as connection:
-            connection.settimeout(PROBE_TIMEOUT)
+            connection.settimeout(timeout)
             connection.connect(place)
             return connection.recv(4096)
     except OSError:
