@@ -14,8 +14,8 @@ from types import FrameType
 
 
 class Page(http.server.BaseHTTPRequestHandler):
-    """fetch/URL is that page, as this server gets it; run/COMMAND is what a shell prints; end ends
-    the server; all else tells who serves."""
+    """fetch/URL is that page, as this server gets it; run/COMMAND what a shell prints; end/STATUS
+    ends the server; fill takes ever more memory; all else tells who serves."""
 
     def do_GET(self) -> None:
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/")
@@ -36,20 +36,32 @@ class Page(http.server.BaseHTTPRequestHandler):
         if kind == "run":
             return os.popen(urllib.parse.unquote(argument) + " 2>&1").read()
         if kind == "end":
-            threading.Timer(0.1, end).start()
+            threading.Timer(0.1, end, [int(argument)]).start()
+        if kind == "fill":
+            threading.Timer(0.1, fill).start()
         return f"served by {os.getuid()}"
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def end(*_: int | FrameType | None) -> None:
+def end(status: int) -> None:
     print("shut down", flush=True)
-    os._exit(0)
+    os._exit(status)
+
+
+def fill() -> None:
+    held = []
+    while True:
+        held.append(b"." * (1 << 20))
+
+
+def handle(_number: int, _frame: FrameType | None) -> None:
+    end(0)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, handle)
     for word in sys.argv[1:]:  # "url" stands for the port that the hub has chosen
         chosen = urllib.parse.urlsplit(os.environ.get("JUPYTERHUB_SERVICE_URL", "")).port
         address, _, number = word.rpartition(":")

@@ -30,6 +30,7 @@ systemd-run --quiet --unit=proxy --setenv=CONFIGPROXY_AUTH_TOKEN=the-token-of-th
     --api-port 8001 --default-target http://127.0.0.1:8081
 """
 UNIT = f"jupyter-{OWNER}"
+JOURNAL = ("journalctl", "-o", "cat", "-u", "hub")
 DRIVER = "outbound native and "
 
 
@@ -92,9 +93,9 @@ TLJHS = {
 """What The Littlest JupyterHub sets, with the name of the unit."""
 
 
-def failed(machine: Machine) -> bool:
-    """Whether a service has, such as the hub."""
-    return bool(machine.do("systemctl", "list-units", "--failed", "--no-legend"))
+def failed(machine: Machine) -> str:
+    """The services that have, such as the hub."""
+    return machine.do("systemctl", "list-units", "--failed", "--no-legend")
 
 
 class Hub:
@@ -110,7 +111,7 @@ class Hub:
     def wait_for(self, url: str) -> None:
         """Until something answers there."""
         wait_until(lambda: self.curl("--head", url) or failed(self.machine), 10 * PATIENCE, url)
-        assert not failed(self.machine), self.machine.do("journalctl", "-o", "cat", "-u", "hub")
+        assert not failed(self.machine), failed(self.machine) + self.machine.do(*JOURNAL)
 
     def api(self, method: str, path: str) -> dict[str, Any]:
         answer = self.curl("-X", method, "-H", TOKEN, f"{HUB}/hub/api/{path}")
@@ -124,7 +125,7 @@ class Hub:
         self.machine.shell("journalctl --rotate --vacuum-time=1us")
         self.api("POST", f"users/{OWNER}/server")
         wait_until(self.is_settled, 10 * PATIENCE, "a server, or a failure")
-        assert self.is_ready(), self.log() + self.machine.do("journalctl", "-o", "cat", "-u", "hub")
+        assert self.is_ready(), self.log() + self.machine.do(*JOURNAL)
 
     def server(self) -> dict[str, Any]:
         return dict(self.api("GET", f"users/{OWNER}")["servers"].get("", {}))
@@ -134,7 +135,7 @@ class Hub:
 
     def is_settled(self) -> bool:
         server = self.server()
-        return not server or bool(server["ready"]) or failed(self.machine)
+        return not server or bool(server["ready"] or failed(self.machine))
 
     def get(self, path: str) -> str:
         return self.curl("-H", TOKEN, f"{HUB}/user/{OWNER}/{path}")
@@ -149,7 +150,8 @@ class Hub:
 
 @pytest.fixture(scope="module")
 def hub(machine: Machine) -> Iterator[Hub]:
-    machine.shell("mkdir -p /run/hub && touch /tmp/here")
+    # Services of other tests have failed, as they were to.
+    machine.shell("mkdir -p /run/hub && touch /tmp/here && systemctl reset-failed")
     every = sorted({name for row in ROWS.values() for name in row.options} | {*TLJHS})
     machine.write("/run/hub/all.json", json.dumps(every))
     machine.write("/run/hub/config.py", (HERE / "hub_config.py").read_bytes())

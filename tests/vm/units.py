@@ -14,38 +14,33 @@ from helpers import NEIGHBOUR, OWNER, wait_until
 NUMBERS = itertools.count(1)
 HUB_PAGE = "http://10.77.0.2:8081/"
 NODE = "10.77.0.1"
+APP = ("/usr/bin/python3", f"{PROGRAMS}/app.py")
 
 
-class Session:
+class Server:
     """A server of pw-owner's that listens on a host port, and on another port for nobody else."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        environ: Mapping[str, str] | None = None,
-        properties: Sequence[str] = (),
-        program: Sequence[str] = (ARCHIVE,),
-        server: Sequence[str] = ("/usr/bin/python3", f"{PROGRAMS}/app.py"),
-    ) -> None:
+    def __init__(self, machine: Machine) -> None:
         number = next(NUMBERS)
         self.machine = machine
         self.name = f"session-{number}"
         self.port, self.other = 20000 + number, 21000 + number
-        place = "{guest-port}" if program else f"0.0.0.0:{self.port}"
-        url = f"http://0.0.0.0:{self.port}/"
-        settings = {"JUPYTERHUB_SERVICE_URL": url, **(environ or {})}
-        words = [*program, *server, place, str(self.other)]
-        machine.do("systemd-run", *self.options(settings, properties), *words)
 
-    def options(self, environ: Mapping[str, str], properties: Sequence[str]) -> list[str]:
-        return [
-            *(f"--unit={self.name}", f"--uid={OWNER}", "--quiet", "--slice=sessions.slice"),
-            *("-p", "RemainAfterExit=yes", "-p", "WorkingDirectory=~"),
-            *("-p", f"StandardOutput=append:/run/{self.name}.log"),
-            *("-p", f"StandardError=append:/run/{self.name}.log"),
-            *(f"--setenv={name}={value}" for name, value in environ.items()),
-            *(word for setting in properties for word in ("-p", setting)),
-        ]
+    def words(self, program: Sequence[str], server: Sequence[str] = APP) -> list[str]:
+        """Its command, in the sandbox of this program or in none."""
+        place = "{guest-port}" if program else f"0.0.0.0:{self.port}"
+        return [*program, *server, place, str(self.other)]
+
+    @property
+    def url(self) -> str:
+        """What the hub has chosen for it."""
+        return f"http://0.0.0.0:{self.port}/"
+
+    def is_over(self) -> bool:
+        raise NotImplementedError
+
+    def log(self) -> str:
+        raise NotImplementedError
 
     def get(self, path: str = "", retries: int = 0) -> str:
         """A page, as the hub's host gets it: "" if it does not."""
@@ -64,6 +59,33 @@ class Session:
         """What another account gets from the other port, on the node."""
         words = ["curl", "--silent", "--show-error", f"http://127.0.0.1:{self.other}/"]
         return self.machine.run(*words, account=NEIGHBOUR)
+
+
+class Session(Server):
+    """A server that is a service."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        environ: Mapping[str, str] | None = None,
+        properties: Sequence[str] = (),
+        program: Sequence[str] = (ARCHIVE,),
+        server: Sequence[str] = APP,
+    ) -> None:
+        super().__init__(machine)
+        settings = {"JUPYTERHUB_SERVICE_URL": self.url, **(environ or {})}
+        words = self.words(program, server)
+        machine.do("systemd-run", *self.options(settings, properties), *words)
+
+    def options(self, environ: Mapping[str, str], properties: Sequence[str]) -> list[str]:
+        return [
+            *(f"--unit={self.name}", f"--uid={OWNER}", "--quiet", "--slice=sessions.slice"),
+            *("-p", "RemainAfterExit=yes", "-p", "WorkingDirectory=~"),
+            *("-p", f"StandardOutput=append:/run/{self.name}.log"),
+            *("-p", f"StandardError=append:/run/{self.name}.log"),
+            *(f"--setenv={name}={value}" for name, value in environ.items()),
+            *(word for setting in properties for word in ("-p", setting)),
+        ]
 
     def show(self, name: str) -> str:
         """A property of the unit."""
@@ -103,11 +125,23 @@ def check(
 ) -> dict[str, Any]:
     """What --check reports in a service with these properties."""
     words = [*(word for setting in properties for word in ("-p", setting))]
-    run = ["systemd-run", "--quiet", "--wait", "--pipe", f"--uid={OWNER}", *words]
+    run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--uid={OWNER}", *words]
     settings = [f"--setenv={name}={value}" for name, value in (environ or {}).items()]
     result = machine.run(*run, *settings, ARCHIVE, "--check", "--json")
     assert result.output, result
     return dict(json.loads(result.output))
+
+
+def check_passes(
+    machine: Machine,
+    environ: Mapping[str, str] | None = None,
+    properties: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What --check reports where a session would start."""
+    answer = check(machine, environ, properties)
+    failed = {name: named(answer)[name] for name in answer["failed"]}
+    assert answer["would_start"] and not failed, failed
+    return answer
 
 
 def named(answer: Mapping[str, Any]) -> dict[str, Any]:
