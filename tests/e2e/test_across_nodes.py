@@ -32,6 +32,14 @@ IN_SESSION, ELSEWHERE, IN_ANOTHER = PLACES = (
 BLOCK = re.compile(rf"^({'|'.join(PLACES)}):\n\n```(bash|python)\n(.*?)```", re.M | re.S)
 PRINTS = re.compile(r"  # prints (.*)$", re.M)
 
+RAY = {
+    "RAY_TMPDIR": "/dev/shm",  # each node's own, as /tmp is on real ones
+    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "100000000",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The other resolver asks a name server, too, even for names of /etc/hosts: there is none.
+    "GRPC_DNS_RESOLVER": "native",
+}
+
 
 class Block(NamedTuple):
     where: str
@@ -129,6 +137,7 @@ class Stage:
             "JDK_JAVA_OPTIONS": f"-XX:-UsePerfData -Djava.io.tmpdir={home_of(OWNER)}",
             "SPARK_LOCAL_DIRS": home_of(OWNER),
             "SPARK_WORKER_DIR": home_of(OWNER),
+            **RAY,
         }
         place = self.cluster.run / "log" / f"recipe-{host.name}"
         with open(f"{place}.out", "w") as output, open(f"{place}.err", "w") as log:
@@ -170,6 +179,8 @@ def clean(cluster: Cluster) -> None:
         return not found
 
     wait_until(kill_all, what="an end of what the recipe has started")
+    for node in cluster.nodes:
+        node.do("rm", "-rf", f"{RAY['RAY_TMPDIR']}/ray")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.anchor for recipe in RECIPES])

@@ -38,6 +38,13 @@ spark = SparkSession.builder.master("local[2]").getOrCreate()
 assert spark.range(10).count() == 10
 print("at", spark.sparkContext.getConf().get("spark.driver.host"))
 """
+RAY = """
+import socket
+import ray
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
+assert ray.get(ray.remote(lambda x: x + 1).remote(1)) == 2
+print("at", socket.gethostbyname(socket.gethostname()))
+"""
 TORCH = """
 import socket
 import torch
@@ -56,6 +63,7 @@ CASES = {
     "Dask, by name": (DASK.format(how="host=socket.gethostname()"), ["python"]),
     "Dask, by interface": (DASK.format(how="interface='eth0'"), ["python"]),
     "Spark": (SPARK, ["python"]),
+    "Ray": (RAY, ["python"]),
     "torchrun --standalone": (TORCH, ["torchrun", "--standalone", "--nproc-per-node=2"]),
     "torchrun, by name": (TORCH, ["torchrun", "--master-addr=node01", "--nproc-per-node=2"]),
 }
@@ -63,10 +71,10 @@ CASES = {
 
 @pytest.fixture
 def home(world_dir: Path) -> Path:
-    made = world_dir / "home"
-    made.mkdir()
-    shutil.chown(made, OWNER, OWNER)
-    return made
+    for name in ("home", "ray"):
+        (world_dir / name).mkdir()
+        shutil.chown(world_dir / name, OWNER, OWNER)
+    return world_dir / "home"
 
 
 @pytest.mark.parametrize("network", ["slirp4netns", "direct", "none"])
@@ -89,6 +97,8 @@ def test_processes_meet_at_the_nodes_own_address(
         "PATH": f"{PROGRAMS}:{SYSTEM_PATH}",
         "SPARK_LOCAL_DIRS": str(home),
         "GLOO_SOCKET_IFNAME": "eth0",
+        "RAY_TMPDIR": str(world_dir),  # short: unix(7) has 108 bytes for a path
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
     options = ["--port", str(unused_port()), "--network", network]
     # {guest-port} anywhere in the command: no --port is appended to it
