@@ -129,6 +129,9 @@ OF_OTHERS = {
     "dask": "--nanny-port --no-dashboard --worker-port",
     "spark": "--cores --memory --webui-port",
     "ipyparallel": "--cluster-id --file --ip --log-level --ports",
+    "ray": "--address --block --generate --head --include-dashboard --max-worker-port"
+    " --min-worker-port --node-ip-address --node-manager-port --num-cpus --object-manager-port"
+    " --ray-client-server-port",
     "torchrun": "--master-addr --master-port --nnodes --node-rank --nproc-per-node --standalone",
     "mpirun": "--host --mca --prtemca",
     "apptainer": "--bind --contain --fakeroot --net --pid",
