@@ -32,9 +32,10 @@ make_image() {
     printf '%s\n' "$recipe" >"$image.complete"
 }
 
-# As its package lays it out below /usr, it finds its files relative to itself.
+# As its package lays it out below /usr, it finds its files relative to itself. It is not pinned: sid
+# has one version at a time, and a mirror has no older ones.
 fetch_apptainer() {
-    local libraries packages=(apptainer libc6 libseccomp2 libsqlite3-0)
+    local libraries version packages=(apptainer libc6 libseccomp2 libsqlite3-0)
     [[ ! -f $apptainer/.complete || $(<"$apptainer/.complete") != "${packages[*]}" ]] || return 0
     can_use_newer_packages || return 0
     say "fetching Apptainer into $apptainer"
@@ -44,8 +45,9 @@ fetch_apptainer() {
     ln -s -- ../etc ../var "$apptainer/usr/"
     ln -s -- ../../etc ../../var "$apptainer/usr/lib/" # for its starter, two directories below
     chmod -R a+rX -- "$apptainer"
-    runuser -u "$owner" -- "$apptainer/usr/bin/apptainer" --version >/dev/null ||
+    version=$(runuser -u "$owner" -- "$apptainer/usr/bin/apptainer" --version) ||
         die "the Apptainer in $apptainer does not run"
+    say "$version"
     printf '%s\n' "${packages[*]}" >"$apptainer/.complete"
 }
 
