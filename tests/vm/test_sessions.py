@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from vm.machine import Machine
-from vm.units import HUB_PAGE, Session, check_passes, named, processes
+from vm.units import HUB_PAGE, Server, Session, check_passes, named, processes
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]
 
@@ -25,7 +25,7 @@ def test_a_session(machine: Machine, forward: str, subtests: pytest.Subtests) ->
             assert processes(machine) == ""
 
 
-def use(session: Session) -> None:
+def use(session: Server) -> None:
     """By its owner, from another host, and by its neighbour, who gets nothing."""
     session.wait_ready()
     assert session.get(f"fetch/{HUB_PAGE}") == "hub01\n"
