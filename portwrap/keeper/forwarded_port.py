@@ -169,8 +169,9 @@ class ForwardedPort:
         self.served = True
         self.lookout.end()
         self.guest_port.keep(stand_in, host)
-        self.explain(f"native, the server has the {self.kind}'s own socket")
         self.hosts.watch(process, notification.descriptor)
+        # Behind that: who writes the line may be slow to close what it has from us.
+        self.explain(f"native, the server has the {self.kind}'s own socket")
         return outcome
 
     def start_over(self) -> None:
