@@ -258,6 +258,12 @@ KERNEL = [
             "not any(bound)",
             "unit/test_other_processes.py",
         ),
+        (
+            "a server that is bound to an IPv4 address in IPv6 serves that",
+            "    bound = unmapped(bound)\n",
+            "",
+            f"{OWN_ADDRESS} written_as_an_ipv6_one",
+        ),
     ),
     *of(
         "portwrap/kernel/waiting.py",

@@ -91,8 +91,9 @@ def as_socket(number: int) -> _socket.socket:
 
 
 def serves(bound: bytes, address: bytes) -> bool:
-    """Whether a socket that is bound to the first address may have clients at the second: [::]
-    serves both families, unless it was told otherwise."""
+    """Whether a socket that is bound to the first address may have clients at the second, which is
+    `unmapped`: [::] serves both families, unless it was told otherwise."""
+    bound = unmapped(bound)
     return bound == address or (not any(bound) and len(bound) >= len(address))
 
 

@@ -143,6 +143,20 @@ def test_a_neighbour_does_not_answer_at_the_own_address(
             assert word_at(session, address, port) == b"inside"
 
 
+@pytest.mark.parametrize("bound", [f"::ffff:{HOST}", "::ffff:0.0.0.0"])
+def test_an_own_server_at_an_ipv4_address_written_as_an_ipv6_one(
+    portwrap: Portwrap, host: Host, bound: str
+) -> None:
+    """As Java's servers are bound. A client of the own address finds it, and not the neighbour's
+    server at the same port."""
+    port = unused_port()
+    with server_of(NEIGHBOUR, "0.0.0.0", port), native(portwrap, network="direct") as session:
+        assert word_at(session, HOST, port) == NEIGHBOUR.encode()  # the control
+        for address in (HOST, f"::ffff:{HOST}"):
+            with own_server(session, bound, port):
+                assert word_at(session, address, port) == b"inside"
+
+
 def test_services_of_system_accounts_answer_at_the_own_address(
     portwrap: Portwrap, host: Host, driver: ChosenDriver
 ) -> None:

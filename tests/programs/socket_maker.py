@@ -31,7 +31,8 @@ def tcp_or_udp(address: str, kind: int, protocol: int = 0) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     made = socket.socket(family, kind, protocol)
     if family == socket.AF_INET6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only = not address.startswith("::ffff:")
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
     return made
 
 

@@ -76,6 +76,10 @@ def test_a_socket_in_a_message() -> None:
         ("::", "2001:2::1", True),
         ("::", "198.18.0.1", True),
         ("::1", "2001:2::1", False),
+        ("::ffff:198.18.0.1", "198.18.0.1", True),
+        ("::ffff:198.18.0.1", "198.18.0.2", False),
+        ("::ffff:0.0.0.0", "198.18.0.1", True),
+        ("::ffff:0.0.0.0", "2001:2::1", False),
     ],
 )
 def test_whom_a_socket_serves(bound: str, address: str, served: bool) -> None:
