@@ -58,7 +58,7 @@ def test_a_session_and_its_neighbour(session: GridEngineSession) -> None:
     told = node.do("/usr/bin/python3", "-c", STRANGER, "", place, account=NEIGHBOUR)
     assert [answer["connected"] for answer in json.loads(told)] == [not session.sandboxed]
     if session.sandboxed:
-        assert "batchspawner-portwrap: version " in session.log()
+        assert f" -> 8888 ({session.kind}" in session.log()  # the log of all sessions, in turn
 
 
 def end_of(told: Mapping[str, str]) -> tuple[str, str]:
