@@ -6,9 +6,10 @@ Network namespaces without a name, held by descriptors: nothing of them outlives
 from __future__ import annotations
 
 import ctypes
-import json
+import fcntl
 import os
 import socket
+import struct
 import subprocess
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,6 +19,8 @@ from typing import Iterator
 from helpers import wait_until
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
+SIOCGIFFLAGS, IFF_UP, IFF_RUNNING = 0x8913, 0x1, 0x40  # linux/sockios.h, linux/if.h
+IFA_F_TENTATIVE = 0x40  # linux/if_addr.h
 
 HOST, SERVER = "198.18.0.1", "198.18.0.2"
 HOST6, SERVER6 = "2001:2::1", "2001:2::2"
@@ -26,6 +29,11 @@ FAR = "198.19.0.2"
 """Another address of the server, which the host reaches by its default route only."""
 HOST_ON_SECOND, SERVER_ON_SECOND = "198.18.5.1", "198.18.5.2"
 """The ends of the host's second cable."""
+
+CABLE_INDEX = 77
+"""The number of a cable's first end, and the next ones of others'. If both ends have the same one
+in their namespaces, the kernel tells up to a second late that the cable is up: it does so at once
+only where the two differ (linkwatch_urgent_event in net/core/link_watch.c)."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,9 +90,28 @@ def let_all_ping() -> None:
 
 def has_usable_addresses() -> bool:
     """Whether no cable and no address of this namespace is still being set up by the kernel."""
-    tentative = subprocess.check_output(["ip", "-6", "addr", "show", "tentative"])
-    links = json.loads(subprocess.check_output(["ip", "-j", "link", "show", "up"]))
-    return not tentative and all(each["operstate"] in ("UP", "UNKNOWN") for each in links)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        flags = {name: _flags(asking, name) for _, name in socket.if_nameindex()}
+    up = {name for name, each in flags.items() if each & IFF_UP}
+    return all(flags[name] & IFF_RUNNING for name in up) and _have_ipv6_addresses(up)
+
+
+def _flags(asking: socket.socket, name: str) -> int:
+    """Those of a network interface: it is running if its state is up or unknown (netdevice(7))."""
+    request = struct.pack("16sH14x", name.encode(), 0)
+    return int(struct.unpack("16sH14x", fcntl.ioctl(asking, SIOCGIFFLAGS, request))[1])
+
+
+def _have_ipv6_addresses(names: set[str]) -> bool:
+    """Whether each of these has one, as each that is up gets, and the kernel no longer looks for
+    others that have the same."""
+    try:
+        lines = Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
+    except FileNotFoundError:
+        return True  # a kernel without IPv6
+    addresses = [line.split() for line in lines]  # number, index, length, scope, flags, name
+    tentative = any(int(each[4], 16) & IFA_F_TENTATIVE for each in addresses)
+    return not tentative and names <= {each[5] for each in addresses}
 
 
 class HubApi(BaseHTTPRequestHandler):
@@ -119,9 +146,10 @@ class Host:
     def _connect(self) -> None:
         with self.entered(self.host):
             let_all_ping()
-            for name, peer in (("h0", self.server), ("h1", self.second)):
+            for number, peer in enumerate((self.server, self.second)):
                 place = f"/proc/{os.getpid()}/fd/{peer}"
-                ip(f"link add {name} type veth peer name s0 netns {place}")
+                link = f"link add h{number} index {CABLE_INDEX + number}"
+                ip(f"{link} type veth peer name s0 netns {place}")
             ip(
                 f"addr add {HOST}/24 dev h0",
                 f"addr add {HOST6}/64 dev h0",
@@ -147,12 +175,14 @@ class Host:
     entered = staticmethod(entered)
 
     def describe(self) -> str:
-        """Links, addresses and routes of the three namespaces."""
-        told = []
+        """Links, addresses and routes of the three namespaces. Routes in all tables are those of
+        both families; the kernel's own follow the addresses, some of them later."""
+        what = "addr show\nroute show table all\n"
+        told: list[str] = []
         for each in (self.host, self.server, self.second):
             with self.entered(each):
-                for what in ("addr", "route", "-6 route"):
-                    told.append(subprocess.check_output(f"ip {what}".split(), text=True))
+                text = subprocess.check_output(["ip", "-batch", "-"], input=what, text=True)
+            told += [line for line in text.splitlines() if " table local " not in line]
         return "\n".join(told)
 
     def close(self) -> None:

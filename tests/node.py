@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-from networks import entered, has_usable_addresses, ip, let_all_ping, new_network
+from networks import CABLE_INDEX, entered, has_usable_addresses, ip, let_all_ping, new_network
 
 from helpers import NEIGHBOUR, OWNER, wait_until
 
@@ -92,7 +92,8 @@ def _make_network() -> None:
     new_network(CLONE_NEWUTS | CLONE_NEWNS)
     socket.sethostname(NAME)
     let_all_ping()
-    ip(f"link add eth0 type veth peer name eth0 netns /proc/{os.getpid()}/fd/{_peer}")
+    place = f"/proc/{os.getpid()}/fd/{_peer}"
+    ip(f"link add eth0 index {CABLE_INDEX} type veth peer name eth0 netns {place}")
     with peer():
         ip(*_cable(PEER, PEER6))
     ip(*_cable(ADDRESS, ADDRESS6), f"route add default via {PEER}")

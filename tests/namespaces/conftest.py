@@ -52,7 +52,7 @@ def inside(portwrap: Portwrap, forward: str) -> Iterator[Inside]:
 
 @pytest.fixture(scope="session")
 def standing_host() -> Iterator[Host]:
-    """A host of our own, for all tests: the kernel tells of new cables only once a second."""
+    """A host of our own, for all tests that leave it as it was."""
     needs("ip")
     made = Host()
     try:
