@@ -35,7 +35,7 @@ PART = 32768
 """Bytes of a message at most: it must find room in a socket's buffer."""
 
 
-class MalformedMessage(Exception):
+class MalformedMessage(OSError):
     """A message that the other side cannot have sent, or only a part of one."""
 
 

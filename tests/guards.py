@@ -788,7 +788,7 @@ KEEPERS = [
         "portwrap/keeper/setup.py",
         (
             "inherited descriptors are closed",
-            "        processes.close_all_but({0, 1, 2, number, modules})\n",
+            "        processes.close_all_but({0, 1, 2, number, modules, *child.descriptors})\n",
             "",
             f"{KEEPER} 'handed_on and inside'",
         ),
@@ -798,6 +798,24 @@ KEEPERS = [
             "",
             f"{IDENTITY} directory_busy",
         ),
+        (
+            "a keeper that only relays is in the sandbox",
+            "        processes.enter(session.namespaces)\n        session.inside = True\n",
+            "        pass\n",
+            f"{KEEPER} 'is_in_the_sandbox'",
+        ),
+    ),
+    *of(
+        "portwrap/keeper/agreement.py",
+        (
+            "descriptors for later are there before the command begins",
+            "    for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:\n",
+            "    for number in ():\n",
+            f"{REFUSALS} hardly_any_descriptor {LIFETIME[:-3]} -k 'descriptor'",
+        ),
+    ),
+    *of(
+        "portwrap/kernel/processes.py",
         (
             "the soft limit of descriptors is raised",
             "        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n",
@@ -809,18 +827,6 @@ KEEPERS = [
             "    except (OSError, ValueError):\n        return soft",
             "    except ZeroDivisionError:\n        return soft",
             f"{REFUSALS} hard_limit",
-        ),
-        (
-            "descriptors for later are there before the command begins",
-            "    for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:\n",
-            "    for number in ():\n",
-            f"{REFUSALS} hardly_any_descriptor {LIFETIME[:-3]} -k 'descriptor'",
-        ),
-        (
-            "a keeper that only relays is in the sandbox",
-            "        processes.enter(session.namespaces)\n        session.inside = True\n",
-            "        pass\n",
-            f"{KEEPER} 'is_in_the_sandbox'",
         ),
     ),
     *of(
@@ -854,7 +860,7 @@ KEEPERS = [
         ),
         (
             "the driver gets nothing of the keeper's",
-            "        close_all_but({0, 1, 2, number})\n",
+            "        close_all_but({0, 1, 2, order, ready})\n",
             "",
             f"{KEEPER} 'driver_has_nothing and inside'",
         ),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import time
 
 import _signal as signal
 
 from ..kernel import libc
-from ..kernel.processes import close_all_but, pidfd_open, send_signal
+from ..kernel.processes import close_all_but, pidfd_open, raise_descriptor_limit, send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,29 +34,65 @@ def variables() -> dict[str, str]:
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
+class WaitingChild:
+    """A child of the keeper that becomes the network driver when it is told to.
+
+    The keeper makes it first of all: to fork and to prepare takes 1 ms, which passes while there
+    are no namespaces yet.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Raises OSError."""
+        self.ready, ready_end = os.pipe()
+        self.messages, messages_end = os.pipe()  # its standard error
+        order, self.order = os.pipe()
+        keeper = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_driver(environ, keeper, order, ready_end, messages_end)
+        # else one that has ended looks like a slow one
+        for descriptor in (order, ready_end, messages_end):
+            os.close(descriptor)
+
+    def become(self, driver: protocol.StartDriver) -> None:
+        """Have it exec this driver."""
+        try:
+            # less than a pipe's capacity: this never waits
+            os.write(self.order, marshal.dumps((driver.argv, driver.ready_descriptor)))
+        except BrokenPipeError:
+            pass  # it has ended: whoever waits for the driver finds that
+        os.close(self.order)
+
+    def dismiss(self) -> None:
+        """There is no network driver in this session."""
+        for descriptor in (self.order, self.ready, self.messages):
+            os.close(descriptor)
+        os.waitpid(self.pid, 0)
+
+    @property
+    def descriptors(self) -> set[int]:
+        """Those that the keeper has of it."""
+        return {self.order, self.ready, self.messages}
+
+
 class DriverProcess:
     """A network driver that has been started."""
 
-    def __init__(self, driver: protocol.StartDriver) -> None:
+    def __init__(self, driver: protocol.StartDriver, child: WaitingChild) -> None:
         """Start it. Raises OSError."""
         self.name = driver.name
         self.timeout = driver.timeout
         self.driver = driver
         self.environ = variables()
-        self._start()
+        self._start(child)
 
-    def _start(self) -> None:
-        self.ready, ready_end = os.pipe()
-        self.messages, messages_end = os.pipe()  # its standard error
-        self.tail = b""  # the end of them
+    def _start(self, child: WaitingChild) -> None:
+        self.ready, self.messages = child.ready, child.messages
+        self.tail = b""  # the end of its messages
         self.messages_end_reached = False
         self.status = 0  # of waitpid(2), once it has ended
-        keeper = os.getpid()
-        self.pid = os.fork()  # 0: it has ended
-        if self.pid == 0:
-            _become(self.driver, self.environ, keeper, ready_end, messages_end)
-        os.close(ready_end)  # else one that has ended looks like a slow one
-        os.close(messages_end)
+        self.pid = child.pid  # 0: it has ended
+        child.become(self.driver)
         self.pidfd = pidfd_open(self.pid) if self.driver.has_pidfd else -1
 
     def start_again(self) -> bool:
@@ -71,7 +108,7 @@ class DriverProcess:
             if descriptor >= 0:
                 os.close(descriptor)
         self.environ.update(linker)
-        self._start()
+        self._start(WaitingChild(self.environ))
         return True
 
     def read_messages(self) -> bool:
@@ -130,15 +167,12 @@ def how_ended(status: int) -> str:
     return f"ended with status {os.WEXITSTATUS(status)}"
 
 
-def _become(
-    driver: protocol.StartDriver,
-    environ: Mapping[str, str],
-    keeper: int,
-    ready: int,
-    messages: int,
+def _become_driver(
+    environ: Mapping[str, str], keeper: int, order: int, ready: int, messages: int
 ) -> NoReturn:
-    """Become the network driver, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2))."""
-    argv, number = driver.argv, driver.ready_descriptor
+    """Become the network driver, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2)), or end if
+    there is to be none."""
+    argv = ["the network driver"]
     try:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:
@@ -146,9 +180,14 @@ def _become(
         # pasta gives up where Python's "ignore" stays
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.dup2(messages, 2)
+        close_all_but({0, 1, 2, order, ready})
+        raise_descriptor_limit()
+        data = b"".join(iter(lambda: os.read(order, 4096), b""))
+        if not data:
+            os._exit(0)
+        argv, number = marshal.loads(data)
         os.dup2(ready, number)
         os.set_inheritable(number, True)  # dup2 does not where it is that number already
-        close_all_but({0, 1, 2, number})
         os.execve(argv[0], argv, environ)
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())

@@ -1,4 +1,5 @@
-"""The keeper before it serves: it starts the network driver, and agrees on how to forward.
+"""The keeper before it serves: it makes the process of the network driver, agrees on how to forward
+(`agreement.py`), and lets the command begin.
 
 No more code than this needs is loaded before the command begins: it would keep it waiting.
 """
@@ -6,43 +7,16 @@ No more code than this needs is loaded before the command begins: it would keep 
 from __future__ import annotations
 
 import os
-import select
 
 import _socket
 
-from ..diagnostics.errors import Failure, reason_of
 from ..kernel import libc, processes
-from ..protocol import (
-    MalformedMessage,
-    NativePossible,
-    NotNative,
-    Ready,
-    Refused,
-    StartDriver,
-    decode_request,
-    decode_seccomp_listener,
-    receive,
-    send,
-)
-from .session import Session
+from .driver import WaitingChild, variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..protocol import Go, SeccompListener
-    from .driver import DriverProcess
     from .lifecycle import Lifecycle
-
-OWN_DESCRIPTORS = 32
-"""File descriptors that the keeper needs besides those of the connections that it relays."""
-REMEMBERED_DESCRIPTORS = 130
-"""Those by which it remembers callers and their processes, where something is native."""
-LATER_DESCRIPTORS = 8
-"""Those of them that it makes when the command has begun, and a few for the first clients."""
-FOR_PUBLISHED = 3
-"""Those for a published port that is served natively, beyond its own: what keeps its guest port,
-what shows whether it is still served, and the server's pidfd."""
-NEXT = ("keeper.driver", "kernel.seccomp", "kernel.callers", "keeper.lifecycle", "keeper.main_loop")
-"""The modules that every session comes to need, in this order."""
+    from .session import Session
 
 
 def main(number: int, modules: int | None) -> None:
@@ -53,10 +27,13 @@ def main(number: int, modules: int | None) -> None:
         if os.fork():
             os._exit(0)  # so that the command has no child that it does not know
         os.chdir("/")
-        with open("/proc/self/comm", "w") as comm:
-            comm.write("portwrap-keeper")
-        processes.close_all_but({0, 1, 2, number, modules})
-        session = prepare(lifeline)
+        libc.set_name(b"portwrap-keeper")
+        child = WaitingChild(variables())
+        processes.close_all_but({0, 1, 2, number, modules, *child.descriptors})
+        # Imported here, and further below: what makes that child gets no more than that takes.
+        from .agreement import prepare
+
+        session = prepare(lifeline, child)
         from .lifecycle import Lifecycle
 
         lifecycle = Lifecycle(session)
@@ -64,23 +41,29 @@ def main(number: int, modules: int | None) -> None:
         lifeline.close()
         return  # the other end is gone: it has reported why
     # ImportError: there was no file descriptor left to open a module
-    except (OSError, MalformedMessage, ImportError) as error:
-        refuse(lifeline, f"the keeper failed: {reason_of(error)}")
+    except (OSError, ImportError) as error:
+        refuse(lifeline, error)
         lifeline.close()
         return
     begin(session, lifecycle, modules)
 
 
-def refuse(lifeline: _socket.socket, reason: str) -> None:
+def refuse(lifeline: _socket.socket, error: Exception) -> None:
     """Report to the launching process why there is no session."""
+    from ..diagnostics.errors import Failure, reason_of
+    from ..protocol import Refused, send
+
     try:
-        send(lifeline, Refused(reason, Failure.KEEPER))
+        send(lifeline, Refused(f"the keeper failed: {reason_of(error)}", Failure.KEEPER))
     except OSError:
         pass  # it is gone
 
 
 def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
     """Let the command begin, and serve."""
+    from ..diagnostics.errors import reason_of
+    from ..protocol import Ready
+
     try:
         if session.driver is not None:
             lifecycle.wait_for_driver(session.driver)
@@ -100,54 +83,6 @@ def begin(session: Session, lifecycle: Lifecycle, modules: int | None) -> None:
     main_loop.main(session, lifecycle)
 
 
-def prepare(lifeline: _socket.socket) -> Session:
-    """Start the network driver, wait for "go" and agree on how to forward. Raises OSError and
-    MalformedMessage, and ImportError where no file descriptor is left to open a module."""
-    limit = raise_descriptor_limit()
-    driver: DriverProcess | None = None
-    go = next_request(lifeline)
-    while isinstance(go, StartDriver):
-        driver = start_driver(go)
-        go = next_request(lifeline)
-    held = sum(go.counts) + OWN_DESCRIPTORS + FOR_PUBLISHED * len(go.published_to)
-    if go.native_forward or go.native_outbound:
-        held += REMEMBERED_DESCRIPTORS
-    session = Session(go, lifeline, max(1, (limit - held) // 2))  # two descriptors each
-    session.driver = driver
-    if go.native_forward or go.native_outbound:
-        session.seccomp = agree_on_native(session)
-    # Here their want is a refusal; later it would end the command.
-    for number in [os.dup(0) for _ in range(LATER_DESCRIPTORS)]:
-        os.close(number)
-    return session
-
-
-def next_request(lifeline: _socket.socket) -> StartDriver | Go:
-    """What the launching process wants next. Raises what `prepare` does."""
-    load_meanwhile(lifeline)
-    data, received = receive(lifeline)
-    if not data:
-        raise ConnectionResetError
-    return decode_request(data, received)
-
-
-def start_driver(driver: StartDriver) -> DriverProcess:
-    """Raises OSError and ImportError."""
-    from .driver import DriverProcess
-
-    return DriverProcess(driver)
-
-
-def load_meanwhile(lifeline: _socket.socket) -> None:
-    """Import what comes next, until a message has arrived. Raises ImportError."""
-    poll = select.poll()
-    poll.register(lifeline.fileno(), select.POLLIN)
-    for name in NEXT:
-        if poll.poll(0):
-            return
-        __import__(f"portwrap.{name}")
-
-
 def take_place(session: Session) -> None:
     """Be where we have to be: in the sandbox if all that we do is to relay into it, else outside.
     Raises OSError.
@@ -157,55 +92,3 @@ def take_place(session: Session) -> None:
     if session.seccomp is None and not session.go.descriptors.services:
         processes.enter(session.namespaces)
         session.inside = True
-
-
-def agree_on_native(session: Session) -> SeccompListener | None:
-    """Report whether we can take descriptors from the command, as all that is native must; return
-    its seccomp listener if it has one. Raises OSError and MalformedMessage."""
-    why = why_not_native(session)
-    send(session.lifeline, NotNative(why) if why else NativePossible(why_no_outbound(session)))
-    if why:
-        return None
-    data, received = receive(session.lifeline)
-    if not data:
-        raise ConnectionResetError
-    listener = decode_seccomp_listener(data, received)
-    return listener if listener.is_installed else None
-
-
-def why_not_native(session: Session) -> str:
-    """Why nothing can be native here, or nothing."""
-    from ..kernel import seccomp
-
-    if seccomp.this_machine() is None:
-        return seccomp.UNKNOWN_MACHINE
-    try:
-        os.close(processes.take_descriptor(session.go.command, session.go.lifeline))
-    except OSError as error:
-        return f"pidfd_getfd: {error.strerror}"
-    return ""
-
-
-def why_no_outbound(session: Session) -> str:
-    """Why outbound connections cannot be native here, or nothing: the address that a program
-    connects to is in its memory."""
-    from ..kernel.callers import Memory
-
-    try:
-        Memory(1).read(session.go.command, session.go.address, 1)
-    except OSError as error:
-        return f"reading the command's memory: {error.strerror}"
-    return ""
-
-
-def raise_descriptor_limit() -> int:
-    """Raise the soft limit to the hard one, and return it. Never unlimited: fs.nr_open is the
-    most."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        return soft  # the hard one is more than fs.nr_open allows by now
-    return hard

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
 PR_SET_SECUREBITS = 28
 SECBIT_NOROOT_LOCKED = 0b11  # SECBIT_NOROOT | SECBIT_NOROOT_LOCKED
 
@@ -105,6 +106,11 @@ def call(name: str, *arguments: int | bytes) -> int:
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument. Raises OSError."""
     call("prctl", option, value, 0, 0, 0)
+
+
+def set_name(name: bytes) -> None:
+    """Give this process a name, which ps(1) and pkill(1) know it by. Raises OSError."""
+    call("prctl", PR_SET_NAME, name, 0, 0, 0)
 
 
 def setns(descriptor: int) -> None:

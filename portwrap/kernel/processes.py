@@ -137,3 +137,16 @@ def enter(namespaces: Iterable[int]) -> None:
     for namespace in namespaces:
         libc.setns(namespace)
     libc.drop_capabilities()
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit to the hard one, and return it. Never unlimited: fs.nr_open is the
+    most."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft  # the hard one is more than fs.nr_open allows by now
+    return hard

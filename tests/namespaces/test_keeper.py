@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
+import termios
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -179,14 +181,28 @@ def test_a_keeper_that_dies_while_its_driver_begins(portwrap: Portwrap) -> None:
     with Session(portwrap, ["sleep", "600"], before=slow) as session:
 
         def beginning() -> list[int]:
-            """The driver to be, in that call."""
+            """The driver to be, in that call, when it has been told which driver it is to be."""
             ours = [pid for pid in session.alive() if name_of(pid) == KEEPER]
-            return [pid for pid in ours if parent_of(pid) in ours and call_of(pid) == PRCTL]
+            waiting = [pid for pid in ours if parent_of(pid) in ours and call_of(pid) == PRCTL]
+            return [pid for pid in waiting if holds_message(pid)]
 
         [driver] = wait_until(beginning, 30, "the driver to be")
         kill(parent_of(driver))
         assert session.process.wait(timeout=30) == 125
         session.wait_until_gone(10)
+
+
+def holds_message(pid: int) -> bool:
+    """Whether there is something to read in a pipe of this process."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if int(entry.name) > 2 and os.readlink(entry).startswith("pipe:"):
+            pipe = os.open(entry, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                if fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) != bytes(4):
+                    return True
+            finally:
+                os.close(pipe)
+    return False
 
 
 def call_of(pid: int) -> str:

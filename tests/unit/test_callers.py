@@ -11,7 +11,7 @@ from typing import Iterator
 
 import pytest
 
-from portwrap.keeper import epolls, setup
+from portwrap.keeper import agreement, epolls
 from portwrap.kernel import callers as module
 from portwrap.kernel.callers import Callers, Memory, is_gone
 
@@ -98,7 +98,7 @@ def test_so_many_are_remembered(callers: Callers, monkeypatch: pytest.MonkeyPatc
 def test_the_keeper_counts_what_it_remembers() -> None:
     """Those are not for connections that it relays; the last two are the exchanger's."""
     most = module.MAX_CALLERS + epolls.MAX_PROCESSES + 2
-    assert most <= setup.REMEMBERED_DESCRIPTORS
+    assert most <= agreement.REMEMBERED_DESCRIPTORS
 
 
 def test_memory() -> None:
