@@ -9,8 +9,10 @@ import sys
 
 WITHOUT_A_SESSION = frozenset(("-h", "--help", "--version", "--check"))
 SOURCES = "/site-packages"
-BYTE_CODE = "/site-packages-%s"
+BYTE_CODE = "/byte-code-%s.bin"
 """Of the Pythons with this cache tag (`build.sh --for`)."""
+HEAD = 8
+"""Bytes in front of a piece of byte code (`portwrap/bundle.py`)."""
 BLOCK = 65536
 """Bytes read at a time: new memory for the whole file would take longer than the rest."""
 
@@ -39,18 +41,25 @@ def let_ctrl_c_end_us():
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-def tree_of(archive):
-    # type: (str) -> str
+def use_byte_code(archive):
+    # type: (str) -> bool
+    import marshal
     from importlib.util import MAGIC_NUMBER
     from zipimport import zipimporter
 
-    byte_code = archive + BYTE_CODE % sys.implementation.cache_tag
     try:
-        module = zipimporter(archive).get_data(byte_code + "/batchspawner_portwrap.pyc")
+        content = zipimporter(archive).get_data(archive + BYTE_CODE % sys.implementation.cache_tag)
     except OSError:
-        return archive + SOURCES
+        return False
     # Before a Python is released, versions with the same tag may differ in their byte code.
-    return byte_code if module.startswith(MAGIC_NUMBER) else archive + SOURCES
+    if not content.startswith(MAGIC_NUMBER):
+        return False
+    size = int.from_bytes(content[len(MAGIC_NUMBER) : HEAD], "little")
+    code, index = marshal.loads(content[HEAD : HEAD + size])
+    loader = {"__name__": "portwrap.bundle"}  # type: dict[str, object]
+    exec(marshal.loads(code), loader)
+    loader["install"](index, content, archive + SOURCES)  # type: ignore[operator]
+    return True
 
 
 def identity(archive):
@@ -94,12 +103,13 @@ def load(archive):
     # type: (str) -> None
     let_ctrl_c_end_us()
     compare_sum(archive)
-    # zipimport takes a folder inside an archive as an entry of sys.path, and never writes byte
-    # code.
-    sys.path.insert(0, tree_of(archive))
-    from portwrap.archive import compile_once
+    if not use_byte_code(archive):
+        # zipimport takes a folder inside an archive as an entry of sys.path, and never writes byte
+        # code.
+        sys.path.insert(0, archive + SOURCES)
+        from portwrap.archive import compile_once
 
-    compile_once()
+        compile_once()
     if len(sys.argv) > 1 and not WITHOUT_A_SESSION.intersection(sys.argv):
         from portwrap.launch import keeper_process
 

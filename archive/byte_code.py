@@ -2,9 +2,10 @@
 
 Usage: PYTHON -s -S -X no_debug_ranges byte_code.py SOURCES OUTPUT
 
-OUTPUT gets a folder for the cache tag of this Python, where archive/__main__.py looks for it, and
-the byte code of __main__.py itself, of which there is room for one Python's: each Python passes
-over that of another. What is there already stays. Prints the tag and the version that compiled.
+OUTPUT gets one file of all modules (`portwrap/bundle.py`), named after the cache tag of this
+Python, where archive/__main__.py looks for it, and the byte code of __main__.py itself, of which
+there is room for one Python's: each Python passes over that of another. What is there already
+stays. Prints the tag and the version that compiled.
 PYTHONHASHSEED must be set: before Python 3.11 the order of a set in byte code depends on it.
 
 A start of a session needs nothing but byte code. Other modules have none: it would be larger than
@@ -33,13 +34,15 @@ NO_COLUMNS, NO_LOCATION = 13, 15
 """Kinds of entries of co_linetable."""
 START = Path(__file__).with_name("__main__.py")
 NOT_AT_A_START = re.compile(
-    r"portwrap/(__main__\.py|check/|cli/(help|version)\.py|keeper/ephemeral_ports\.py"
+    r"portwrap/(__main__\.py|bundle\.py|check/|cli/(help|version)\.py"
     r"|diagnostics/(?!(__init__|errors|log)\.py))"
 )
-"""Modules that a session does not load, but for --publish-ephemeral."""
-SOURCES = "site-packages"
-ALSO_SOURCES = "\n__path__.append({sources!r}.join(__path__[0].rsplit({folder!r}, 1)))\n"
-"""What a package of byte code does where some of its modules have none."""
+"""Modules that a session does not import."""
+LOADER = "portwrap/bundle.py"
+BYTE_CODE = "byte-code-%s.bin"
+"""The name of the file for a cache tag."""
+NO_REFERENCES = 2
+"""A version of marshal's format, in which nothing depends on who else refers to a value."""
 
 
 class Untyped(ast.NodeTransformer):
@@ -152,19 +155,26 @@ def compiled(source: bytes, name: str) -> bytes:
     return header + importlib.util.source_hash(source) + data
 
 
-def compile_tree(sources: Path, folder: Path) -> None:
+def bundle(sources: Path) -> bytes:
+    """All modules that a session imports, behind what finds them (`portwrap/bundle.py`)."""
+    index: dict[str, tuple[bool, int, int]] = {}
+    modules = b""
     names = [str(path.relative_to(sources)) for path in sorted(sources.rglob("*.py"))]
-    left_out = [name for name in names if NOT_AT_A_START.match(name)]
     for name in names:
-        if name in left_out:
-            continue
-        source = (sources / name).read_bytes()
-        package, _, module = name.rpartition("/")
-        if module == "__init__.py" and any(other.startswith(f"{package}/") for other in left_out):
-            source += ALSO_SOURCES.format(folder=folder.name, sources=SOURCES).encode()
-        target = (folder / name).with_suffix(".pyc")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(compiled(source, name))
+        if not NOT_AT_A_START.match(name):
+            code = code_of(sources, name)
+            module = name[: -len(".py")].replace("/", ".")
+            package, _, last = module.rpartition(".")
+            is_package = last == "__init__"
+            index[package if is_package else module] = (is_package, len(modules), len(code))
+            modules += code
+    head = marshal.dumps((code_of(sources, LOADER), index), NO_REFERENCES)
+    return importlib.util.MAGIC_NUMBER + len(head).to_bytes(4, "little") + head + modules
+
+
+def code_of(sources: Path, name: str) -> bytes:
+    """The byte code of a module, without the header of a .pyc file."""
+    return compiled((sources / name).read_bytes(), name)[16:]
 
 
 def main() -> None:
@@ -172,8 +182,10 @@ def main() -> None:
     tag = sys.implementation.cache_tag
     if not tag or not os.environ["PYTHONHASHSEED"].isdigit():
         raise SystemExit("no byte code: a Python without a cache tag, or a random seed of hashes")
-    if not (output / f"{SOURCES}-{tag}").exists():
-        compile_tree(sources, output / f"{SOURCES}-{tag}")
+    target = output / (BYTE_CODE % tag)
+    if not target.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(bundle(sources))
         start = output / f"{START.name}c"
         if not start.exists():
             start.write_bytes(compiled(START.read_bytes(), START.name))

@@ -2,7 +2,7 @@
 
 Usage: pack.py SHIV_ARCHIVE START_FILE BYTE_CODE OUTPUT
 
-BYTE_CODE is a folder of the trees that byte_code.py has made, or an empty one.
+BYTE_CODE is a folder of what byte_code.py has made, or an empty one.
 
 shiv writes its own members in the order of a directory listing and with the modes that the
 umask left. Here they are sorted, with one time (SOURCE_DATE_EPOCH) and one mode, and stored as
@@ -50,8 +50,8 @@ def read_members(shiv_archive: str, start_file: str, byte_code: str) -> dict[str
     if START not in members:
         raise SystemExit(f"{shiv_archive}: no {START}, not an archive that shiv made")
     members[START] = Path(start_file).read_bytes()
-    for path in Path(byte_code).rglob("*.pyc"):
-        members[str(path.relative_to(byte_code))] = path.read_bytes()
+    for path in Path(byte_code).iterdir():
+        members[path.name] = path.read_bytes()
     return members
 
 

@@ -1,8 +1,8 @@
 """The archive, if this package runs from one: how modules are imported from it.
 
-It has a folder of sources, and one of byte code for each Python that it was built for. The entry of
-sys.path says which of them this Python uses: `archive/__main__.py` has chosen it. Byte code is of
-those modules that a start of a session needs (`archive/byte_code.py`); the sources have the others.
+It has a folder of sources, and byte code in one piece for each Python that it was built for
+(`bundle.py`), which `archive/__main__.py` uses if there is some for this one. Byte code is of those
+modules that a session needs (`archive/byte_code.py`); the sources have the others.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 TREE = os.path.dirname(PACKAGE)
 """The entry of sys.path that this package comes from."""
 IS_ARCHIVE = not os.path.isdir(TREE)
-SUFFIX = os.path.splitext(__file__)[1]
-"""Of the modules in there: .pyc or .py."""
-SOURCES = f"{os.path.dirname(TREE)}/site-packages"
-"""Where an archive has all modules."""
 
 
 class Importer(zipimporter):
@@ -33,26 +29,19 @@ class Importer(zipimporter):
 
     def get_filename(self, fullname: str) -> str:
         module = self.prefix + fullname.rpartition(".")[2]
-        suffix = SUFFIX if is_within(TREE, f"{self.archive}/{self.prefix}") else ".py"
-        return f"{self.archive}/{module}{'/__init__' if self.is_package(fullname) else ''}{suffix}"
+        return f"{self.archive}/{module}{'/__init__' if self.is_package(fullname) else ''}.py"
 
     def get_code(self, fullname: str) -> CodeType:
         """As byte code is: without docstrings. (Python 3.10; before, zipimport does not ask us.)"""
         path = self.get_filename(fullname)
-        if path.endswith(".pyc"):
-            return super().get_code(fullname)
         return compile(self.get_data(path), path, "exec", dont_inherit=True, optimize=2)
 
 
 def importer_of(path: str) -> Importer:
     """An entry of sys.path_hooks, for our own modules only."""
-    if not is_within(TREE, path) and not is_within(SOURCES, path):
+    if not f"{path}/".startswith(f"{TREE}/"):
         raise ImportError(path)
     return Importer(path)
-
-
-def is_within(folder: str, path: str) -> bool:
-    return f"{path}/".startswith(f"{folder}/")
 
 
 def compile_once() -> None:
@@ -64,8 +53,10 @@ def compile_once() -> None:
 
 def runs_from_byte_code() -> bool:
     """Whether no module has to be compiled at a start of a session."""
+    if hasattr(__spec__ and __spec__.loader, "everything"):  # that of bundle.py
+        return True
     cached = __spec__.cached if __spec__ else None
-    return SUFFIX == ".pyc" or (cached is not None and os.path.exists(cached))
+    return cached is not None and os.path.exists(cached)
 
 
 def interpreter() -> str:

@@ -50,9 +50,9 @@ class WaitingChild:
         self.pid = os.fork()
         if self.pid == 0:
             _become_driver(environ, keeper, order, ready_end, messages_end)
-        # else one that has ended looks like a slow one
-        for descriptor in (order, ready_end, messages_end):
-            os.close(descriptor)
+        os.close(ready_end)  # else one that has ended looks like a slow one
+        os.close(messages_end)
+        os.close(order)
 
     def become(self, driver: protocol.StartDriver) -> None:
         """Have it exec this driver."""

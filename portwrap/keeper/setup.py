@@ -50,6 +50,7 @@ def main(number: int, modules: int | None) -> None:
 
 def refuse(lifeline: _socket.socket, error: Exception) -> None:
     """Report to the launching process why there is no session."""
+    os.close(0)  # there may be no other file descriptor for a module's file
     from ..diagnostics.errors import Failure, reason_of
     from ..protocol import Refused, send
 

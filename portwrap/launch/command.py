@@ -82,15 +82,17 @@ def reexec(entry: str, argv: Sequence[str]) -> NoReturn:
     command gets these variables back.
     """
     module, _, function = entry.partition(":")
-    place = keeper_process.modules_path()
+    importing, modules = keeper_process.importing_text(keeper_process.modules_path())
     preloading = {k: os.environ[k] for k in keeper_process.PRELOADING if k in os.environ}
     environ = {name: text for name, text in os.environ.items() if name not in preloading}
     text = (
-        f"import os; os.environ.update({preloading!r})\n"
-        f"import sys; sys.path.append({place!r}); sys.argv[0] = {sys.argv[0]!r}\n"
+        f"import marshal, os, sys; {importing}\n"
+        f"os.environ.update({preloading!r}); sys.argv[0] = {sys.argv[0]!r}\n"
         f"from {module} import {function}; sys.exit({function}(afresh=True))"
     )
     command = keeper_process.interpreter_command(text, *argv)
+    if modules is not None:
+        os.set_inheritable(modules, True)
     _flush_output()
     os.execve(keeper_process.INTERPRETER, command, environ)
 

@@ -1,10 +1,10 @@
 """The keeper's process: how the launching process starts it, while it still loads its own code.
 
-It is a fresh interpreter that imports from the installed package, or from a copy of the archive in
-memory: the file on the site's share may be replaced at any time. This is the first thing of a
-start, and imports as little as serves: the keeper takes longer to come up than the rest. `signal`
-and `socket` would take 5 ms of a plain start, so their C halves serve here; the launching process
-imports them while the keeper comes up.
+It is a fresh interpreter that imports from the installed package, or from a copy in memory of the
+archive or of its byte code: the file on the site's share may be replaced at any time. This is the
+first thing of a start, and imports as little as serves: the keeper takes longer to come up than the
+rest. `signal` and `socket` would take 5 ms of a plain start, so their C halves serve here; the
+launching process imports them while the keeper comes up.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ import _socket
 from ..diagnostics.errors import Failure
 from ..early_refusal import refusing_expression
 from ..kernel.threads import is_threaded
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 WAITING_SIGNALS = frozenset(signal.valid_signals()) - {
     signal.SIGCHLD,
@@ -34,6 +38,7 @@ across exec and also holds back handlers that a program installs (pasta does).""
 
 PRELOADING = ("LD_PRELOAD", "LD_AUDIT")
 """Variables that load libraries into every program (ld.so(8))."""
+MFD_CLOEXEC = 1  # linux/memfd.h
 INTERPRETER = "/proc/self/exe"  # sys.executable can be empty, or a shim that starts another one
 
 _begun: list[tuple[_socket.socket, int]] = []
@@ -68,8 +73,8 @@ def start(program: str) -> tuple[_socket.socket, int]:
         # Messages with boundaries; end of file when the last descriptor of the other end is closed.
         sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         ours, theirs = sockets
-        place, modules = open_modules()
-        child = _spawn(program, theirs.fileno(), place, modules)
+        importing, modules = importing_text()
+        child = _spawn(program, theirs.fileno(), importing, modules)
     except OSError:
         for each in sockets:
             each.close()
@@ -88,6 +93,24 @@ def _reserve_standard_descriptors() -> None:
         if descriptor > 2:
             os.close(descriptor)
             return
+
+
+def importing_text(sources: str = "") -> tuple[str, int | None]:
+    """Statements by which another interpreter imports from where this one does, and the file
+    descriptor that this takes. With `sources`, the place of modules without byte code, it has these
+    as well. Raises OSError.
+    """
+    bundle: Any = __spec__.loader if __spec__ else None
+    if hasattr(bundle, "everything"):  # portwrap.bundle, which is no module here
+        descriptor = _memory_file()
+        if descriptor is not None:
+            os.write(descriptor, bundle.everything())
+            text = USE_BUNDLE.format(bundle=descriptor, size=bundle.start, sources=sources)
+            return text, descriptor
+    if sources:
+        return f"sys.path[:0] = [{sources!r}]; ", None
+    place, modules = open_modules()
+    return f"sys.path[:0] = [{place!r}]; {'' if modules is None else COMPILE_ONCE}", modules
 
 
 def modules_path() -> str:
@@ -110,10 +133,9 @@ def open_modules() -> tuple[str, int | None]:
 
 def _copy_in_memory(file: int) -> int:
     """A file descriptor of what this one reads now, in its place: that of the file itself would
-    read what `cp` writes over it. The same one where the kernel or the C library has no memfd."""
-    try:
-        copy = os.memfd_create("portwrap-modules")
-    except (AttributeError, OSError):
+    read what `cp` writes over it. The same one where the kernel has no memfd."""
+    copy = _memory_file()
+    if copy is None:
         return file
     try:
         while os.sendfile(copy, file, None, os.fstat(file).st_size):
@@ -126,13 +148,25 @@ def _copy_in_memory(file: int) -> int:
     return copy
 
 
-def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
+def _memory_file() -> int | None:
+    """A file in memory (memfd_create(2)); None where there are none."""
+    try:
+        return os.memfd_create("portwrap-modules")
+    except OSError:
+        return None
+    except AttributeError:  # a Python that was built with an older C library
+        from ..kernel import libc
+
+        made = libc.attempt("memfd_create", b"portwrap-modules", MFD_CLOEXEC)
+        return made if made >= 0 else None
+
+
+def _spawn(program: str, lifeline: int, importing: str, modules: int | None) -> int:
     """Start the keeper's interpreter, with its end of the lifeline and no more of the job's input
     and output than its standard error: a reader of it waits for its end. Raises OSError."""
     text = KEEPER.format(
         title=f"{program}: keeper of process {os.getpid()}",
-        place=place,
-        first="" if modules is None else COMPILE_ONCE,
+        importing=importing,
         refuse=refusing_expression(lifeline, "the keeper cannot be loaded", Failure.INCOMPLETE),
         lifeline=lifeline,
         modules=modules,
@@ -161,9 +195,9 @@ def _spawn(program: str, lifeline: int, place: str, modules: int | None) -> int:
 
 
 KEEPER = (
-    "{title!r}; import sys, os, marshal; sys.path[:0] = [{place!r}];"
+    "{title!r}; import sys, os, marshal;"
     " sys.excepthook = lambda kind, error, trace: {refuse};"
-    " {first}from portwrap.keeper.setup import main;"
+    " {importing}from portwrap.keeper.setup import main;"
     " sys.excepthook = sys.__excepthook__; main({lifeline}, {modules})"
 )
 """The keeper's program, in one line, which ps(1) shows; its first word is for the reader. Whatever
@@ -171,6 +205,11 @@ an import raises, the system is the cause: where it cannot look at a file, Pytho
 folder for an empty module."""
 COMPILE_ONCE = "from portwrap.archive import compile_once; compile_once(); "
 """What it does first where it imports from an archive."""
+USE_BUNDLE = (
+    "code, index = marshal.loads(os.pread({bundle}, {size}, 8)); exec(marshal.loads(code));"
+    " install(index, {bundle}, {sources!r}); "
+)
+"""The same for byte code in one piece (`portwrap/bundle.py`)."""
 
 
 def interpreter_command(text: str, *arguments: str) -> list[str]:

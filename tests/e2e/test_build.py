@@ -575,7 +575,7 @@ sys.addaudithook(watch)
 tree = sys.argv[1] + "/site-packages"
 sys.path[:0] = [tree]
 from portwrap.launch import keeper_process
-start = keeper_process.KEEPER.partition("{first}")[2].partition(";")[0]
+start = keeper_process.KEEPER.partition("{importing}")[2].partition(";")[0]
 exec(keeper_process.COMPILE_ONCE.strip())
 del events[:]
 exec(start.strip())

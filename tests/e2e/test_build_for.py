@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import subprocess
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from e2e.test_build import EVENTS, MAX_SIZE, RUN_PATH, assert_starts, our_files
 from e2e.test_upgrade import Session
+
+from portwrap import bundle
 
 import byte_code
 import pack
@@ -72,11 +75,12 @@ def test_the_archive_has_byte_code_of_what_a_start_loads(fast_pyz: Path, python:
     modules = {name for name in our_files() if name.endswith(".py")}
     left_out = {name for name in modules if byte_code.NOT_AT_A_START.match(name)}
     assert {"portwrap/check/main.py", "portwrap/diagnostics/remedies.py"} <= left_out
-    tree = f"site-packages-{tag_of(python)}"
     with zipfile.ZipFile(fast_pyz) as archive:
-        made = {name for name in archive.namelist() if name.startswith(f"{tree}/")}
-        assert made == {f"{tree}/{name}c" for name in modules - left_out}
+        content = archive.read(byte_code.BYTE_CODE % tag_of(python))
         assert modules <= {name.partition("/")[2] for name in archive.namelist()}
+    _, index = marshal.loads(content[bundle.HEAD :])
+    names = [name.replace("/", ".")[: -len(".py")] for name in modules - left_out]
+    assert set(index) == {name.replace(".__init__", "") for name in names}
 
 
 def test_byte_code_of_one_python_leaves_it_small(fast_pyz: Path) -> None:
@@ -109,7 +113,7 @@ def test_byte_code_that_this_python_does_not_know_is_not_run(
     with zipfile.ZipFile(fast_pyz) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     for name, content in members.items():
-        if name.endswith(".pyc"):
+        if name.endswith((".pyc", ".bin")):
             members[name] = b"\0\0" + content[2:]
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     changed = tmp_path / "changed.pyz"
@@ -128,6 +132,14 @@ def test_a_session_compiles_nothing(fast_pyz: Path, python: str, forward: str) -
 
 
 FROM_SOURCES = "a module is compiled from its source"
+
+
+THREAD = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+STARTS = {
+    "plain": [],
+    "in a running Python": ["-c", RUN_PATH],
+    "beside a thread": ["-c", THREAD + RUN_PATH],  # which execs that Python again
+}
 
 
 @pytest.fixture
@@ -153,7 +165,7 @@ def test_what_no_start_needs_is_run_from_its_source(only_byte_code: Path, python
 
 
 @pytest.mark.namespaces
-@pytest.mark.parametrize("start", ["plain", "in a running Python"])
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -172,7 +184,7 @@ def test_a_session_runs_without_the_sources(
 ) -> None:
     if "pasta" in options:
         needs("pasta")
-    before = [python] if start == "plain" else [python, "-c", RUN_PATH]
+    before = [python, *STARTS[start]]
     words = options.format(other=unused_port()).split()
     session = Session(only_byte_code, *words, before=before)
     try:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
@@ -37,7 +38,8 @@ def newer(built: Path, world_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """Another version of the archive, in which everything stands in another place."""
     with zipfile.ZipFile(built) as old:
         # Without byte code, which would have the old version.
-        members = {name: old.read(name) for name in old.namelist() if not name.endswith(".pyc")}
+        kept = [name for name in old.namelist() if not name.endswith((".pyc", ".bin"))]
+        members = {name: old.read(name) for name in kept}
     members["__init__.py"] = 12345 * b"#"  # comes first
     members["site-packages/portwrap/__init__.py"] += f'__version__ = "{NEW}"\n'.encode()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -192,25 +194,51 @@ runpy.run_path(archive, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("pause", ["batchspawner_portwrap", "portwrap.launch.services"])
+PAUSES = ("batchspawner_portwrap", "portwrap.launch.services")
+
+
+def start_while(
+    replaced: Callable[[], None], python: str, share: Path, pause: str
+) -> tuple[int, str, str]:
+    """A start that is paused there while this happens: its status, output and errors."""
+    argv = [python, "-c", PAUSED_START, str(share), pause, str(unused_port())]
+    process = as_user(OWNER, argv, stdin=subprocess.PIPE)
+    try:
+        assert process.stdout and process.stdout.readline() == "paused\n"
+        replaced()
+        stdout, stderr = process.communicate("go\n", timeout=20)
+    finally:
+        end(process)
+    return process.returncode, stdout, stderr
+
+
+@pytest.mark.parametrize("built", ["pyz"], indirect=True, ids=["sources"])
+@pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("replace", [rename_over, write_over, remove])
 def test_a_start_that_reads_two_versions_says_so_and_runs_nothing(
     share: Path, newer: Path, python: str, pause: str, replace: Callable[[Path, Path], None]
 ) -> None:
     """It knows where things stood in the old file. Bytes of the new one there make no module."""
-    argv = [python, "-c", PAUSED_START, str(share), pause, str(unused_port())]
-    process = as_user(OWNER, argv, stdin=subprocess.PIPE)
-    try:
-        assert process.stdout and process.stdout.readline() == "paused\n"
-        replace(newer, share)
-        stdout, stderr = process.communicate("go\n", timeout=20)
-    finally:
-        end(process)
-    assert process.returncode == 125, stderr
+    replaced = partial(replace, newer, share)
+    status, stdout, stderr = start_while(replaced, python, share, pause)
+    assert status == 125, stderr
     assert stdout == ""
     first, second = stderr.splitlines()
     assert first.startswith(f"batchspawner-portwrap: {share} was replaced while it started: ")
     assert second == "  Start it again."
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("built", ["fast_pyz"], indirect=True, ids=["byte-code"])
+@pytest.mark.parametrize("pause", PAUSES)
+@pytest.mark.parametrize("replace", [rename_over, write_over, remove])
+def test_a_start_from_byte_code_has_all_of_it_from_the_beginning(
+    share: Path, newer: Path, python: str, pause: str, replace: Callable[[Path, Path], None]
+) -> None:
+    replaced = partial(replace, newer, share)
+    status, stdout, stderr = start_while(replaced, python, share, pause)
+    assert (status, stdout) == (0, "it ran --port=8888\n"), stderr
+    assert NEW not in stderr
 
 
 def test_an_import_that_fails_is_no_upgrade(share: Path, python: str) -> None:

@@ -135,40 +135,57 @@ PACKAGES = {
     "portwrap/diagnostics/remedies.py": "",
 }
 WHENCE = """
-import sys
-sys.path.insert(0, sys.argv[1])
+import marshal, os, sys
+_, path, sources, kind = sys.argv
+with open(path, "rb") as file:
+    content = file.read()
+code, index = marshal.loads(content[8:])
+exec(marshal.loads(code))
+install(index, content if kind == "bytes" else os.open(path, os.O_RDONLY), sources)
 import portwrap.check.main, portwrap.diagnostics.errors, portwrap.diagnostics.remedies
 for module in (portwrap.check.main, portwrap.diagnostics.errors, portwrap.diagnostics.remedies):
-    print(module.__file__)
+    print(module.__file__, hasattr(module.__loader__, "everything"))
+assert portwrap.__loader__.everything() == content
 """
 
 
-def test_what_no_start_needs_stays_in_its_source(tmp_path: Path) -> None:
-    for name, source in PACKAGES.items():
+@pytest.mark.parametrize("kind", ["bytes", "descriptor"])
+def test_what_no_start_needs_stays_in_its_source(tmp_path: Path, kind: str) -> None:
+    names = {**PACKAGES, byte_code.LOADER: (PROJECT / byte_code.LOADER).read_text()}
+    for name, source in names.items():
         path = tmp_path / "site-packages" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
-    tag = f"site-packages-{sys.implementation.cache_tag}"
-    byte_code.compile_tree(tmp_path / "site-packages", tmp_path / tag)
-    archive = tmp_path / tag / "of this name.zip"
+    made = tmp_path / "made.bin"
+    made.write_bytes(byte_code.bundle(tmp_path / "site-packages"))
+    archive = tmp_path / "of this name.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        for folder in ("site-packages", tag):
-            for path in (tmp_path / folder).rglob("*.py*"):
-                file.write(path, str(path.relative_to(tmp_path)))
-    words = [sys.executable, "-B", "-c", WHENCE, f"{archive}/{tag}"]
+        for path in (tmp_path / "site-packages").rglob("*.py"):
+            file.write(path, str(path.relative_to(tmp_path)))
+    words: list[str | Path] = [
+        sys.executable,
+        "-B",
+        "-c",
+        WHENCE,
+        made,
+        f"{archive}/site-packages",
+        kind,
+    ]
     result = subprocess.run(words, check=False, capture_output=True, text=True)
     assert result.stdout.splitlines() == [
-        f"{archive}/site-packages/portwrap/check/main.py",
-        f"{archive}/{tag}/portwrap/diagnostics/errors.pyc",
-        f"{archive}/site-packages/portwrap/diagnostics/remedies.py",
+        f"{archive}/site-packages/portwrap/check/main.py False",
+        f"{archive}/site-packages/portwrap/diagnostics/errors.py True",
+        f"{archive}/site-packages/portwrap/diagnostics/remedies.py False",
     ], result.stderr
 
 
 def compile_tree(folder: Path, *options: str, seed: str = "0") -> subprocess.CompletedProcess[str]:
     """Run byte_code.py on a package in this folder."""
-    module = folder / "sources" / NAME
-    module.parent.mkdir(parents=True, exist_ok=True)
-    module.write_bytes(SOURCE)
+    loader = (PROJECT / byte_code.LOADER).read_bytes()
+    for name, source in ((NAME, SOURCE), (byte_code.LOADER, loader)):
+        module = folder / "sources" / name
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_bytes(source)
     program = PROJECT / "archive" / "byte_code.py"
     return subprocess.run(
         [sys.executable, "-S", *options, program, folder / "sources", folder / "made"],
@@ -179,12 +196,12 @@ def compile_tree(folder: Path, *options: str, seed: str = "0") -> subprocess.Com
     )
 
 
-def test_a_tree_for_each_cache_tag_and_the_first_one_stays(tmp_path: Path) -> None:
+def test_a_file_for_each_cache_tag_and_the_first_one_stays(tmp_path: Path) -> None:
     result = compile_tree(tmp_path)
     tag, version = sys.implementation.cache_tag, sys.version.split()[0]
     assert result.stdout == f"{tag} (compiled by Python {version})\n", result.stderr
     start, module = sorted(path for path in (tmp_path / "made").rglob("*") if path.is_file())
-    assert module.relative_to(tmp_path / "made") == Path(f"site-packages-{tag}/package/module.pyc")
+    assert module.relative_to(tmp_path / "made") == Path(byte_code.BYTE_CODE % tag)
     assert start.relative_to(tmp_path / "made") == Path("__main__.pyc")
     for made in (start, module):
         made.write_bytes(b"that of another patch release")

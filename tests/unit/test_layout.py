@@ -14,6 +14,7 @@ from helpers import PROJECT
 PROGRAMS = ("batchspawner_portwrap", "portwrap.__main__")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "portwrap.archive": (),
+    "portwrap.bundle": (),
     "portwrap.early_refusal": (),
     "portwrap.kernel": ("portwrap.kernel",),
     "portwrap.protocol": ("portwrap.early_refusal", "portwrap.kernel"),

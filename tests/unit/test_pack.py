@@ -37,8 +37,8 @@ def packed(folder: Path, python: Path | str = sys.executable, **variables: str) 
         for name, content in MEMBERS.items():
             archive.writestr(name, content)
     byte_code = folder / "byte code"
-    (byte_code / "site-packages-tag" / "pack").mkdir(parents=True, exist_ok=True)
-    (byte_code / "site-packages-tag" / "pack" / "a.pyc").write_bytes(b"byte code")
+    byte_code.mkdir(exist_ok=True)
+    (byte_code / "byte-code-tag.bin").write_bytes(b"byte code")
     environ = {"SOURCE_DATE_EPOCH": "1577836800", **variables}
     subprocess.run([python, PACK, shiv, start, byte_code, output], env=environ, check=True)
     assert output.stat().st_mode & 0o7777 == 0o755
@@ -72,8 +72,8 @@ def test_what_is_packed(tmp_path: Path) -> None:
         assert archive.testzip() is None
         assert archive.namelist() == [
             START,
+            "byte-code-tag.bin",
             "environment.json",
-            "site-packages-tag/pack/a.pyc",
             "site-packages/pack-1.dist-info/METADATA",
             "site-packages/pack/__init__.py",
             "site-packages/pack/a.py",
