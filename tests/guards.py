@@ -1083,6 +1083,12 @@ KEEPERS = [
     *of(
         "portwrap/keeper/host_sockets.py",
         (
+            "a holder that is not watched is not known",
+            "        except OSError:\n            os.close(pidfd)\n            raise\n",
+            "        finally:\n            self.pidfd = pidfd\n",
+            "unit/test_watched.py -k holder",
+        ),
+        (
             "a socket that was shut down serves nobody",
             "for each in self.sockets if listens(each)}",
             "for each in self.sockets}",
@@ -1111,9 +1117,27 @@ KEEPERS = [
         ),
         (
             "and is free when nobody serves",
-            "            self.relay.stop_serving(stand_in)\n",
+            "            stand_in.close()\n",
             "            pass\n",
             f"{NATIVE} started_again",
+        ),
+        (
+            "one that is not relayed can be let go",
+            "            if self.relay.serves(stand_in):",
+            "            if True:",
+            "unit/test_watched.py -k guest_port",
+        ),
+    ),
+    *of(
+        "portwrap/keeper/lookout.py",
+        (
+            "the relay's socket stays the relay's",
+            "        while self.watched:  # nobody else's: the relay may have a host's socket by now\n"
+            "            self.reactor.unwatch(self.watched.pop())\n",
+            "        for host in self.hosts:\n"
+            "            if self.reactor.is_watched(host.fileno()):\n"
+            "                self.reactor.unwatch(host.fileno())\n",
+            "unit/test_watched.py -k lookout",
         ),
     ),
     *of(

@@ -46,7 +46,9 @@ class GuestPort:
                 self.relay.release(host)
         stand_in, self.stand_in = self.stand_in, None
         if stand_in is not None:
-            self.relay.stop_serving(stand_in)
+            if self.relay.serves(stand_in):  # else there was no room for it in the epoll
+                self.relay.release(stand_in)
+            stand_in.close()
 
 
 def reachable(address: str) -> str:

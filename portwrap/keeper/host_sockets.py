@@ -26,13 +26,18 @@ class Holder:
         self.pidfd = -1
 
     def watch(self, process: int) -> bool:
-        """False: it has ended already."""
+        """False: it has ended already. Raises OSError: there is no room in the epoll."""
         self.forget()
         try:
-            self.pidfd = pidfd_open(process)
+            pidfd = pidfd_open(process)
         except OSError:
             return False
-        self.reactor.watch(self.pidfd, self.on_end)
+        try:
+            self.reactor.watch(pidfd, self.on_end)
+        except OSError:
+            os.close(pidfd)
+            raise
+        self.pidfd = pidfd
         return True
 
     def watch_any(self, links: Collection[str]) -> bool:

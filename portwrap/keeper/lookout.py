@@ -37,6 +37,7 @@ class Lookout:
         self.hosts = hosts
         self.listens = listens  # whether a server listens on the guest port
         self.on_server = on_server  # called when one does, with the reason that is known
+        self.watched: list[int] = []  # the hosts' descriptors, as long as we watch them
         self.waiting = False  # clients of the host port wait for a server
         self.timer: Timer | None = None  # of the next look, while they do
         self.expect()
@@ -52,15 +53,15 @@ class Lookout:
         for host in self.hosts:
             if not self.reactor.is_watched(host.fileno()):
                 self.reactor.watch(host.fileno(), self.on_client, edge=True)
+                self.watched.append(host.fileno())
 
     def end(self) -> None:
         """Whoever waits is served now."""
         self.waiting = False
         self.reactor.cancel(self.timer)
         self.unserved.on_served()
-        for host in self.hosts:
-            if self.reactor.is_watched(host.fileno()):
-                self.reactor.unwatch(host.fileno())
+        while self.watched:  # nobody else's: the relay may have a host's socket by now
+            self.reactor.unwatch(self.watched.pop())
 
     def on_client(self) -> None:
         if not self.waiting:

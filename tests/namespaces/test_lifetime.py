@@ -444,6 +444,28 @@ def test_the_last_words_of_the_command_arrive(portwrap: Portwrap, size: int, for
         session.wait_until_gone(LIMIT)
 
 
+@pytest.mark.parametrize(
+    ("host", "server", "client"),
+    [("::", "127.0.0.1", "::1"), ("127.0.0.1", "::1", "127.0.0.1")],
+    ids=["of the other family", "of a relayed server"],
+)
+def test_the_last_words_over_a_socket_that_the_keeper_serves(
+    portwrap: Portwrap, host: str, server: str, client: str
+) -> None:
+    """At the end it looks for no server any more; its relay has the host's socket until then."""
+    size = 100_000
+    words = portwrap.program("speak_and_end.py", "8888", str(size), server)
+    with Session(portwrap, words, forward="native", outward="helper", host=host) as session:
+        assert session.process.stdout is not None
+        assert session.process.stdout.readline() == "ready\n"
+        reader = session.client(client)
+        reader.sendall(b"x")
+        sent = int(session.process.stdout.readline())
+        assert last_words(session, reader) == (bytes(range(256)) * (size // 256 + 1))[:sent]
+        session.wait_until_gone(LIMIT)
+        assert session.stderr() == ""
+
+
 def test_a_client_that_does_not_listen_keeps_nobody(portwrap: Portwrap) -> None:
     words = portwrap.program("speak_and_end.py", "8888", "100000000")
     with Session(portwrap, words) as session:
