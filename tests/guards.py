@@ -115,6 +115,12 @@ KERNEL = [
             f"{KEEPER} 'no_capability and inside'",
         ),
         (
+            "and lets programs in there trace nothing of ours",
+            "    libc.prctl(libc.PR_SET_DUMPABLE, 0)",
+            "    pass",
+            f"{KEEPER} 'gets_nothing and relay-slirp4netns'",
+        ),
+        (
             "pidfds of threads may not be known to the kernel",
             "if error.errno != errno.EINVAL:  # before Linux 6.9",
             "if True:",
@@ -1132,7 +1138,7 @@ KEEPERS = [
         "portwrap/keeper/lookout.py",
         (
             "the relay's socket stays the relay's",
-            "        while self.watched:  # nobody else's: the relay may have a host's socket by now\n"
+            "        while self.watched:  # the relay may have the others by now\n"
             "            self.reactor.unwatch(self.watched.pop())\n",
             "        for host in self.hosts:\n"
             "            if self.reactor.is_watched(host.fileno()):\n"

@@ -60,7 +60,7 @@ class Lookout:
         self.waiting = False
         self.reactor.cancel(self.timer)
         self.unserved.on_served()
-        while self.watched:  # nobody else's: the relay may have a host's socket by now
+        while self.watched:  # the relay may have the others by now
             self.reactor.unwatch(self.watched.pop())
 
     def on_client(self) -> None:

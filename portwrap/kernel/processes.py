@@ -133,7 +133,12 @@ def close_all_but(kept: Container[int | None]) -> None:
 
 def enter(namespaces: Iterable[int]) -> None:
     """Move this process into the namespaces of these descriptors, the user namespace first, without
-    the capabilities there that the kernel gives to whoever enters. Raises OSError."""
+    the capabilities there that the kernel gives to whoever enters. Raises OSError.
+
+    Nor can the programs in there trace it or take its descriptors, some of which are the host's:
+    the kernel forbids that by itself only from one user namespace to one above it.
+    """
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)  # first: at no moment is it in there as one of theirs
     for namespace in namespaces:
         libc.setns(namespace)
     libc.drop_capabilities()

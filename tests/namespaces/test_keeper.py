@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -215,3 +216,54 @@ def test_a_line_that_the_keeper_was_writing_when_it_forked() -> None:
     log = Log("portwrap", verbose=False)
     log.writer = os.getppid()
     assert not log.is_writing()
+
+
+# ---- what a program of the session can do to them -----------------------------------------------
+
+SERVICE = {"PORTWRAP_HOST_SERVICE": str(unused_port())}
+MOVES = {"forward": "native", "outward": "helper"}
+"""The server of the test must be relayed: then the keeper goes into the sandbox."""
+ATTACKED: dict[str, dict[str, Any]] = {
+    "relay": {"forward": "relay", "outward": "helper"},
+    "allow-from": {
+        "forward": "auto",
+        "outward": "helper",
+        "extra_env": {"PORTWRAP_ALLOW_FROM": "127.0.0.0/8"},
+    },
+    "worker": {"forward": "relay", "outward": "helper", "extra_env": SERVICE},
+    "relay and native": {"forward": "relay", "outward": "native"},
+    "native": {"forward": "native", "outward": "native"},
+    "native, then relay": MOVES,
+}
+
+
+def goes_inside(session: Session) -> bool:
+    """Whether the keeper, or a worker, has entered the sandbox's network."""
+    networks = {
+        os.readlink(f"/proc/{pid}/ns/net") for pid in (session.keeper, session.named(WORKER)) if pid
+    }
+    return os.readlink(f"/proc/{session.pid}/ns/net") in networks
+
+
+@pytest.mark.parametrize("network", ["slirp4netns", "pasta"])
+@pytest.mark.parametrize("form", ATTACKED)
+def test_a_program_of_the_session_gets_nothing_of_ours(
+    portwrap: Portwrap, form: str, network: str
+) -> None:
+    """The keeper, its worker and the network driver have sockets of the host, by which it would
+    reach the host's loopback."""
+    options = {**ATTACKED[form], "network": network, "stdin": subprocess.PIPE}
+    with Session(portwrap, portwrap.program("attack.py"), **options) as session:
+        session.wait_until_up()
+        if ATTACKED[form] is MOVES:
+            session.client()
+        if form != "native":
+            wait_until(lambda: goes_inside(session), what="one of ours in the sandbox")
+        ours = list(filter(None, [session.keeper, session.driver, session.named(WORKER)]))
+        assert len(ours) == (3 if form in ("worker", "relay and native") else 2)
+        out, _ = session.process.communicate(" ".join(map(str, ours)) + "\n", timeout=30)
+        *outcomes, control = json.loads(out)
+        assert set(control.values()) == {"done"}
+        for each in outcomes:
+            assert each["take"] == each["attach"] == "EPERM"
+            assert set(each.values()) <= {"EPERM", "EACCES"}, outcomes
