@@ -1451,9 +1451,27 @@ KEEPERS = [
         ),
         (
             "one that is being made is looked for",
-            "        process.creating[thread] = time.monotonic() + SETTLE_TIMEOUT\n",
+            "        self.creating[thread] = now + SETTLE_TIMEOUT\n",
             "",
             "unit/test_epolls.py -k being_made",
+        ),
+        (
+            "threads that are done are forgotten",
+            "            del self.creating[next(iter(self.creating))]\n",
+            "            break\n",
+            "unit/test_epolls.py -k never_heard_of",
+        ),
+        (
+            "no more of them than a few are remembered",
+            "        if len(self.creating) >= MAX_CREATING:\n",
+            "        if False:\n",
+            "unit/test_epolls.py -k never_heard_of",
+        ),
+        (
+            "the others are remembered together",
+            "            thread = EVERY_THREAD\n",
+            "            return\n",
+            "unit/test_epolls.py -k 'never_heard_of or one_of_many'",
         ),
         (
             "a list without news is not kept",

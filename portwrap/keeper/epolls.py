@@ -36,6 +36,9 @@ EPOLLONESHOT = 1 << 30
 MAX_SLOTS = 8
 """Files that one epoll has under one number at most: closed ones that live on elsewhere, too."""
 MAX_PROCESSES = 64
+MAX_CREATING = 512
+"""Threads of a process that are remembered one by one while they are making one."""
+EVERY_THREAD = 0
 SETTLE_TIMEOUT = 5.0
 """Seconds after which a thread that was let go into a system call has certainly come out of it."""
 
@@ -63,7 +66,20 @@ class Process:
         self.known = False
         self.epolls: list[int] = []
         self.rings: list[int] = []
-        self.creating: dict[int, float] = {}  # threads that are making one, and until when
+        # Threads that are making one, and until when; the one that is done first comes first.
+        self.creating: dict[int, float] = {}
+
+    def begins(self, thread: int) -> None:
+        """This thread is about to make one."""
+        now = time.monotonic()
+        self.known = False
+        if len(self.creating) >= MAX_CREATING:
+            self.creating.clear()
+            thread = EVERY_THREAD
+        self.creating.pop(thread, None)
+        self.creating[thread] = now + SETTLE_TIMEOUT
+        while self.creating and next(iter(self.creating.values())) < now:
+            del self.creating[next(iter(self.creating))]
 
     def scan(self, thread: int) -> None:
         """Find them among the descriptors of this thread. Raises OSError."""
@@ -108,8 +124,7 @@ class Epolls:
             for process in self.processes.values():
                 process.known = False
             raise
-        process.known = False
-        process.creating[thread] = time.monotonic() + SETTLE_TIMEOUT
+        process.begins(thread)
 
     def process(self, leader: int) -> Process:
         """What is known of this process. Raises OSError."""

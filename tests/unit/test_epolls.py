@@ -176,6 +176,41 @@ def test_one_that_is_being_made_is_looked_for_until_it_is_there(
     assert len(found_by_another()) == 1
 
 
+def test_threads_that_make_one_and_are_never_heard_of_again(
+    known: Callable[..., Epolls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers must not fill the keeper's memory."""
+    now = [100.0]
+    monkeypatch.setattr("portwrap.keeper.epolls.time.monotonic", lambda: now[0])
+    process = known().process(os.getpid())
+    for number in range(1, 101):
+        process.begins(number)
+    assert len(process.creating) == 100  # the control: each of them may still be at it
+    now[0] += module.SETTLE_TIMEOUT + 1
+    process.begins(101)
+    assert list(process.creating) == [101]
+    for number in range(1, 5000):
+        process.begins(number)
+    assert 0 < len(process.creating) <= module.MAX_CREATING + 1
+    assert module.EVERY_THREAD in process.creating  # for those that are not among them
+    now[0] += module.SETTLE_TIMEOUT + 1
+    process.begins(1)
+    assert list(process.creating) == [1]
+
+
+def test_a_list_from_before_one_of_many_was_made_is_not_kept(
+    stack: ExitStack, known: Callable[..., Epolls]
+) -> None:
+    one, _ = pair(stack)
+    epolls, thread = known(), threading.get_native_id()
+    process = epolls.process(os.getpid())
+    for number in range(module.MAX_CREATING + 1):
+        process.begins(thread + 1 + number)
+    assert found(epolls, one) == []
+    made = epoll(stack, (one, IN))  # by one of those whose number was not kept
+    assert [entry[0] for entry in found(epolls, one)] == [made.fileno()]
+
+
 def test_without_being_told_a_list_is_never_kept(
     stack: ExitStack, known: Callable[..., Epolls]
 ) -> None:
