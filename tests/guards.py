@@ -696,6 +696,15 @@ LAUNCH = [
         ),
     ),
     *of(
+        "portwrap/launch/drivers/routes.py",
+        (
+            "a route that pasta does not take is none",
+            ' and row[1] == "00" and int(row[4], 16) for',
+            ' and not row[0].startswith(("fe80", "ff")) for',
+            f"unit/test_network.py {NETWORK} 'routes_of_ipv6 or on_its_cable'",
+        ),
+    ),
+    *of(
         "portwrap/launch/drivers/direct.py",
         (
             "TCP that is not native fails at once",

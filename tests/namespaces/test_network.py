@@ -213,6 +213,17 @@ def test_a_host_with_ipv6_only(portwrap: Portwrap, changing_host: Host) -> None:
         exchange(session, listener)
 
 
+def test_a_host_with_ipv6_on_its_cable_only(portwrap: Portwrap, changing_host: Host) -> None:
+    """auto does not take a pasta that needs a default route."""
+    needs("pasta")
+    needs("slirp4netns")
+    ip("addr flush dev h1", f"addr del {HOST}/24 dev h0", "route del ::/0")
+    native = {"forward": "native", "outward": "native"}
+    listening = changing_host.listen(SERVER6)
+    with Inside(portwrap, network="auto", **native) as session, listening as listener:
+        exchange(session, listener)
+
+
 def inside_words(session: Session, *command: str) -> list[str]:
     """Words that run a command, as the owner, in the sandbox of a session."""
     enter = ["nsenter", "-t", str(session.pid), "-U", "-n", "--preserve-credentials"]

@@ -208,22 +208,27 @@ def test_without_a_driver_it_may_be_direct(monkeypatch: pytest.MonkeyPatch) -> N
         drivers.choose("slirp4netns", nothing)
 
 
-IPV6_ROUTE = "{to} {length} {zero} 00 {zero} 00000400 1 0 00000003 {name}\n"
+IPV6_ROUTE = "{to} {length} {zero} 00 {hop} 00000400 1 0 00000003 {name}\n"
+ROUTER = "20010db8000000000000000000000001"
 
 
 @pytest.mark.parametrize(
-    ("to", "length", "name", "leads_on"),
+    ("to", "length", "hop", "name", "leads_on"),
     [
-        ("00000000000000000000000000000000", "00", "eth0", True),
-        ("20010002000000000000000000000000", "40", "eth0", True),
-        ("00000000000000000000000000000000", "00", "lo", False),  # the kernel's own: unreachable
-        ("fe800000000000000000000000000000", "40", "eth0", False),
-        ("ff000000000000000000000000000000", "08", "eth0", False),
+        ("0" * 32, "00", ROUTER, "eth0", True),
+        ("20000000000000000000000000000000", "03", ROUTER, "eth0", False),
+        ("0" * 32, "00", "0" * 32, "eth0", False),
+        ("20010db8000000000000000000000000", "40", "0" * 32, "eth0", False),
+        ("0" * 32, "00", "0" * 32, "lo", False),  # the kernel's own: unreachable
+        ("fe800000000000000000000000000000", "40", "0" * 32, "eth0", False),
+        ("ff000000000000000000000000000000", "08", "0" * 32, "eth0", False),
     ],
 )
-def test_routes_of_ipv6(tmp_path: Path, to: str, length: str, name: str, leads_on: bool) -> None:
+def test_routes_of_ipv6(
+    tmp_path: Path, to: str, length: str, hop: str, name: str, leads_on: bool
+) -> None:
     table = tmp_path / "ipv6_route"
-    row = IPV6_ROUTE.format(to=to, length=length, zero="0" * 32, name=name)
+    row = IPV6_ROUTE.format(to=to, length=length, zero="0" * 32, hop=hop, name=name)
     table.write_text(row)
     assert host_routes.leads_on_by_ipv6(str(table)) == leads_on
     assert not host_routes.leads_on_by_ipv6(str(tmp_path / "none"))

@@ -56,15 +56,15 @@ def read_routes(table: str = "/proc/net/route") -> list[Route]:
 
 
 def leads_on_by_ipv6(table: str = "/proc/net/ipv6_route") -> bool:
-    """Whether the host has an IPv6 route that leads to other hosts, and to more than those on one
-    cable (proc(5))."""
+    """Whether the host has a default route of IPv6 by a router (proc(5)). With any other one, older
+    builds of pasta end where there is no IPv4."""
     try:
         with open(table) as file:
             rows = [line.split() for line in file]
     except OSError:
         return False
     # columns: destination, its length, source, its length, next hop, metric, …, interface
-    return any(row[-1] != "lo" and not row[0].startswith(("fe80", "ff")) for row in rows)
+    return any(row[-1] != "lo" and row[1] == "00" and int(row[4], 16) for row in rows)
 
 
 def _address(digits: str) -> int:
