@@ -5,9 +5,10 @@ in the host's network namespace, with the settings of the caller's own, connect 
 the place of the caller's. We connect to the very bytes that we have looked at: another thread of
 the caller may change them meanwhile.
 
-A socket that we have made never binds, listens, or connects to what is in the sandbox: before that
-it is replaced again, by one of the sandbox's. Other sockets of the host's are the host port's, or
-have been given to a program by its user: they are left alone.
+Before a socket that we have made binds, listens, or connects to what is in the sandbox it is
+replaced again, by one of the sandbox's. We know it by a mark: a program that removes that, or sends
+with MSG_FASTOPEN, keeps it. That is no boundary for the owner (docs/security.md). Other sockets of
+the host's are the host port's, or have been given to a program by its user: they are left alone.
 
 Whatever goes wrong, the call proceeds on the caller's own socket.
 """
