@@ -403,6 +403,18 @@ LAUNCH = [
             f"{IDENTITY} 'was_closed'",
         ),
         (
+            "files may not be as large as the archive (RLIMIT_FSIZE)",
+            "        kept, other = file, copy\n        if error.errno != errno.EFBIG:\n",
+            "        kept, other = file, copy\n        if True:\n",
+            "unit/test_modules.py -k size_of_files",
+        ),
+        (
+            "nor as its byte code",
+            "            raise\n        return False\n",
+            "            raise\n        return True\n",
+            "unit/test_modules.py -k byte_code",
+        ),
+        (
             "the keeper does not act on the job's signals",
             "            setsigmask=WAITING_SIGNALS,\n",
             "",

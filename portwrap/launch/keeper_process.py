@@ -9,6 +9,7 @@ launching process imports them while the keeper comes up.
 
 from __future__ import annotations
 
+import errno
 import os
 
 import _signal as signal
@@ -103,8 +104,7 @@ def importing_text(sources: str = "") -> tuple[str, int | None]:
     bundle: Any = __spec__.loader if __spec__ else None
     if hasattr(bundle, "everything"):  # portwrap.bundle, which is no module here
         descriptor = _memory_file()
-        if descriptor is not None:
-            os.write(descriptor, bundle.everything())
+        if descriptor is not None and _could_write(descriptor, bundle.everything()):
             text = USE_BUNDLE.format(bundle=descriptor, size=bundle.start, sources=sources)
             return text, descriptor
     if sources:
@@ -133,19 +133,37 @@ def open_modules() -> tuple[str, int | None]:
 
 def _copy_in_memory(file: int) -> int:
     """A file descriptor of what this one reads now, in its place: that of the file itself would
-    read what `cp` writes over it. The same one where the kernel has no memfd."""
+    read what `cp` writes over it. The same one where the kernel has no memfd, or files may not be
+    that large."""
     copy = _memory_file()
     if copy is None:
         return file
+    kept, other = copy, file
     try:
         while os.sendfile(copy, file, None, os.fstat(file).st_size):
             pass
-    except OSError:
-        os.close(copy)
-        raise
+    except OSError as error:
+        kept, other = file, copy
+        if error.errno != errno.EFBIG:
+            os.close(file)
+            raise
     finally:
+        os.close(other)
+    return kept
+
+
+def _could_write(file: int, content: bytes) -> bool:
+    """Write this into a file in memory. False: it may not be that large (RLIMIT_FSIZE), and has
+    been closed. Raises OSError."""
+    try:
+        while content:
+            content = content[os.write(file, content) :]
+    except OSError as error:
         os.close(file)
-    return copy
+        if error.errno != errno.EFBIG:
+            raise
+        return False
+    return True
 
 
 def _memory_file() -> int | None:
