@@ -625,6 +625,18 @@ LAUNCH = [
             "namespaces/test_own_address.py -k many_system",
         ),
         (
+            "the named address is not cut off",
+            "    if len(own) > MAX_ADDRESSES:\n",
+            "    if False:\n",
+            f"{OWN_ADDRESS} named_address",
+        ),
+        (
+            "the loopback's addresses are not the node's",
+            " and not is_loopback(address.packed):\n",
+            ":\n",
+            f"{OWN_ADDRESS} every_scope",
+        ),
+        (
             "the driver's interface keeps its name",
             'if name not in ("lo", DEVICE):',
             'if name != "lo":',
@@ -645,8 +657,8 @@ LAUNCH = [
         ),
         (
             "addresses that are not usable are left out",
-            "        if usable and address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):\n",
-            "        if address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):\n",
+            "        if usable and not is_link_local",
+            "        if not is_link_local",
             "namespaces/test_own_address.py -k is_down",
         ),
         (
@@ -1424,9 +1436,36 @@ KEEPERS = [
         ),
         (
             "a listener of the sandbox comes first at the node's address",
-            "        if address not in self.own or not self.listens(address, port):\n",
-            "        if True:\n",
+            " or not self.listens(address, port):\n",
+            " or True:\n",
             f"{OUTBOUND} own_address",
+        ),
+        (
+            "an address that the host got later is its own, too",
+            "is_own or self.host.have(address)",
+            "is_own",
+            f"{OWN_ADDRESS} during_the_session",
+        ),
+        (
+            "where the sandbox lacks the address nobody stands in",
+            "            return REFUSED\n",
+            "            return INSIDE\n",
+            f"{OWN_ADDRESS} during_the_session",
+        ),
+        (
+            "what listens is not taken from the command's network namespace",
+            "        if self.diagnosis is not None:\n",
+            "        if False:\n",
+            f"unit/test_destinations.py {OWN_ADDRESS} network_namespace",
+        ),
+    ),
+    *of(
+        "portwrap/keeper/host_addresses.py",
+        (
+            "new addresses of the host are noticed",
+            "have_come(self.changes) or ",
+            "",
+            f"{OWN_ADDRESS} during_the_session",
         ),
     ),
     *of(

@@ -12,14 +12,16 @@ import sys
 
 import _socket
 
-from ..kernel import procfs
+from ..kernel import procfs, sock_diag
 from ..kernel.sockets import pack, serves, unmapped
+from .host_addresses import HostAddresses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ..kernel.callers import Memory
+    from ..kernel.netlink import NetlinkSocket
     from ..kernel.seccomp import Notification
     from ..protocol import Go
 
@@ -37,7 +39,7 @@ KINDS: dict[bytes, tuple[int, int, slice]] = {
 MAX_DECIDED = 256
 """Addresses of which is remembered whether they are inside."""
 NO_KIND: tuple[int, int, slice] = (0, sys.maxsize, slice(0))
-OUTSIDE, INSIDE, MISLED = "outside", "inside", "misled"
+OUTSIDE, INSIDE, MISLED, REFUSED = "outside", "inside", "misled", "refused"
 ALWAYS_INSIDE = (
     # Networks as `launch.ports.parse_networks` has them: the bytes of an address, its bits that do
     # not count, and the rest of it.
@@ -78,8 +80,10 @@ def read_destination(notification: Notification, memory: Memory) -> Destination 
 class Destinations:
     """Which of them are out of the sandbox."""
 
-    def __init__(self, go: Go) -> None:
-        """Raises OSError."""
+    def __init__(self, go: Go, diagnosis: NetlinkSocket | None = None) -> None:
+        """`diagnosis` is a socket of the sandbox's, of NETLINK_SOCK_DIAG. Raises OSError."""
+        self.diagnosis = diagnosis
+        self.host = HostAddresses()
         inside = [*ALWAYS_INSIDE, *go.driver_networks]
         self.inside = {
             size: [(ignored, rest) for length, ignored, rest in inside if length == size]
@@ -95,14 +99,18 @@ class Destinations:
 
     def find(self, destination: Destination) -> str:
         """Where a TCP connection to it is to be made: OUTSIDE, INSIDE, or MISLED, which is inside
-        though the sandbox's rules lead out of it."""
+        though the sandbox's rules lead out of it; or REFUSED: outside there may be another user's
+        server, and the owner's own, for every address, is inside, which has not got this one."""
         address, port = destination.address, destination.port
         if self.services and (address, port) in self.services:
             return OUTSIDE
         if self.is_inside(address):
             return INSIDE
-        if address not in self.own or not self.listens(address, port):
+        is_own = address in self.own
+        if not (is_own or self.host.have(address)) or not self.listens(address, port):
             return OUTSIDE
+        if not is_own:
+            return REFUSED
         return MISLED if (address, port) in self.routed else INSIDE
 
     def is_inside(self, address: bytes) -> bool:
@@ -125,9 +133,19 @@ class Destinations:
     def listens(self, address: bytes, port: int) -> bool:
         """Whether something in the sandbox listens on this port of one of the node's addresses."""
         return any(
-            port == each.port and serves(each.address, address)
-            for each in procfs.tcp_listeners(self.command)
+            port == each.port and serves(each.address, address) for each in self.listeners(port)
         )
+
+    def listeners(self, port: int) -> list[procfs.BoundSocket]:
+        """The sandbox's TCP sockets that listen on this port, and maybe others. Not from /proc
+        where the kernel can be asked: the command may have gone on to another network namespace,
+        and many connections make it slow."""
+        if self.diagnosis is not None:
+            try:
+                return sock_diag.tcp_listeners(self.diagnosis, port)
+            except OSError:
+                self.diagnosis = None  # a kernel without sock_diag
+        return procfs.tcp_listeners(self.command)
 
 
 def addresses_of(listeners: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:

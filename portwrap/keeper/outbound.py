@@ -41,6 +41,7 @@ from .destinations import (
     MAX_SIZE,
     MISLED,
     OUTSIDE,
+    REFUSED,
     Destination,
     Destinations,
     read_destination,
@@ -87,7 +88,7 @@ class Outbound:
         machine = seccomp.this_machine()
         assert machine is not None
         self.namespaces = NetworkNamespaces(session.go.descriptors.network_namespace)
-        self.destinations = Destinations(session.go)
+        self.destinations = Destinations(session.go, sandbox_sockets.diagnosis)
         self.sandbox_sockets = sandbox_sockets
         self.exchanger = exchanger
         self.callers = exchanger.epolls.callers
@@ -119,8 +120,12 @@ class Outbound:
                 return self.connect_natively(notification, socket, destination)
             if owner == SANDBOX and where == MISLED:
                 keep_inside(socket)
+            if owner == SANDBOX and where == REFUSED:
+                return refuse(socket)
             if owner != HOST or not is_marked(socket.fileno()):
                 return None
+            if where == REFUSED:
+                return refuse(socket)
             if where == OUTSIDE:
                 return connect_without_waiting(socket, destination.data)
             return self.connect_inside(notification, socket, where == MISLED)
@@ -355,6 +360,15 @@ def is_bound(socket: _socket.socket, port: int) -> bool:
 def connect(socket: _socket.socket, address: bytes) -> int:
     """connect(2), which must not block for this socket: 0, or a negative errno."""
     return connect_file(socket.fileno(), address, len(address))
+
+
+def refuse(socket: _socket.socket) -> int | None:
+    """What connect(2) comes to for a TCP or MPTCP socket that finds no server. Raises OSError, as
+    for any other kind."""
+    if state_of(socket) != TCP_CLOSE:
+        return None
+    result = connect(socket, NO_FAMILY)
+    return -errno.ECONNREFUSED if has_no_result(result) else result
 
 
 def connect_new(new: _socket.socket, address: bytes, flags: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _socket
 
+from ..kernel.netlink import NetlinkSocket
 from ..kernel.sockets import accept, disconnect
 from .options import Pristine
 
@@ -26,12 +27,16 @@ class SandboxSockets:
     """Makes TCP sockets in the sandbox's network namespace."""
 
     def __init__(self, spares: Sequence[int]) -> None:
-        """`spares` are descriptors of two unbound TCP sockets of each address family, and of one
-        of MPTCP where there is such."""
+        """`spares` are descriptors of two unbound TCP sockets of each address family, of one of
+        MPTCP where there is such, and of one of NETLINK_SOCK_DIAG where there is that."""
+        self.diagnosis: NetlinkSocket | None = None
         self.spares: dict[int, list[_socket.socket]] = {}
         self.pristine: dict[tuple[int, int], Pristine] = {}
         for number in spares:
             spare = _socket.socket(fileno=number)
+            if spare.family == _socket.AF_NETLINK:
+                self.diagnosis = NetlinkSocket.of(spare)
+                continue
             self.pristine[spare.family, spare.proto] = Pristine(spare)
             if spare.proto == _socket.IPPROTO_TCP:
                 spare.settimeout(TIMEOUT)

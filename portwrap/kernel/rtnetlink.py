@@ -12,21 +12,14 @@ import sys
 
 import _socket
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from .netlink import NETLINK_ROUTE, NetlinkSocket, attribute, attributes, family_of
 
-NETLINK_ROUTE = 0
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE = 24
 RTM_NEWRULE, RTM_DELRULE = 32, 33
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_CREATE_NEW = 0x600  # NLM_F_CREATE | NLM_F_EXCL
 
-HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length, type
 IFINFO = struct.Struct("=BBHiII")  # family, pad, type, index, flags, change
 IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 ROUTE = struct.Struct("=BBBBBBBBI")
@@ -43,12 +36,10 @@ FRA_IP_PROTO, FRA_DPORT_RANGE = 22, 24
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
 RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL = 4, 1, 2
 FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 1, 7
-RT_SCOPE_UNIVERSE, RT_SCOPE_SITE, RT_SCOPE_HOST = 0, 200, 254
+RT_SCOPE_LINK, RT_SCOPE_HOST = 253, 254
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
-BUFFER = 1 << 16
-"""Bytes of an answer: the kernel fills no more at a time (netlink(7))."""
 
 
 class Address:
@@ -62,50 +53,12 @@ class Address:
         self.flags = flags
 
 
-class Netlink:
-    """A netlink socket. It belongs to the network namespace in which it was made."""
+class Netlink(NetlinkSocket):
+    """Asks of and changes the network namespace in which it was made."""
 
-    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+    def __init__(self) -> None:
         """Raises OSError."""
-        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
-        self.socket = _socket.socket(_socket.AF_NETLINK, kind, protocol)
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def _send(self, kind: int, flags: int, body: bytes) -> None:
-        header = HEADER.pack(HEADER.size + len(body), kind, flags | NLM_F_REQUEST, 1, 0)
-        self.socket.send(header + body)
-
-    def _messages(self) -> Iterator[tuple[int, bytes]]:
-        """Type and body of each message that comes. Raises OSError, which may be the answer's."""
-        while True:
-            data = self.socket.recv(BUFFER)
-            while len(data) >= HEADER.size:
-                length, kind, *_ = HEADER.unpack_from(data)
-                body, data = data[HEADER.size : length], data[-(-length // 4) * 4 :]
-                if kind == NLMSG_ERROR:
-                    number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
-                    if number:
-                        raise OSError(number, os.strerror(number))
-                yield kind, body
-
-    def request(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """Have the kernel do something. Raises OSError."""
-        self._send(kind, flags | NLM_F_ACK, body)
-        for answer, _ in self._messages():
-            if answer == NLMSG_ERROR:
-                return
-
-    def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """All that there is of a kind: the body of each message. Raises OSError."""
-        self._send(kind, NLM_F_DUMP, body)
-        found = []
-        for answer, message in self._messages():
-            if answer == NLMSG_DONE:
-                break
-            found.append(message)
-        return found
+        super().__init__(NETLINK_ROUTE)
 
     def interfaces(self) -> dict[int, tuple[str, int]]:
         """Name and flags (IFF_…) of each interface, by its index. Raises OSError."""
@@ -229,29 +182,6 @@ class Port:
     def key(self) -> tuple[bytes, int, int]:
         """The same for two that are the same."""
         return self.packed, self.protocol, self.number
-
-
-def family_of(packed: bytes) -> int:
-    """The address family of a packed address."""
-    return _socket.AF_INET if len(packed) == 4 else _socket.AF_INET6
-
-
-def attribute(kind: int, data: bytes) -> bytes:
-    """struct rtattr, at a multiple of four bytes."""
-    length = ATTRIBUTE.size + len(data)
-    return ATTRIBUTE.pack(length, kind) + data + bytes(-length % 4)
-
-
-def attributes(data: bytes) -> Mapping[int, bytes]:
-    """The attributes of a message by their types."""
-    found = {}
-    while len(data) >= ATTRIBUTE.size:
-        length, kind = ATTRIBUTE.unpack_from(data)
-        if length < ATTRIBUTE.size:
-            break
-        found[kind] = data[ATTRIBUTE.size : length]
-        data = data[-(-length // 4) * 4 :]
-    return found
 
 
 SUPPRESS_DEFAULT = attribute(FRA_SUPPRESS_PREFIXLEN, bytes(4))

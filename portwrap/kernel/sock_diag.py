@@ -11,13 +11,13 @@ import struct
 import _socket
 
 from . import procfs
-from .rtnetlink import Netlink
+from .netlink import NETLINK_SOCK_DIAG, NetlinkSocket
 
-NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 
-# struct inet_diag_req_v2: family, protocol, extensions, pad, states, no socket of its own
-REQUEST = struct.Struct("=BBBBI48x")
+# struct inet_diag_req_v2: family, protocol, extensions, pad, states, source port, in network order;
+# no more of a socket of its own
+REQUEST = struct.Struct("=BBBBI2s46x")
 # struct inet_diag_msg: (family to retransmissions), source port, destination port, source,
 # (destination to write queue), user, inode
 SOCKET = struct.Struct("!4xHH16s")
@@ -36,17 +36,26 @@ def waiting_sockets(table: str) -> list[procfs.BoundSocket]:
     """What `procfs.waiting_sockets` finds of this process's network namespace; from there where the
     kernel does not have this."""
     try:
-        return _dump(*TABLES[table])
+        netlink = NetlinkSocket(NETLINK_SOCK_DIAG)
+        try:
+            return _dump(netlink, *TABLES[table])
+        finally:
+            netlink.close()
     except OSError:
         return procfs.waiting_sockets("self", table)
 
 
-def _dump(family: int, protocol: int, states: int) -> list[procfs.BoundSocket]:
-    netlink = Netlink(NETLINK_SOCK_DIAG)
-    try:
-        rows = netlink.dump(SOCK_DIAG_BY_FAMILY, REQUEST.pack(family, protocol, 0, 0, states))
-    finally:
-        netlink.close()
+def tcp_listeners(netlink: NetlinkSocket, port: int) -> list[procfs.BoundSocket]:
+    """The TCP sockets that listen on this port in the network namespace of this socket, which is of
+    NETLINK_SOCK_DIAG. Raises OSError."""
+    return _dump(netlink, *TABLES["tcp"], port) + _dump(netlink, *TABLES["tcp6"], port)
+
+
+def _dump(
+    netlink: NetlinkSocket, family: int, protocol: int, states: int, port: int = 0
+) -> list[procfs.BoundSocket]:
+    request = REQUEST.pack(family, protocol, 0, 0, states, port.to_bytes(2, "big"))
+    rows = netlink.dump(SOCK_DIAG_BY_FAMILY, request)
     found = []
     for row in rows:
         port, _, address = SOCKET.unpack_from(row)

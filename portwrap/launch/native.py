@@ -8,6 +8,7 @@ import socket
 
 from ..diagnostics.errors import Failure, PortwrapError
 from ..kernel import seccomp
+from ..kernel.netlink import NETLINK_SOCK_DIAG
 from ..kernel.sockets import IPPROTO_MPTCP
 from ..protocol import NotNative, SeccompListener
 from . import outer_filter
@@ -125,9 +126,13 @@ def traps(machine: Machine, outbound: bool) -> list[Trap]:
 
 
 def spare_sockets() -> list[socket.socket]:
-    """Unbound sockets of this network namespace: two of TCP for each address family that there is,
-    and one of MPTCP."""
+    """Sockets of this network namespace: two of TCP for each address family that there is, and one
+    of MPTCP, all unbound; and one that is asked for what listens."""
     made = []
+    try:
+        made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG))
+    except OSError:
+        pass  # /proc has the answer, too
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             made += [socket.socket(family), socket.socket(family)]

@@ -17,20 +17,19 @@ import socket
 
 from ..kernel import sock_diag
 from ..kernel.interfaces import IFF_TUN, keep_device, make_device, open_tun
+from ..kernel.netlink import family_of
 from ..kernel.rtnetlink import (
     IFA_F_DADFAILED,
     IFA_F_TENTATIVE,
     IFF_LOOPBACK,
     IFF_UP,
-    RT_SCOPE_SITE,
-    RT_SCOPE_UNIVERSE,
+    RT_SCOPE_LINK,
     TABLE_LOCAL,
     TABLE_MAIN,
     Netlink,
     Port,
-    family_of,
 )
-from ..kernel.sockets import STAYS_INSIDE, pack, parse_address, serves
+from ..kernel.sockets import STAYS_INSIDE, is_loopback, pack, parse_address, serves
 from .drivers.routes import DEVICE
 from .hosts import addresses_of
 
@@ -76,7 +75,7 @@ def read_node(reachable: Iterable[tuple[str, int]] = (), known: Known | None = N
     """The addresses of this node, and the services at them: those of system accounts, and what
     listens at the `reachable` hosts and ports; `known` are addresses of the hosts."""
     try:
-        addresses = own_addresses()
+        addresses = own_addresses(known or {})
     except OSError:  # an outer sandbox without netlink
         return Node([], [])
     own = {each.packed for each in addresses}
@@ -85,9 +84,9 @@ def read_node(reachable: Iterable[tuple[str, int]] = (), known: Known | None = N
     return Node(addresses, list(distinct.values())[:MAX_RULES])
 
 
-def own_addresses() -> list[OwnAddress]:
-    """The addresses of all interfaces that are up, but for the loopback's and those that mean
-    something on one cable only. Raises OSError."""
+def own_addresses(known: Known) -> list[OwnAddress]:
+    """The addresses of all interfaces that are up, but for the loopback's and the link-local ones
+    of IPv6, which each interface has. Raises OSError."""
     netlink = Netlink()
     try:
         interfaces, found = netlink.interfaces(), netlink.addresses()
@@ -97,8 +96,12 @@ def own_addresses() -> list[OwnAddress]:
     for address in found:
         name, flags = interfaces.get(address.index, ("", 0))
         usable = flags & IFF_UP and not address.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
-        if usable and address.scope in (RT_SCOPE_UNIVERSE, RT_SCOPE_SITE):
+        is_link_local = len(address.packed) == 16 and address.scope == RT_SCOPE_LINK
+        if usable and not is_link_local and not is_loopback(address.packed):
             own.append(OwnAddress("lo" if flags & IFF_LOOPBACK else name, address.packed))
+    if len(own) > MAX_ADDRESSES:
+        named = {parse_address(each) for each in addresses_of(os.uname().nodename, known)}
+        own.sort(key=lambda each: each.packed not in named)
     return own[:MAX_ADDRESSES]
 
 

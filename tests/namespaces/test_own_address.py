@@ -16,7 +16,7 @@ from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, SERVER6, Host, ip
 from outbound import is_native, native
 
 from portwrap.kernel.sockets import IPPROTO_MPTCP
-from portwrap.launch.own_address import MAX_RULES
+from portwrap.launch.own_address import MAX_ADDRESSES, MAX_RULES, own_addresses
 
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, run_as
 from sessions import Inside, Outside, Portwrap, unused_port
@@ -155,6 +155,78 @@ def test_an_own_server_at_an_ipv4_address_written_as_an_ipv6_one(
         for address in (HOST, f"::ffff:{HOST}"):
             with own_server(session, bound, port):
                 assert word_at(session, address, port) == b"inside"
+
+
+LATER = ["198.18.9.9", "2001:2::9:9"]
+
+
+@pytest.mark.parametrize("address", LATER)
+@pytest.mark.parametrize("network", ["slirp4netns", "direct"])
+def test_an_address_that_the_node_gets_during_the_session(
+    portwrap: Portwrap, changing_host: Host, network: str, address: str
+) -> None:
+    """The sandbox lacks it, so a client of an own server for every address is refused: the
+    neighbour's server does not stand in for it."""
+    port = unused_port()
+    with native(portwrap, network=network) as session:
+        with pytest.raises(OSError):
+            session.connect(address, port)
+        bits = "128 nodad" if ":" in address else "32"
+        ip(f"addr add {address}/{bits} dev h0")
+        with server_of(NEIGHBOUR, address, port):
+            assert word_at(session, address, port) == NEIGHBOUR.encode()  # the control
+            with own_server(session, "::" if ":" in address else "0.0.0.0", port):
+                with pytest.raises(ConnectionRefusedError):
+                    session.connect(address, port)
+                far = SERVER6 if ":" in address else SERVER
+                with changing_host.listen(far, port=port), pytest.raises(ConnectionRefusedError):
+                    session.make(do="connect_twice", address=far, port=port, other=address)
+
+
+def test_addresses_of_every_scope(portwrap: Portwrap, changing_host: Host) -> None:
+    scopes = {"169.254.7.7": "link", "198.18.7.7": "host"}
+    ip(*[f"addr add {each}/32 scope {scope} dev h0" for each, scope in scopes.items()])
+    result = run_in_sandbox(portwrap, "ip", "-br", "addr")
+    rows = {line.split()[0]: line.split()[2:] for line in result.stdout.splitlines()}
+    assert {f"{each}/32" for each in scopes} <= set(rows["h0"]), result
+    assert rows["lo"] == ["127.0.0.1/8", "::1/128"]
+
+
+def test_the_named_address_is_among_those_of_a_node_with_many(changing_host: Host) -> None:
+    places = [f"198.18.8.{number}" for number in range(1, MAX_ADDRESSES + 10)]
+    ip(*[f"addr add {each}/32 dev h0" for each in places])
+    known = {os.uname().nodename.lower(): [places[-1]]}
+    found, unnamed = ({str(each) for each in own_addresses(names)} for names in (known, {}))
+    assert len(found) == len(unnamed) == MAX_ADDRESSES
+    assert places[-1] in found and places[-1] not in unnamed
+
+
+MOVES = """
+import ctypes, os, select, socket, sys
+address, port = sys.argv[1], int(sys.argv[2])
+server = socket.create_server(("", port))
+ready, go = os.pipe()
+child = os.fork()
+if child:
+    assert ctypes.CDLL(None).unshare(0x50000000) == 0  # CLONE_NEWUSER, CLONE_NEWNET
+    os.write(go, b"!")
+    sys.exit(os.waitpid(child, 0)[1])
+os.read(ready, 1)
+client = socket.create_connection((address, port), timeout=10)
+print("inside" if server in select.select([server, client], [], [], 10)[0] else client.recv(99))
+"""
+
+
+def test_a_command_that_goes_on_to_another_network_namespace(
+    portwrap: Portwrap, host: Host
+) -> None:
+    """What it has started finds the session's own server at the own address all the same."""
+    port = unused_port()
+    with server_of(NEIGHBOUR, HOST, port):
+        words = ["/usr/bin/python3", "-c", MOVES, HOST, str(port)]
+        extra = {"PORTWRAP_OUTWARD": "native", "PORTWRAP_NETWORK": "direct"}
+        result = run_in_sandbox(portwrap, *words, extra_env=extra)
+        assert (result.stdout, result.stderr.count("Traceback")) == ("inside\n", 0), result
 
 
 def test_services_of_system_accounts_answer_at_the_own_address(

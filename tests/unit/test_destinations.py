@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from typing import Iterator, Sequence
@@ -9,6 +10,8 @@ from typing import Iterator, Sequence
 import pytest
 
 from portwrap.keeper.destinations import MAX_DECIDED, OUTSIDE, Destination, Destinations
+from portwrap.keeper.host_addresses import MAX_KNOWN, HostAddresses
+from portwrap.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket
 from portwrap.launch.ports import parse_networks
 from portwrap.protocol import Descriptors, Go
 
@@ -24,12 +27,17 @@ def sockaddr(address: str, port: int = 80, scope: int = 0) -> bytes:
     return struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2, "big"), packed)
 
 
-def destinations(own: Sequence[str] = (), services: Sequence[int] = ()) -> Destinations:
-    return Destinations(
+def destinations(
+    own: Sequence[str] = (),
+    services: Sequence[int] = (),
+    command: int = 1,
+    diagnosis: NetlinkSocket | None = None,
+) -> Destinations:
+    found = Destinations(
         Go(
             program="portwrap",
             verbose=False,
-            command=1,
+            command=command,
             has_pidfd=True,
             lifeline=5,
             guest_port=8888,
@@ -44,8 +52,22 @@ def destinations(own: Sequence[str] = (), services: Sequence[int] = ()) -> Desti
             own_addresses=own,
             routed_ports=[],
             descriptors=Descriptors(0, 1, 2, services=services),
-        )
+        ),
+        diagnosis,
     )
+    MADE.append(found)
+    return found
+
+
+MADE: list[Destinations] = []
+
+
+@pytest.fixture(autouse=True)
+def close_all() -> Iterator[None]:
+    """The keeper never does."""
+    yield
+    while MADE:
+        MADE.pop().host.close()
 
 
 ADDRESSES = [
@@ -154,3 +176,33 @@ def test_host_services_over_udp_are_not(service: socket.socket) -> None:
         port = made.getsockname()[1]
         offered = destinations(services=[made.fileno()])
         assert not is_outside(offered, "127.0.0.1", port)
+
+
+def listens(found: Destinations, port: int) -> bool:
+    return any(each.port == port for each in found.listeners(port))
+
+
+def test_what_listens_in_the_network_namespace_of_a_socket() -> None:
+    """And where the kernel does not say, in that of the command."""
+    netlink = NetlinkSocket(NETLINK_SOCK_DIAG)
+    found = destinations(command=0, diagnosis=netlink)  # a process that there is not
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        assert not listens(found, port)
+        server.listen()
+        assert listens(found, port)
+        netlink.close()
+        assert not listens(found, port)
+        assert listens(destinations(command=os.getpid()), port)
+
+
+def test_the_hosts_addresses() -> None:
+    hosts = HostAddresses()
+    for _ in range(2):  # it remembers
+        assert hosts.have(socket.inet_aton("127.0.0.1"))
+        assert not hosts.have(socket.inet_aton("192.0.2.1"))
+    for number in range(3 * MAX_KNOWN):
+        hosts.have(socket.inet_aton(f"192.0.{number // 256}.{number % 256}"))
+        assert len(hosts.known) <= MAX_KNOWN
+    hosts.close()

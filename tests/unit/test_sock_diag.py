@@ -10,6 +10,7 @@ from typing import Iterator
 import pytest
 
 from portwrap.kernel import procfs, sock_diag
+from portwrap.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket
 
 
 @pytest.fixture(autouse=True)
@@ -68,5 +69,19 @@ def test_a_kernel_that_does_not_have_it(
 ) -> None:
     monkeypatch.setattr(sock_diag, "NETLINK_SOCK_DIAG", 31)  # a protocol that there is not
     with pytest.raises(OSError):
-        sock_diag._dump(*sock_diag.TABLES["tcp"])
+        NetlinkSocket(31)
     assert len(inodes(sock_diag.waiting_sockets("tcp"))) == len(sockets["tcp"])
+
+
+@pytest.mark.parametrize("table", ["tcp", "tcp6"])
+def test_those_that_listen_on_one_port(table: str, sockets: dict[str, list[socket.socket]]) -> None:
+    netlink = NetlinkSocket(NETLINK_SOCK_DIAG)
+    try:
+        for each in sockets[table]:
+            address, port = each.getsockname()[:2]
+            found = inodes(sock_diag.tcp_listeners(netlink, port))
+            expected = (socket.inet_pton(each.family, address), port, os.geteuid())
+            assert found[os.fstat(each.fileno()).st_ino] == expected
+            assert {number for _, number, _ in found.values()} == {port}
+    finally:
+        netlink.close()
