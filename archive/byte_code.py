@@ -35,9 +35,11 @@ NO_COLUMNS, NO_LOCATION = 13, 15
 START = Path(__file__).with_name("__main__.py")
 NOT_AT_A_START = re.compile(
     r"portwrap/(__main__\.py|bundle\.py|check/|cli/(help|version)\.py"
-    r"|diagnostics/(?!(__init__|errors|log)\.py))"
+    r"|diagnostics/(?!(__init__|errors|log)\.py)"
+    r"|kernel/fatal_calls\.py|launch/(drivers/direct|ssh_cover)\.py)"
 )
-"""Modules that a session does not import."""
+"""Modules that no session imports, or few do, in the process that has the sources as well. The
+keeper has byte code only."""
 LOADER = "portwrap/bundle.py"
 BYTE_CODE = "byte-code-%s.bin"
 """The name of the file for a cache tag."""

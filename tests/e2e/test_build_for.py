@@ -175,8 +175,6 @@ def test_what_no_start_needs_is_run_from_its_source(only_byte_code: Path, python
         "--forward relay --outward helper --network none",
         "--forward relay --publish {other} --host-service 9",
         "--network pasta",
-        "--network direct",
-        "--network direct --forward relay",
     ],
 )
 def test_a_session_runs_without_the_sources(
