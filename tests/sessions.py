@@ -53,13 +53,23 @@ def unused_port() -> int:
 
 def unused_ports(count: int) -> list[int]:
     """So many in a row."""
-    given = set(_given)
-    while True:
-        first = random.choice(PORTS[: len(PORTS) - count])
+    ports = row_of_ports(count, frozenset(_given)) or row_of_ports(count, frozenset())
+    assert ports, f"there are no {count} ports in a row that nobody holds"
+    _given.extend(ports)
+    return ports
+
+
+def row_of_ports(count: int, given: frozenset[int]) -> list[int]:
+    """So many in a row that nobody holds, and none of the given ones; nothing if there are none."""
+    first = random.choice(PORTS[: len(PORTS) - count])
+    for _ in PORTS:
         ports = list(range(first, first + count))
-        if given.isdisjoint(ports) and not any(map(holders_of, ports)):
-            _given.extend(ports)
+        taken = max(given.intersection(ports), default=0)
+        taken = taken or next((port for port in reversed(ports) if holders_of(port)), 0)
+        if not taken:
             return ports
+        first = taken + 1 if taken + count < PORTS.stop else PORTS.start
+    return []
 
 
 def port_without_a_past() -> int:

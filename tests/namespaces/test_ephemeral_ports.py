@@ -230,7 +230,8 @@ def test_clients_may_be_limited(portwrap: Portwrap) -> None:
     with Ephemeral(portwrap, forward="auto", outward="native", extra_env=allowed) as session:
         port = int(session.serve("plain", ALL4, 0).says("listening "))
         assert port == session.ports[0]
-        assert ask(session, ADDRESS, port)["peer"][0] == ADDRESS  # not at the loopback
+        # From one of the node's addresses: it may have one more, of another test's hub.
+        assert not ask(session, ADDRESS, port)["peer"][0].startswith("127.")
         with peer(), pytest.raises(ConnectionResetError):
             read_at(port)
 
