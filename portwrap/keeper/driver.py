@@ -43,6 +43,7 @@ class WaitingChild:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Raises OSError."""
+        self.environ = environ
         self.ready, ready_end = os.pipe()
         self.messages, messages_end = os.pipe()  # its standard error
         order, self.order = os.pipe()
@@ -83,10 +84,10 @@ class DriverProcess:
         self.name = driver.name
         self.timeout = driver.timeout
         self.driver = driver
-        self.environ = variables()
         self._start(child)
 
     def _start(self, child: WaitingChild) -> None:
+        self.environ = child.environ
         self.ready, self.messages = child.ready, child.messages
         self.tail = b""  # the end of its messages
         self.messages_end_reached = False
@@ -107,8 +108,7 @@ class DriverProcess:
         for descriptor in (self.ready, self.messages, self.pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.environ.update(linker)
-        self._start(WaitingChild(self.environ))
+        self._start(WaitingChild({**self.environ, **linker}))
         return True
 
     def read_messages(self) -> bool:

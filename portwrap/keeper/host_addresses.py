@@ -6,11 +6,16 @@ import errno
 
 import _socket
 
-from ..kernel.netlink import NETLINK_ROUTE, NetlinkSocket, attribute, family_of
+from ..kernel.netlink import (
+    NETLINK_ROUTE,
+    RTA_DST,
+    RTN_LOCAL,
+    NetlinkSocket,
+    attribute,
+    family_of,
+)
 
 RTM_GETROUTE = 26  # linux/rtnetlink.h, as all of these
-RTA_DST = 1
-RTN_LOCAL = 2
 TYPE = 7  # where struct rtmsg has the type of a route
 RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE = 0x40, 0x400
 MAX_KNOWN = 256

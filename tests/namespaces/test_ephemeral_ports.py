@@ -9,7 +9,7 @@ from typing import Any, Iterator
 import pytest
 from launches import refusal_of, run_in_sandbox
 from node import ADDRESS, ADDRESS6, PEER, PEER6, peer
-from spawned import LIMIT, Spawner, ask, forward_of
+from spawned import LIMIT, Spawner, Started, ask, forward_of
 
 from sessions import Portwrap, unused_ports
 
@@ -47,8 +47,11 @@ class Ephemeral(Spawner):
 
     def run(self, text: str) -> Any:
         """What a program of Python's says inside."""
-        said = self.spawn(self.portwrap.python, "-c", BINDS + text).all()
-        return json.loads(said)
+        return json.loads(self.start(text).all())
+
+    def start(self, text: str) -> Started:
+        """A program of Python's inside."""
+        return self.spawn(self.portwrap.python, "-c", BINDS + text)
 
 
 def read_at(port: int, address: str = ADDRESS) -> bytes:
@@ -155,7 +158,7 @@ def test_a_client_that_is_bound_to_one(portwrap: Portwrap, listener: socket.sock
         text = f"made = bound({ADDRESS!r})\nmade.connect({target!r})\n"
         text += "server = bound()\nserver.listen()\n"
         text += "say(port_of(made), port_of(server))\nserver.accept()[0].send(b'served')\n"
-        program = session.spawn(portwrap.python, "-c", BINDS + text)
+        program = session.start(text)
         client, place = listener.accept()
         with client:
             assert place == (ADDRESS, session.ports[0])
@@ -172,7 +175,7 @@ def test_a_free_port_for_the_loopback(portwrap: Portwrap, forward: str, address:
     with Ephemeral(portwrap, forward=forward, outward=outward) as session:
         text = f"with bound() as made: port = port_of(made)\nmade = bound({address!r}, port=port)\n"
         text += "made.listen()\nsay(port)\nfor _ in range(9): made.accept()[0].send(b'private')\n"
-        program = session.spawn(portwrap.python, "-c", BINDS + text)
+        program = session.start(text)
         (port,) = json.loads(program.says(""))
         assert port == session.ports[0]
         for place in (V4, ADDRESS):
@@ -189,7 +192,7 @@ def test_a_free_port_for_everybody(portwrap: Portwrap, forward: str) -> None:
     with Ephemeral(portwrap, forward=forward, outward=outward) as session:
         text = "with bound() as made: port = port_of(made)\nmade = bound(port=port)\n"
         text += "made.listen()\nsay(port)\nmade.accept()[0].send(b'public')\n"
-        (port,) = json.loads(session.spawn(portwrap.python, "-c", BINDS + text).says(""))
+        (port,) = json.loads(session.start(text).says(""))
         assert read_at(port) == b"public"
 
 
@@ -200,7 +203,7 @@ def test_the_port_is_free_for_the_next_session(portwrap: Portwrap, listener: soc
         text = f"with bound({ADDRESS!r}) as made:\n    made.connect({target!r})\n"
         text += "    options = [(socket.SOL_SOCKET, socket.SO_REUSEPORT)]\n"
         text += "    say(*[made.getsockopt(*option) for option in options])\n"
-        program = session.spawn(portwrap.python, "-c", BINDS + text)
+        program = session.start(text)
         client, place = listener.accept()
         assert place == (ADDRESS, session.ports[0])
         assert json.loads(program.all()) == [0]
