@@ -6,6 +6,7 @@ sends back whatever comes; any other GET is answered "ok". A thread for each con
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -54,7 +55,7 @@ def echo(client: socket.socket) -> None:
 
 
 def serve(client: socket.socket) -> None:
-    with client:
+    with client, contextlib.suppress(ConnectionError):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while True:
             head, body = read_head(client)
