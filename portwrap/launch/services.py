@@ -103,7 +103,11 @@ def own_names() -> set[str]:
 
 
 def asked_at(address: str) -> str:
-    """Where a client ends up that connects to this address: "every address" is the loopback."""
+    """Where a client ends up that connects to this address: "every address" is the loopback, and
+    an IPv4 address that is written as an IPv6 one is itself."""
+    number = sockets.unmapped(parse_address(address))
+    if len(number) == 4:
+        address = socket.inet_ntoa(number)
     return {"0.0.0.0": LOOPBACK_IPV4, "::": LOOPBACK_IPV6}.get(address, address)
 
 

@@ -26,6 +26,7 @@ RESOLVERS = [
     ("nameserver 127.0.0.1\nnameserver nonsense\nnameserver\nnameserver 1.2.3.x\n", ["127.0.0.1"]),
     ("nameserver fe80::1%eth0\nnameserver ::1\n", []),
     ("nameserver ::ffff:198.18.0.1\n", []),
+    ("nameserver ::ffff:127.0.0.53\n", ["127.0.0.53"]),
     # the C library looks at three
     (
         "".join(f"nameserver 127.0.0.{n}\n" for n in (1, 2, 3)) + "nameserver 198.18.0.1\n",

@@ -185,6 +185,8 @@ def test_as_many_services_as_one_message_carries() -> None:
         ({API: "http://127.0.0.2:8081/hub/api"}, ["127.0.0.2:8081"]),
         ({API: "http://[::1]:8081/hub/api"}, ["[::1]:8081"]),
         ({API: "http://0.0.0.0:8081/hub/api"}, ["127.0.0.1:8081"]),
+        ({API: "http://[::ffff:127.0.0.1]:8081/hub/api"}, ["127.0.0.1:8081"]),
+        ({API: "http://[::ffff:198.18.0.1]:8081/hub/api"}, []),
         ({API: "http://localhost:7/hub/api"}, ["127.0.0.1:7"]),
         ({API: "http://LocalHost:7/hub/api"}, ["127.0.0.1:7"]),
         ({API: "http://127.0.0.1/hub/api"}, ["127.0.0.1:80"]),
