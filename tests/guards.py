@@ -214,6 +214,18 @@ KERNEL = [
             "unit/test_callers.py",
         ),
         (
+            "another descriptor has flags of its own",
+            "        if caller is None or self.flags_of != (caller, number):\n",
+            "        if self.flags_file < 0:\n",
+            "unit/test_callers.py -k flags",
+        ),
+        (
+            "and so has one of a thread that has a number of before",
+            "        if caller is None or self.flags_of != (caller, number):\n",
+            "        if self.flags_of[1] != number:\n",
+            "unit/test_callers.py -k flags",
+        ),
+        (
             "memory that only /proc gives",
             "        if result in (-errno.ENOSYS, -errno.EPERM):",
             "        if False:",
@@ -221,8 +233,8 @@ KERNEL = [
         ),
         (
             "no less than was wanted of the memory",
-            "        if result != length:\n",
-            "        if False:\n",
+            "        if result == length:\n",
+            "        if True:\n",
             "unit/test_callers.py",
         ),
     ),
@@ -248,7 +260,7 @@ KERNEL = [
         ),
         (
             "an accepted socket that somebody holds is seen",
-            "        return bool(self.epoll.poll(0)) or self.any_is_open()\n",
+            '        return b"\\ntfd:" in os.pread(self.entries, 4096, 0)\n',
             "        return bool(self.epoll.poll(0))\n",
             KINDS.format("in-flight- or shared-unseen"),
         ),
@@ -1313,8 +1325,8 @@ KEEPERS = [
         ),
         (
             "a socket that wants signals stays",
-            "        and not flags & O_ASYNC  # F_SETOWN is the file's\n",
-            "",
+            "        if flags & O_ASYNC:\n",
+            "        if False:\n",
             CASES,
         ),
         (
@@ -1463,8 +1475,8 @@ KEEPERS = [
         "portwrap/keeper/host_addresses.py",
         (
             "new addresses of the host are noticed",
-            "have_come(self.changes) or ",
-            "",
+            "        while self.news.poll(0):\n",
+            "        while False:\n",
             f"{OWN_ADDRESS} during_the_session",
         ),
     ),

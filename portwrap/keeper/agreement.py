@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OWN_DESCRIPTORS = 32
 """File descriptors that the keeper needs besides those of the connections that it relays."""
-REMEMBERED_DESCRIPTORS = 130
+REMEMBERED_DESCRIPTORS = 131
 """Those by which it remembers callers and their processes, where something is native."""
 LATER_DESCRIPTORS = 8
 """Those of them that it makes when the command has begun, and a few for the first clients."""

@@ -68,8 +68,7 @@ class Destination:
 def read_destination(notification: Notification, memory: Memory) -> Destination | None:
     """The address that the caller of connect(2) or bind(2) gives; None: of no family of the
     Internet's. Raises OSError."""
-    _, address, length, *_ = notification.arguments
-    length &= 0xFFFFFFFF
+    address, length = notification.arguments[1], notification.arguments[2] & 0xFFFFFFFF
     if length > MAX_LENGTH:
         return None
     data = memory.read(notification.thread, address, min(length, MAX_SIZE))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from ..kernel import procfs
 from ..kernel.processes import take_socket
 from ..kernel.seccomp import addfd
 from ..kernel.sockets import OpenFile
@@ -31,12 +30,12 @@ class Place:
 
     def __init__(self, notification: Notification, flags: int, entries: list[Entry]) -> None:
         self.notification = notification
-        self.flags = flags  # O_CLOEXEC or none
+        self.flags = flags  # those of the file, and O_CLOEXEC or none
         self.entries = entries
 
     def put(self, file: int) -> None:
         """Have it stand for this file of ours. Raises OSError."""
-        addfd(self.notification, file, self.flags)
+        addfd(self.notification, file, self.flags & os.O_CLOEXEC)
 
 
 class Exchanger:
@@ -51,7 +50,7 @@ class Exchanger:
         no other one can take its place."""
         thread, descriptor = notification.thread, notification.descriptor
         entries = self.epolls.entries(thread, descriptor, socket)
-        return Place(notification, procfs.flags_of(thread, descriptor) & os.O_CLOEXEC, entries)
+        return Place(notification, self.epolls.callers.read_flags(thread, descriptor), entries)
 
     def exchange(self, place: Place, old: _socket.socket, new: int) -> str:
         """Put our descriptor `new` in the place of the caller's, of which `old` is a duplicate, and
@@ -89,14 +88,14 @@ class Exchanger:
     def find_out(self, place: Place, file: OpenFile) -> str:
         """What the exchange comes to: put the file back if somebody has it. Raises OSError."""
         for _ in range(SEARCHES):
-            if not file.is_open():
+            if not file.any_is_open():
                 return EXCHANGED
             found = take_socket(file.link())
             if found is not None:
                 place.put(found)
                 os.close(found)
                 return PUT_BACK
-        return SHARED if file.is_open() else EXCHANGED
+        return SHARED if file.any_is_open() else EXCHANGED
 
     def put(self, place: Place, old: _socket.socket, new: int) -> None:
         """Put `new` in the place of `old`. An entry in an epoll ends with the last descriptor of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 
 import _socket
 
@@ -27,6 +28,7 @@ class HostAddresses:
 
     def __init__(self) -> None:
         self.known: dict[bytes, bool] = {}
+        self.news = select.poll()
         self.changes: _socket.socket | None = None
         try:
             self.changes = NetlinkSocket(NETLINK_ROUTE).socket
@@ -34,6 +36,7 @@ class HostAddresses:
             self.changes.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, 1)
             self.changes.bind((0, RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE))
             self.changes.setblocking(False)
+            self.news.register(self.changes, select.POLLIN)
         except OSError:  # an outer sandbox without netlink
             self.changes = None
 
@@ -45,26 +48,19 @@ class HostAddresses:
         """Whether the host takes what is sent to this address for its own. Raises OSError."""
         if self.changes is None:
             return False
-        if have_come(self.changes) or len(self.known) >= MAX_KNOWN:
+        while self.news.poll(0):
+            self.known.clear()
+            try:
+                self.changes.recv(1)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # some were lost
+                    raise
+        if len(self.known) >= MAX_KNOWN:
             self.known.clear()
         found = self.known.get(address)
         if found is None:
             found = self.known[address] = is_local(address)
         return found
-
-
-def have_come(changes: _socket.socket) -> bool:
-    """Whether there were messages; there are none any more."""
-    found = False
-    while True:
-        try:
-            changes.recv(1)
-        except BlockingIOError:
-            return found
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:  # some were lost
-                raise
-        found = True
 
 
 def is_local(address: bytes) -> bool:

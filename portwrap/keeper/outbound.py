@@ -204,13 +204,15 @@ class Outbound:
         self, notification: Notification, old: _socket.socket, destination: Destination
     ) -> int | None:
         """Have a socket of the host's connect, and put it in the place of the caller's."""
-        flags = fcntl.fcntl(old.fileno(), fcntl.F_GETFL)
-        if not is_replaceable(old, destination.family, flags):
+        if not is_replaceable(old, destination.family):
             return None
         result = connect(old, NO_FAMILY)
         if not has_no_result(result):
             return result
         place = self.exchanger.place(notification, old)
+        flags = place.flags & ~os.O_CLOEXEC
+        if flags & O_ASYNC:
+            return None  # F_SETOWN is the file's
         new = self.made_like(old)
         try:
             self.given.add(new.fileno())
@@ -304,12 +306,11 @@ class Given:
         return self.may_be_there
 
 
-def is_replaceable(socket: _socket.socket, family: int, flags: int) -> bool:
+def is_replaceable(socket: _socket.socket, family: int) -> bool:
     """Whether this is a TCP or MPTCP socket of this family that is neither connected nor listens,
     with nothing on it that cannot be moved. Raises OSError, as for any other kind of socket."""
     return (
         socket.family == family
-        and not flags & O_ASYNC  # F_SETOWN is the file's
         # Only TCP and MPTCP have a state. In another one we would wait as long as the caller.
         and state_of(socket) == TCP_CLOSE
         and not has_filter(socket)

@@ -75,7 +75,7 @@ class PublishedSockets:
 
     def find(self, socket: _socket.socket) -> _socket.socket | None:
         """The same if a server has it from us."""
-        is_given = self.given is not None and self.given.is_open()
+        is_given = self.given is not None and self.given.any_is_open()
         return socket if is_given and procfs.link_of(socket.fileno()) == self.link else None
 
     def are_served(self) -> bool:

@@ -18,6 +18,8 @@ from .processes import (
 MAX_CALLERS = 64
 IOVEC = struct.Struct("@PN")
 """struct iovec: an address and a length."""
+TWO_LINES = 64
+"""Bytes that the first two lines of a file of /proc/PID/fdinfo have at most."""
 
 system_call = libc.prepare("syscall")
 process_vm_readv = libc.prepare("process_vm_readv")
@@ -43,6 +45,8 @@ class Callers:
     def __init__(self) -> None:
         self.known: dict[int, Caller] = {}  # the one that was opened first comes first
         self.has_thread_pidfds = True
+        self.flags_of: tuple[Caller | None, int] = None, 0
+        self.flags_file = -1
 
     def take_descriptor(self, thread: int, number: int) -> int:
         """A duplicate of a thread's file descriptor (pidfd_getfd(2)). Raises OSError."""
@@ -88,6 +92,22 @@ class Callers:
     def forget(self, thread: int) -> None:
         os.close(self.known.pop(thread).pidfd)
 
+    def read_flags(self, thread: int, number: int) -> int:
+        """File status flags and O_CLOEXEC of a thread's file descriptor that has just been taken.
+        Raises OSError.
+
+        The file of /proc that has them stays open, which saves most of the time: a thread's next
+        socket often has the number of the one before.
+        """
+        caller = self.known.get(thread)
+        if caller is None or self.flags_of != (caller, number):
+            file = os.open(f"/proc/{thread}/fdinfo/{number}", os.O_RDONLY | os.O_CLOEXEC)
+            if self.flags_file >= 0:
+                os.close(self.flags_file)
+            self.flags_of, self.flags_file = (caller, number), file
+        _position, _, _flags, flags, *_ = os.pread(self.flags_file, TWO_LINES, 0).split(None, 4)
+        return int(flags, 8)
+
     def leader_of(self, thread: int) -> int:
         """The process of a thread that a descriptor has just been taken of. Raises OSError."""
         caller = self.known.get(thread)
@@ -121,21 +141,19 @@ class Memory:
         self.buffer, ours = libc.make_buffer(size)
         self.iovecs, place = libc.make_buffer(2 * IOVEC.size)
         IOVEC.pack_into(self.iovecs, 0, ours, size)
-        number = libc.Number
-        theirs = number(place + IOVEC.size)
-        # of process_vm_readv(2)
-        self.arguments = (number(place), number(1), theirs, number(1), number(0))
+        theirs = libc.Number(place + IOVEC.size)
+        self.arguments = libc.Number(place), 1, theirs, 1, 0  # of process_vm_readv(2)
 
     def read(self, thread: int, address: int, length: int) -> bytes:
         """So many bytes at this address of a thread's memory. Raises OSError."""
         IOVEC.pack_into(self.iovecs, IOVEC.size, address, length)
         result = process_vm_readv(thread, *self.arguments)
+        if result == length:
+            data: bytes = self.buffer[:length]
+            return data
         if result in (-errno.ENOSYS, -errno.EPERM):  # an outer sandbox may not allow it
             return read_memory_file(thread, address, length)
-        if result != length:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-        data: bytes = self.buffer[:length]
-        return data
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
 def read_memory_file(thread: int, address: int, length: int) -> bytes:

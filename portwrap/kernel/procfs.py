@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 FIELDS_SIZE = 4096
 """Bytes that a file of named lines has at most, before those that are looked for."""
-TWO_LINES = 64
-"""Bytes that the first two lines of a file of /proc/PID/fdinfo have at most."""
 TCP_LISTEN, UDP_UNCONNECTED = b"0A", b"07"
 """States in a table of sockets."""
 
@@ -121,16 +119,6 @@ def link(process: Process, descriptor: int) -> str:
 def link_of(socket: int) -> str:
     """How /proc/PID/fd names the socket of this descriptor of ours (proc_pid_fd(5))."""
     return f"socket:[{os.fstat(socket).st_ino}]"
-
-
-def flags_of(thread: int, descriptor: int) -> int:
-    """File status flags and O_CLOEXEC of a descriptor (proc_pid_fdinfo(5)). Raises OSError."""
-    file = os.open(f"/proc/{thread}/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _position, _, _flags, flags, *_ = os.read(file, TWO_LINES).split(None, 4)
-    finally:
-        os.close(file)
-    return int(flags, 8)
 
 
 def files_in_flight(process: int, descriptor: int) -> int:

@@ -182,11 +182,6 @@ class OpenFile(OpenFiles):
         super().__init__()
         self.add(descriptor)
 
-    def is_open(self) -> bool:
-        """Whether anybody still has it."""
-        # the fast way, for what can be written to, or is not connected
-        return bool(self.epoll.poll(0)) or self.any_is_open()
-
     def listens(self) -> bool:
         """Whether anybody still has this listening socket, and it was not shut down."""
         return not self.epoll.poll(0) and self.any_is_open()

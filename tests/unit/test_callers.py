@@ -22,6 +22,8 @@ def callers() -> Iterator[Callers]:
     yield made
     for thread in list(made.known):
         made.forget(thread)
+    if made.flags_file >= 0:
+        os.close(made.flags_file)
 
 
 class Thread:
@@ -83,6 +85,41 @@ def test_a_descriptor_of_a_thread_that_has_a_number_of_before(callers: Callers) 
         os.close(taken)
 
 
+def test_the_flags_of_a_descriptor(callers: Callers) -> None:
+    """Also when the number stands for another file, and whichever one was looked at before."""
+    with socket.socket() as one, socket.socket() as other:
+        other.setblocking(False)
+        number, spare = one.fileno(), os.dup(one.fileno())
+        for _ in range(2):
+            callers.find_leader(os.getpid())
+            assert callers.read_flags(os.getpid(), number) == os.O_RDWR | os.O_CLOEXEC
+            assert callers.read_flags(os.getpid(), other.fileno()) & os.O_NONBLOCK
+            assert callers.read_flags(os.getpid(), number) == os.O_RDWR | os.O_CLOEXEC
+            os.dup2(other.fileno(), number, inheritable=True)
+            assert callers.read_flags(os.getpid(), number) == os.O_RDWR | os.O_NONBLOCK
+            os.dup2(spare, number, inheritable=False)
+        os.close(spare)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_flags_where_the_number_is_another_threads(callers: Callers, is_known: bool) -> None:
+    """It is another process's by now, or that of a thread of which there is no pidfd."""
+    with socket.socket() as made:
+        number = made.fileno()
+        made.setblocking(False)
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[number])
+        try:
+            callers.find_leader(child.pid)
+            assert not callers.read_flags(child.pid, number) & os.O_CLOEXEC
+        finally:
+            child.communicate()
+        if is_known:
+            callers.find_leader(os.getpid())
+        assert callers.read_flags(os.getpid(), number) & os.O_CLOEXEC
+        made.setblocking(True)
+        assert not callers.read_flags(os.getpid(), number) & os.O_NONBLOCK
+
+
 def test_so_many_are_remembered(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CALLERS", 2)
     threads = [Thread() for _ in range(4)]
@@ -96,8 +133,8 @@ def test_so_many_are_remembered(callers: Callers, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_keeper_counts_what_it_remembers() -> None:
-    """Those are not for connections that it relays; the last two are the exchanger's."""
-    most = module.MAX_CALLERS + epolls.MAX_PROCESSES + 2
+    """Those are not for connections that it relays; the last three are the exchanger's."""
+    most = module.MAX_CALLERS + epolls.MAX_PROCESSES + 3
     assert most <= agreement.REMEMBERED_DESCRIPTORS
 
 
