@@ -7,7 +7,6 @@ modules that a session needs (`archive/byte_code.py`); the sources have the othe
 
 from __future__ import annotations
 
-import os
 import sys
 from zipimport import zipimporter
 
@@ -15,10 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
 
-PACKAGE = os.path.dirname(os.path.abspath(__file__))
-TREE = os.path.dirname(PACKAGE)
+PACKAGE = __file__.rpartition("/")[0]
+TREE = PACKAGE.rpartition("/")[0]
 """The entry of sys.path that this package comes from."""
-IS_ARCHIVE = not os.path.isdir(TREE)
 
 
 class Importer(zipimporter):
@@ -49,26 +47,3 @@ def compile_once() -> None:
     sys.path_hooks.insert(0, importer_of)
     for path in [TREE, *(path for path in sys.path_importer_cache if path.startswith(PACKAGE))]:
         sys.path_importer_cache.pop(path, None)
-
-
-def runs_from_byte_code() -> bool:
-    """Whether no module has to be compiled at a start of a session."""
-    if hasattr(__spec__ and __spec__.loader, "everything"):  # that of bundle.py
-        return True
-    cached = __spec__.cached if __spec__ else None
-    return cached is not None and os.path.exists(cached)
-
-
-def interpreter() -> str:
-    """The path of the Python that runs this."""
-    return sys.executable or os.readlink("/proc/self/exe")
-
-
-def compile_command() -> str:
-    """The command that makes byte code for this Python."""
-    import shlex
-
-    python = shlex.quote(interpreter())
-    if IS_ARCHIVE:
-        return f"./build.sh --for {python}"
-    return f"{python} -m compileall -q {shlex.quote(PACKAGE)}"

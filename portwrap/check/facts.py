@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 
-from .. import archive
+from ..cli import byte_code
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.lookup import read_setting
 from ..keeper.driver import variables
@@ -145,12 +145,12 @@ def check_limits() -> Result:
 
 
 def check_byte_code() -> Result:
-    if archive.runs_from_byte_code():
+    if byte_code.is_used():
         return Result("byte code", OK, "used: a session compiles no module")
-    if not archive.IS_ARCHIVE:
+    if not byte_code.IS_ARCHIVE:
         return Result("byte code", OK, "cached by Python, as for any installed package")
     fact = f"none for Python {sys.version.split()[0]}: each start compiles the modules"
-    python = archive.interpreter()
+    python = byte_code.interpreter()
     return Result("byte code", WARNING, fact, Failure.NO_BYTE_CODE, subject=python)
 
 

@@ -16,7 +16,8 @@ import os
 import sys
 import time
 
-from .. import __version__, archive
+from .. import __version__
+from ..cli import byte_code
 from ..diagnostics.diagnostic import os_release
 from ..diagnostics.errors import EXIT_SANDBOX
 from ..launch import dns, drivers, services
@@ -52,7 +53,7 @@ def main(program: str, settings: Mapping[str, Any], api: Api | None, as_json: bo
         "system": os_release().get("PRETTY_NAME", ""),
         "kernel": os.uname().release,
         "python": ".".join(map(str, sys.version_info[:3])),
-        "interpreter": archive.interpreter(),
+        "interpreter": byte_code.interpreter(),
         "uid": os.geteuid(),
         "job": node.job_here(),
         "would_start": not failed,

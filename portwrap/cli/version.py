@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from .. import __version__, archive
+from .. import __version__
+from . import byte_code
 
 
 def text(program: str, verbose: bool) -> str:
@@ -13,7 +14,7 @@ def text(program: str, verbose: bool) -> str:
     if verbose:
         python = ".".join(map(str, sys.version_info[:3]))
         how = "from byte code"
-        if not archive.runs_from_byte_code():
-            how = f"compiled from the sources at each start; faster: {archive.compile_command()}"
-        lines += [f"Python {python} ({archive.interpreter()})", f"modules {how}"]
+        if not byte_code.is_used():
+            how = f"compiled from the sources at each start; faster: {byte_code.compile_command()}"
+        lines += [f"Python {python} ({byte_code.interpreter()})", f"modules {how}"]
     return "".join(f"{line}\n" for line in lines)

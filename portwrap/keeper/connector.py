@@ -8,7 +8,7 @@ itself would wait a second.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 import select
 import time
 

@@ -7,7 +7,7 @@ duplicate, in whatever process or message, would still mean the old one.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from ..kernel.processes import take_socket
 from ..kernel.seccomp import addfd

@@ -6,7 +6,7 @@ So whoever writes a line does nothing else: a child of the keeper, or the keeper
 
 from __future__ import annotations
 
-import os
+import posix as os
 import select
 import time
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix as os
 import time
 
 import _socket

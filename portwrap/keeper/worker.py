@@ -12,7 +12,7 @@ The worker's death shows in the same way.
 from __future__ import annotations
 
 import marshal
-import os
+import posix as os
 import select
 import sys
 

@@ -8,7 +8,7 @@ change nothing.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from . import libc
 from .processes import SYS_PIDFD_GETFD, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 import sys
 
 from _ctypes import (

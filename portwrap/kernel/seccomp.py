@@ -7,7 +7,7 @@ linux/bpf_common.h, linux/audit.h, asm/unistd.h; seccomp(2) and seccomp_unotify(
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 import struct
 import sys
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix as os
 import select
-import stat
 
 import _socket
 
@@ -39,6 +38,7 @@ IPPROTO_MPTCP = 262  # linux/in.h
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
 STAYS_INSIDE = 0x9C81
 """A mark (socket(7), SO_MARK) for sockets of the sandbox that no rule may lead out of it."""
+S_ISVTX = 0o1000  # inode(7)
 AF_UNSPEC = bytes(16)
 """A struct sockaddr of no address family."""
 
@@ -141,13 +141,13 @@ def mark(socket: _socket.socket) -> None:
 
     The mode of a socket has no meaning once it is made, and belongs to all its descriptors.
     """
-    os.fchmod(socket.fileno(), 0o777 | stat.S_ISVTX)
+    os.fchmod(socket.fileno(), 0o777 | S_ISVTX)
 
 
 def is_marked(number: int) -> bool:
     """Whether a file descriptor of ours is of a socket that has been marked, by us or by its owner.
     Raises OSError."""
-    return bool(os.fstat(number).st_mode & stat.S_ISVTX)
+    return bool(os.fstat(number).st_mode & S_ISVTX)
 
 
 class OpenFiles:

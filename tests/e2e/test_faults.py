@@ -167,7 +167,7 @@ sys.path.insert(0, {path!r})
 from portwrap.launch import keeper_process
 
 keeper_process.KEEPER = (
-    "import os, signal\\n"
+    "import posix as os, signal\\n"
     "def fork(original=os.fork):\\n"
     "    os.fork = original\\n"
     "    return original() or os.kill(os.getpid(), signal.SIGSTOP) or 0\\n"
