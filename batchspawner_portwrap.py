@@ -17,7 +17,7 @@ import os
 import sys
 
 from portwrap.cli.common import COMMON_OPTIONS, GUEST_PORT_FIELD, common_settings, fill_in
-from portwrap.cli.parser import Option, Parser, assignment
+from portwrap.cli.parser import Option, Parser
 from portwrap.cli.run import run
 from portwrap.diagnostics.errors import EXIT_USAGE, Failure, PortwrapError
 from portwrap.kernel.threads import is_threaded
@@ -268,6 +268,8 @@ def _hub(values: Values) -> Api | None:
     try:
         return Api("hub", "JupyterHub", "x-jupyterhub-version", url, HUB_URL_EXAMPLE)
     except InvalidUrl as error:
+        from portwrap.cli.mistakes import assignment
+
         meant = error.meant and f"Did you mean {assignment(name, error.meant)}?"
         raise PARSER.error(f"{name} {error}", meant) from None
 

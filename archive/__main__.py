@@ -101,6 +101,9 @@ def refuse(archive, why, remedy):
 
 def load(archive):
     # type: (str) -> None
+    import gc
+
+    gc.disable()  # nothing of a start is garbage, and it ends with an exec
     let_ctrl_c_end_us()
     compare_sum(archive)
     if not use_byte_code(archive):

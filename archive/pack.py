@@ -8,8 +8,8 @@ shiv writes its own members in the order of a directory listing and with the mod
 umask left. Here they are sorted, with one time (SOURCE_DATE_EPOCH) and one mode, and stored as
 they are: that imports fastest, and a compressor's output depends on its version. A sum of
 them stands in front, which each start compares.
-Left out are shiv's own start, the README, which the wheel's METADATA repeats, and RECORD, a list
-for uninstallers.
+Left out are shiv's own start and its settings, the README, which the wheel's METADATA repeats, and
+RECORD, a list for uninstallers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUM = b"# crc32 %08x; coding: this-copy-is-incomplete.copy-it-again\n"
 """Of everything behind it. Where the end of the file is missing, Python takes it for a script, and
 its SyntaxError quotes this unknown encoding."""
 START = "__main__.py"
-UNUSED = ("_bootstrap/", ".dist-info/RECORD")
+UNUSED = ("_bootstrap/", "environment.json", ".dist-info/RECORD")
 UNIX = 3
 UNIX_FILE = 0o100644 << 16
 FIRST_TIME = 315532800

@@ -22,7 +22,7 @@ import sys
 import _socket
 
 from .early_refusal import LAST, MORE
-from .kernel.sockets import MAX_SENT_FILES
+from .kernel.addresses import MAX_SENT_FILES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from ..cli import byte_code
 from ..diagnostics.errors import Failure, PortwrapError
 from ..diagnostics.lookup import read_setting
 from ..keeper.driver import variables
-from ..kernel import seccomp
 from ..kernel.interfaces import IFF_TAP, TUN, make_device, open_tun
+from ..kernel.seccomp_filter import has_outer_filter
 from ..launch import dns, drivers, hosts, namespaces, services
 from ..launch.drivers.direct import Direct
 from ..launch.drivers.driver import find_executable, why_no_tun
@@ -88,7 +88,7 @@ def check_account() -> Result:
 def check_namespaces(found: Mapping[str, Sequence[str]]) -> Result:
     if "namespaces" in found:
         message, failure = found["namespaces"]
-        note = "; a seccomp filter is in force" if seccomp.has_outer_filter() else ""
+        note = "; a seccomp filter is in force" if has_outer_filter() else ""
         return Result("user namespaces", FAILED, message + note, failure, message)
     return Result("user namespaces", OK, "created, with a network namespace")
 

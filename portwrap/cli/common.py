@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..launch import drivers, ports, services
 from ..launch.sandbox import FORWARDS, GUEST_PORT, OUTWARDS
 from ..launch.startup_line import log_what_was_made
-from .parser import Option, assignment
+from .parser import Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,24 +143,14 @@ def _allow_from(parser: Parser, values: Values, forward: str) -> str:
     try:
         ports.parse_networks(text)
     except ValueError as error:
-        raise parser.error(f"{name}: {error}", _nearest_networks(text, name)) from None
+        from .mistakes import nearest_networks
+
+        raise parser.error(f"{name}: {error}", nearest_networks(text, name)) from None
     if forward == "native":
+        from .mistakes import assignment
+
         raise parser.error(
             f"{name} needs the relay, but {values.origin('forward')} is native",
             f"Leave out {assignment(values.origin('forward'), 'native')}.",
         )
     return text
-
-
-def _nearest_networks(text: str, name: str) -> str:
-    """A remedy for a list of networks that is none."""
-    import ipaddress  # only mistakes need it
-
-    networks = []
-    for item in text.split(","):
-        try:
-            networks.append(str(ipaddress.ip_network(item.strip(), strict=False)))
-        except ValueError:
-            named = item.replace("-", "").replace(".", "").isalnum() and not item[:1].isdigit()
-            return f"Give numeric addresses: getent ahosts {item}" if named else ""
-    return f"Did you mean {assignment(name, ','.join(networks))}?"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ..diagnostics.errors import EXIT_USAGE, Failure, PortwrapError
 from ..diagnostics.log import log
-from ..launch.ports import parse_pairs, parse_port, parse_ranges
+from ..launch.ports import parse_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     Texts = dict[str, str]
 else:
@@ -153,6 +153,8 @@ class Parser:
         short = self.by_name.get(argument[:2])
         if short is not None and short.value and not argument.startswith("--"):
             return short, argument[:2], argument[2:]
+        from .mistakes import nearest
+
         near = nearest(name, self.by_name, "-")
         raise self.error(f"unknown option {argument}", f"Did you mean {near}?" if near else "")
 
@@ -176,6 +178,8 @@ class Parser:
         PortwrapError, status 2."""
         if key not in values:
             return []
+        from ..launch.port_lists import parse_pairs
+
         text, name = values[key], values.origin(key)
         pairs = parse_pairs(text)
         if pairs is None:
@@ -189,9 +193,13 @@ class Parser:
         2."""
         if key not in values:
             return []
+        from ..launch.port_lists import parse_ranges
+
         text, name = values[key], values.origin(key)
         found = parse_ranges(text)
         if found is None:
+            from .mistakes import assignment
+
             first = text.partition(":")[0]
             near = assignment(name, first) if parse_ranges(first) else ""
             raise self.error(
@@ -206,6 +214,8 @@ class Parser:
         """One of the choices. Raises PortwrapError, status 2."""
         text, name = values[key], values.origin(key)
         if text not in choices:
+            from .mistakes import assignment, nearest
+
             near = nearest(text, choices)
             raise self.error(
                 f"{name} must be one of {', '.join(choices)}, not {text!r}",
@@ -227,26 +237,6 @@ class Parser:
         unknown = sorted(set(ours).difference(settings, others))
         unknown = [name for name in unknown if not name.startswith(NOT_SETTINGS)]
         if unknown:
-            names = ", ".join(map(repr, unknown)).replace("'", "")
-            near = filter(None, (nearest(name, settings, PREFIX) for name in unknown))
-            meant = " or ".join(dict.fromkeys(near))
-            known = f"did you mean {meant}?" if meant else f"known variables: {', '.join(settings)}"
-            kind = "variables" if len(unknown) > 1 else "variable"
-            log(f"{self.program}: unknown {kind} {names} ignored; {known}\n")
+            from .mistakes import unknown_variables
 
-
-def nearest(text: str, known: Iterable[str], same: str = "") -> str:
-    """The known word that this one was meant to be; "" where none is near. `same` is what all of
-    them begin with."""
-    from difflib import get_close_matches  # only mistakes need it
-
-    rest = {word[len(same) :].lower(): word for word in known}
-    wrong = text[len(same) :].lower()
-    longer = [word for word in rest if wrong and word.startswith(wrong)]
-    near = longer if len(longer) == 1 else get_close_matches(wrong, list(rest), 1)
-    return rest[near[0]] if near else ""
-
-
-def assignment(name: str, value: str) -> str:
-    """The option or the variable with this value, as a shell takes it."""
-    return f"{name} {value}" if name.startswith("-") else f"{name}={value}"
+            log(f"{self.program}: {unknown_variables(unknown, settings, PREFIX)}\n")

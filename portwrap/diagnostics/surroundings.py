@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..kernel import seccomp
+from ..kernel.seccomp_filter import has_outer_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def is_confined_by_apparmor() -> bool:
 
 
 SURROUNDINGS: Mapping[str, Callable[[], bool]] = {
-    FILTER: seccomp.has_outer_filter,
+    FILTER: has_outer_filter,
     OWN_DEVICES: has_own_devices,
     APPARMOR: is_confined_by_apparmor,
 }

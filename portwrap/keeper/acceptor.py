@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import _socket
 
-from ..kernel.sockets import OUT_OF_RESOURCES, accept, reset, unmapped
+from ..kernel.addresses import unmapped
+from ..kernel.sockets import OUT_OF_RESOURCES, accept, reset
 from .reactor import READABLE
 
 TYPE_CHECKING = False

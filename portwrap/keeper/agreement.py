@@ -34,7 +34,7 @@ LATER_DESCRIPTORS = 8
 FOR_PUBLISHED = 3
 """Those for a published port that is served natively, beyond its own: what keeps its guest port,
 what shows whether it is still served, and the server's pidfd."""
-NEXT = ("kernel.seccomp", "kernel.callers", "keeper.lifecycle", "keeper.main_loop")
+NEXT = ("kernel.machines", "kernel.callers", "keeper.lifecycle", "keeper.main_loop")
 """The modules that every session comes to need, in this order."""
 
 
@@ -97,10 +97,10 @@ def agree_on_native(session: Session) -> SeccompListener | None:
 
 def why_not_native(session: Session) -> str:
     """Why nothing can be native here, or nothing."""
-    from ..kernel import seccomp
+    from ..kernel.machines import UNKNOWN_MACHINE, this_machine
 
-    if seccomp.this_machine() is None:
-        return seccomp.UNKNOWN_MACHINE
+    if this_machine() is None:
+        return UNKNOWN_MACHINE
     try:
         os.close(processes.take_descriptor(session.go.command, session.go.lifeline))
     except OSError as error:

@@ -12,14 +12,15 @@ import sys
 
 import _socket
 
-from ..kernel import procfs, sock_diag
-from ..kernel.sockets import pack, serves, unmapped
+from ..kernel import sock_diag, socket_tables
+from ..kernel.addresses import pack, serves, unmapped
 from .host_addresses import HostAddresses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ..kernel.addresses import BoundSocket
     from ..kernel.callers import Memory
     from ..kernel.netlink import NetlinkSocket
     from ..kernel.seccomp import Notification
@@ -135,7 +136,7 @@ class Destinations:
             port == each.port and serves(each.address, address) for each in self.listeners(port)
         )
 
-    def listeners(self, port: int) -> list[procfs.BoundSocket]:
+    def listeners(self, port: int) -> list[BoundSocket]:
         """The sandbox's TCP sockets that listen on this port, and maybe others. Not from /proc
         where the kernel can be asked: the command may have gone on to another network namespace,
         and many connections make it slow."""
@@ -144,7 +145,7 @@ class Destinations:
                 return sock_diag.tcp_listeners(self.diagnosis, port)
             except OSError:
                 self.diagnosis = None  # a kernel without sock_diag
-        return procfs.tcp_listeners(self.command)
+        return socket_tables.tcp_listeners(self.command)
 
 
 def addresses_of(listeners: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:

@@ -12,9 +12,11 @@ import errno
 import _socket
 
 from ..kernel import libc, seccomp
+from ..kernel.addresses import is_loopback
 from ..kernel.callers import Memory
+from ..kernel.machines import this_machine
 from ..kernel.processes import take_descriptor
-from ..kernel.sockets import IP_BIND_ADDRESS_NO_PORT, as_socket, is_loopback
+from ..kernel.sockets import IP_BIND_ADDRESS_NO_PORT, as_socket
 from .destinations import MAX_SIZE, read_destination
 from .native import PROTOCOLS
 from .network_namespaces import SANDBOX, NetworkNamespaces
@@ -41,7 +43,7 @@ class EphemeralPorts:
         free_ended: Callable[[seccomp.Notification], None] | None,
     ) -> None:
         """`free_ended` lets go of the ports of servers that have ended. Raises OSError."""
-        machine = seccomp.this_machine()
+        machine = this_machine()
         assert machine is not None
         self.ports = list(ports)
         self.networks = NetworkNamespaces(network_namespace)

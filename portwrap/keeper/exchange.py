@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posix as os
 
-from ..kernel.processes import take_socket
+from ..kernel.other_processes import take_socket
 from ..kernel.seccomp import addfd
 from ..kernel.sockets import OpenFile
 

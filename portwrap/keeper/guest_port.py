@@ -7,7 +7,7 @@ port.
 
 from __future__ import annotations
 
-from ..kernel.sockets import BACKLOG
+from ..kernel.addresses import BACKLOG
 from .connector import GUESTS, Upstream
 
 TYPE_CHECKING = False

@@ -7,8 +7,9 @@ import posix as os
 import _socket
 
 from ..kernel import procfs
+from ..kernel.addresses import BACKLOG
 from ..kernel.processes import pidfd_open
-from ..kernel.sockets import BACKLOG, listens
+from ..kernel.sockets import listens
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

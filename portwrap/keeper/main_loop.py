@@ -96,14 +96,14 @@ class Keeper:
 
     def begin_responding(self, listener: SeccompListener) -> None:
         """Respond to the system calls that what is native has to know of."""
-        from ..kernel import seccomp
         from ..kernel.callers import Callers
+        from ..kernel.machines import this_machine
         from .epolls import Epolls
         from .exchange import Exchanger
         from .responder import Responder
         from .sandbox_sockets import SandboxSockets
 
-        machine = seccomp.this_machine()
+        machine = this_machine()
         assert machine is not None
         responder = Responder(listener.descriptor, self.reactor)
         sockets = SandboxSockets(listener.spares)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import _socket
 
 from ..kernel import seccomp
+from ..kernel.addresses import IPPROTO_MPTCP
+from ..kernel.machines import this_machine
 from ..kernel.processes import take_descriptor
-from ..kernel.sockets import IPPROTO_MPTCP, as_socket, is_bound_to_loopback
+from ..kernel.sockets import as_socket, is_bound_to_loopback
 from .forwarded_port import ForwardedPort, HostPort, PublishedPort, Tools, backlog_of
 from .host_sockets import listen_again
 from .network_namespaces import HOST, SANDBOX, NetworkNamespaces
@@ -50,7 +52,7 @@ class Native:
         }
         for guest, descriptors in published.items():
             self.ports[guest] = PublishedPort(guest, descriptors, tools, relay_published)
-        machine = seccomp.this_machine()
+        machine = this_machine()
         assert machine is not None
         responder.on(machine.bind, self.on_bind)
         responder.on(machine.listen, self.on_listen)

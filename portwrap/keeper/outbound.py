@@ -23,10 +23,11 @@ import time
 import _socket
 
 from ..kernel import libc, seccomp
+from ..kernel.addresses import STAYS_INSIDE
 from ..kernel.callers import Memory
+from ..kernel.machines import this_machine
 from ..kernel.sockets import (
     IP_BIND_ADDRESS_NO_PORT,
-    STAYS_INSIDE,
     TCP_CLOSE,
     OpenFiles,
     as_socket,
@@ -85,7 +86,7 @@ class Outbound:
         sandbox_sockets: SandboxSockets,
     ) -> None:
         """Raises OSError."""
-        machine = seccomp.this_machine()
+        machine = this_machine()
         assert machine is not None
         self.namespaces = NetworkNamespaces(session.go.descriptors.network_namespace)
         self.destinations = Destinations(session.go, sandbox_sockets.diagnosis)

@@ -12,7 +12,8 @@ import errno
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import OpenFile, bind_to_reserved, is_loopback, parse_address, unmapped
+from ..kernel.addresses import is_loopback, parse_address, unmapped
+from ..kernel.sockets import OpenFile, bind_to_reserved
 from .host_sockets import Holder, listen_again
 
 TYPE_CHECKING = False

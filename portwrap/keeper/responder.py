@@ -1,8 +1,8 @@
 """The responder: what becomes of the sandbox's system calls that wait for the keeper.
 
-The command has installed a seccomp filter (`kernel/seccomp.py`) that has some system calls of the
-sandbox wait for a response. Each of them has a handler here. Whatever goes wrong, the caller's own
-call proceeds.
+The command has installed a seccomp filter (`kernel/seccomp_filter.py`) that has some system calls
+of the sandbox wait for a response. Each of them has a handler here. Whatever goes wrong, the
+caller's own call proceeds.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import fcntl
 import _socket
 
 from ..kernel import procfs
-from ..kernel.sockets import BACKLOG
+from ..kernel.addresses import BACKLOG
 from .options import FOR_LISTENERS, Pristine
 
 TYPE_CHECKING = False

@@ -7,7 +7,8 @@ import posix as os
 import time
 
 from ..kernel import procfs
-from ..kernel.processes import is_in_user_namespace
+from ..kernel.other_processes import is_in_user_namespace
+from ..kernel.socket_tables import tcp_listeners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class SandboxListeners:
     def ports(self) -> set[int]:
         """The TCP ports that something listens on, but for us on behalf of host services."""
         process = self.process_inside()
-        listeners = procfs.tcp_listeners(process) if process is not None else []
+        listeners = tcp_listeners(process) if process is not None else []
         return {each.port for each in listeners if each.inode not in self.ours}
 
     def process_inside(self) -> procfs.Process | None:
@@ -109,7 +110,7 @@ class Unserved:
             if not is_in_user_namespace(process, self.user_namespace):
                 continue  # of another session of the same user
             networks.add(network)
-            if any(each.port == self.guest_port for each in procfs.tcp_listeners(process)):
+            if any(each.port == self.guest_port for each in tcp_listeners(process)):
                 return (
                     f"process {process} ({procfs.name_of(process)}) listens on port"
                     f" {self.guest_port} in another network namespace"

@@ -2,8 +2,8 @@
 
 A call that a filter refuses is seen where it is made. But a filter may also end whoever makes it,
 as SystemCallFilter= of systemd does by default: then nobody is left to report anything. So where a
-filter is in force (`seccomp.has_outer_filter`), a child makes the unusual calls first, in ways that
-change nothing.
+filter is in force (`seccomp_filter.has_outer_filter`), a child makes the unusual calls first, in
+ways that change nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import posix as os
 
 from . import libc
+from .machines import this_machine
 from .processes import SYS_PIDFD_GETFD, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL
-from .seccomp import SECCOMP_GET_NOTIF_SIZES, this_machine
+from .seccomp_filter import SECCOMP_GET_NOTIF_SIZES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

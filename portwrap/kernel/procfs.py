@@ -1,13 +1,12 @@
-"""What /proc shows of processes: their descriptors, namespaces and sockets (proc(5))."""
+"""What /proc shows of processes: their descriptors and namespaces (proc(5))."""
 
 from __future__ import annotations
 
 import posix as os
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from typing import Union
 
     Process = Union[int, str]
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 FIELDS_SIZE = 4096
 """Bytes that a file of named lines has at most, before those that are looked for."""
-TCP_LISTEN, UDP_UNCONNECTED = b"0A", b"07"
-"""States in a table of sockets."""
 
 
 def processes() -> list[int]:
@@ -125,45 +122,3 @@ def files_in_flight(process: int, descriptor: int) -> int:
     """How many files are in messages that this Unix socket, or one that waits to be accepted from
     it, has not received (Linux 5.6). Raises OSError."""
     return int(field(f"/proc/{process}/fdinfo/{descriptor}", b"scm_fds:") or 0)
-
-
-# ---- sockets ------------------------------------------------------------------------------------
-
-
-class BoundSocket:
-    """A socket and where it is bound."""
-
-    __slots__ = ("address", "inode", "port", "uid")
-
-    def __init__(self, address: bytes, port: int, uid: int, inode: int) -> None:
-        self.address = address
-        self.port = port
-        self.uid = uid
-        self.inode = inode
-
-
-def bound_socket(row: Sequence[bytes]) -> BoundSocket:
-    """That of a row of a table of sockets (proc(5))."""
-    digits, _, port = row[1].partition(b":")
-    # The address is in words of four bytes in this machine's order.
-    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
-    address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    return BoundSocket(address, int(port, 16), int(row[7]), int(row[9]))
-
-
-def waiting_sockets(process: Process, table: str) -> list[BoundSocket]:
-    """The sockets of its network namespace that wait for anybody: TCP ones that listen, or UDP ones
-    that are not connected. `table` is tcp, tcp6, udp or udp6; none where there is no such family.
-    """
-    state = TCP_LISTEN if table.startswith("tcp") else UDP_UNCONNECTED
-    try:
-        with open(f"/proc/{process}/net/{table}", "rb") as file:
-            rows = [line.split() for line in file][1:]
-    except OSError:
-        return []
-    return [bound_socket(row) for row in rows if row[3] == state]
-
-
-def tcp_listeners(process: Process) -> list[BoundSocket]:
-    """The TCP sockets that listen in its network namespace."""
-    return waiting_sockets(process, "tcp") + waiting_sockets(process, "tcp6")

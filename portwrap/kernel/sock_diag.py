@@ -10,7 +10,7 @@ import struct
 
 import _socket
 
-from . import procfs
+from .addresses import BoundSocket
 from .netlink import NETLINK_SOCK_DIAG, NetlinkSocket
 
 SOCK_DIAG_BY_FAMILY = 20
@@ -32,9 +32,9 @@ TABLES = {
 }
 
 
-def waiting_sockets(table: str) -> list[procfs.BoundSocket]:
-    """What `procfs.waiting_sockets` finds of this process's network namespace; from there where the
-    kernel does not have this."""
+def waiting_sockets(table: str) -> list[BoundSocket]:
+    """What `socket_tables.waiting_sockets` finds of this process's network namespace; from there
+    where the kernel does not have this."""
     try:
         netlink = NetlinkSocket(NETLINK_SOCK_DIAG)
         try:
@@ -42,10 +42,12 @@ def waiting_sockets(table: str) -> list[procfs.BoundSocket]:
         finally:
             netlink.close()
     except OSError:
-        return procfs.waiting_sockets("self", table)
+        from . import socket_tables  # hardly any node needs it
+
+        return socket_tables.waiting_sockets("self", table)
 
 
-def tcp_listeners(netlink: NetlinkSocket, port: int) -> list[procfs.BoundSocket]:
+def tcp_listeners(netlink: NetlinkSocket, port: int) -> list[BoundSocket]:
     """The TCP sockets that listen on this port in the network namespace of this socket, which is of
     NETLINK_SOCK_DIAG. Raises OSError."""
     return _dump(netlink, *TABLES["tcp"], port) + _dump(netlink, *TABLES["tcp6"], port)
@@ -53,7 +55,7 @@ def tcp_listeners(netlink: NetlinkSocket, port: int) -> list[procfs.BoundSocket]
 
 def _dump(
     netlink: NetlinkSocket, family: int, protocol: int, states: int, port: int = 0
-) -> list[procfs.BoundSocket]:
+) -> list[BoundSocket]:
     request = REQUEST.pack(family, protocol, 0, 0, states, port.to_bytes(2, "big"))
     rows = netlink.dump(SOCK_DIAG_BY_FAMILY, request)
     found = []
@@ -61,5 +63,5 @@ def _dump(
         port, _, address = SOCKET.unpack_from(row)
         uid, inode = OWNER.unpack_from(row)
         length = 4 if family == _socket.AF_INET else 16
-        found.append(procfs.BoundSocket(address[:length], port, uid, inode))
+        found.append(BoundSocket(address[:length], port, uid, inode))
     return found

@@ -1,4 +1,4 @@
-"""What both processes know of sockets."""
+"""What the keeper does with sockets."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import select
 import _socket
 
 from . import libc
+from .addresses import is_loopback, pack, unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MAX_SENT_FILES = 253
-"""File descriptors that one message carries at most (SCM_MAX_FD, unix(7))."""
-BACKLOG = 4096
-"""Connections that the kernel keeps for a listening socket (lowered to net.core.somaxconn)."""
-MAPPED = 10 * b"\0" + b"\xff\xff"
-"""First bytes of an IPv4 address that is written as an IPv6 one (RFC 4291, 2.5.5.2)."""
-LOOPBACK_IPV6 = bytes(15) + b"\1"
 # ENOSPC: the account's epolls have all that max_user_watches allows (epoll(7)).
 OUT_OF_RESOURCES = (
     errno.EMFILE,
@@ -34,40 +28,15 @@ OUT_OF_RESOURCES = (
 RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 SIOCGSKNS = 0x894C  # linux/sockios.h
 TCP_CLOSE = 7  # enum of linux/tcp.h: it neither listens nor is connected, or about to be
-IPPROTO_MPTCP = 262  # linux/in.h
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
-STAYS_INSIDE = 0x9C81
-"""A mark (socket(7), SO_MARK) for sockets of the sandbox that no rule may lead out of it."""
 S_ISVTX = 0o1000  # inode(7)
 AF_UNSPEC = bytes(16)
 """A struct sockaddr of no address family."""
 
 
-def pack(address: str) -> bytes:
-    """The bytes of an address of either family. Raises OSError."""
-    return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
-
-
-def parse_address(text: str) -> bytes:
-    """The bytes of a text that may be an address of either family; nothing if it is none."""
-    try:
-        return pack(text)
-    except (OSError, ValueError):  # ValueError: bytes that are no text
-        return b""
-
-
-def unmapped(address: bytes) -> bytes:
-    """The four bytes of an IPv4 address that is written as an IPv6 one; any other as it is."""
-    return address[len(MAPPED) :] if address.startswith(MAPPED) else address
-
-
-def is_loopback(address: bytes) -> bool:
-    """Whether only this host can connect to the address of these bytes."""
-    return address == LOOPBACK_IPV6 or (len(address) == 4 and address[0] == 127)
-
-
 def is_bound_to_loopback(socket: _socket.socket) -> bool:
-    """The same of a socket of the Internet's families. Raises OSError."""
+    """Whether only its own host can connect to a socket of the Internet's families. Raises
+    OSError."""
     return is_loopback(unmapped(pack(socket.getsockname()[0])))
 
 
@@ -88,13 +57,6 @@ def as_socket(number: int) -> _socket.socket:
     except OSError:
         os.close(number)
         raise
-
-
-def serves(bound: bytes, address: bytes) -> bool:
-    """Whether a socket that is bound to the first address may have clients at the second, which is
-    `unmapped`: [::] serves both families, unless it was told otherwise."""
-    bound = unmapped(bound)
-    return bound == address or (not any(bound) and len(bound) >= len(address))
 
 
 def accept(listener: _socket.socket) -> tuple[_socket.socket, Any]:

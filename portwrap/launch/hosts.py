@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from ..kernel.sockets import parse_address
+from ..kernel.addresses import parse_address
 from . import dns
 
 TYPE_CHECKING = False

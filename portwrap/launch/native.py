@@ -7,15 +7,16 @@ import os
 import socket
 
 from ..diagnostics.errors import Failure, PortwrapError
-from ..kernel import seccomp
+from ..kernel.addresses import IPPROTO_MPTCP
+from ..kernel.machines import UNKNOWN_MACHINE, this_machine
 from ..kernel.netlink import NETLINK_SOCK_DIAG
-from ..kernel.sockets import IPPROTO_MPTCP
+from ..kernel.seccomp_filter import Trap, install_filter
 from ..protocol import NotNative, SeccompListener
 from . import outer_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..kernel.seccomp import Machine, Trap
+    from ..kernel.machines import Machine
     from .drivers.driver import NetworkDriver
     from .lifeline import Lifeline
     from .sandbox import Sandbox
@@ -77,9 +78,9 @@ def agree(lifeline: Lifeline, wanted: Native, insist: bool) -> Native:
     if wanted.no_forward and wanted.no_outbound:
         return wanted
     answer = lifeline.receive_whether_native()
-    machine = seccomp.this_machine()
+    machine = this_machine()
     if isinstance(answer, NotNative) or machine is None:
-        reason = answer.reason if isinstance(answer, NotNative) else seccomp.UNKNOWN_MACHINE
+        reason = answer.reason if isinstance(answer, NotNative) else UNKNOWN_MACHINE
         return Native(wanted.no_forward or reason, wanted.no_outbound or reason)
     wanted.no_outbound = wanted.no_outbound or answer.no_outbound
     spares = spare_sockets()
@@ -104,7 +105,7 @@ def install(machine: Machine, wanted: Native, insist: bool) -> tuple[int | None,
         if wanted.no_forward and no_outbound:
             return None, Native(wanted.no_forward, no_outbound)
         try:
-            listener = seccomp.install_filter(machine, traps(machine, not no_outbound), killable)
+            listener = install_filter(machine, traps(machine, not no_outbound), killable)
             return listener, Native(wanted.no_forward, no_outbound)
         except OSError as error:
             reason = f"the kernel gives no seccomp listener: {error.strerror}"
@@ -115,13 +116,13 @@ def install(machine: Machine, wanted: Native, insist: bool) -> tuple[int | None,
 
 def traps(machine: Machine, outbound: bool) -> list[Trap]:
     """The system calls that wait for the keeper."""
-    found = [seccomp.Trap(machine.bind), seccomp.Trap(machine.listen)]
+    found = [Trap(machine.bind), Trap(machine.listen)]
     if outbound:
         # sizeof(struct sockaddr_in) and sockaddr_in6, and what is longer than any sockaddr_un:
         # programs pass sockaddr_storage. Unix sockets are spared.
-        found.append(seccomp.Trap(machine.connect, argument=2, values=(16, 28), above=110))
+        found.append(Trap(machine.connect, argument=2, values=(16, 28), above=110))
         makers = (*machine.epoll_creates, machine.io_uring_setup)
-        found += [seccomp.Trap(number) for number in makers]
+        found += [Trap(number) for number in makers]
     return found
 
 

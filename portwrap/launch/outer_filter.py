@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..kernel import seccomp
+from ..kernel.seccomp_filter import has_outer_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fatal() -> set[str]:
 
 
 def _find() -> set[str]:
-    if not seccomp.has_outer_filter():
+    if not has_outer_filter():
         return set()
     from ..kernel import fatal_calls  # few jobs have one
 

@@ -16,6 +16,7 @@ import os
 import socket
 
 from ..kernel import sock_diag
+from ..kernel.addresses import STAYS_INSIDE, is_loopback, pack, parse_address, serves
 from ..kernel.interfaces import IFF_TUN, keep_device, make_device, open_tun
 from ..kernel.netlink import family_of
 from ..kernel.rtnetlink import (
@@ -29,7 +30,6 @@ from ..kernel.rtnetlink import (
     Netlink,
     Port,
 )
-from ..kernel.sockets import STAYS_INSIDE, is_loopback, pack, parse_address, serves
 from .drivers.routes import DEVICE
 from .hosts import addresses_of
 

@@ -12,8 +12,8 @@ import os
 import socket
 
 from ..diagnostics.errors import Failure, PortwrapError, failure_of
-from ..kernel import sock_diag, sockets
-from ..kernel.sockets import BACKLOG, pack, parse_address
+from ..kernel import addresses, sock_diag
+from ..kernel.addresses import BACKLOG, pack, parse_address, unmapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def of_name(name: str, port: int) -> list[Service]:
             found = socket.getaddrinfo(name, port, type=TCP)
         except OSError:
             return []
-        addresses = [str(entry[4][0]) for entry in found]
+        named = [str(entry[4][0]) for entry in found]
     else:
-        addresses = [name]
-    asked = [asked_at(address) for address in addresses]
+        named = [name]
+    asked = [asked_at(address) for address in named]
     return [Service(address, port) for address in asked if is_loopback(address)]
 
 
@@ -105,7 +105,7 @@ def own_names() -> set[str]:
 def asked_at(address: str) -> str:
     """Where a client ends up that connects to this address: "every address" is the loopback, and
     an IPv4 address that is written as an IPv6 one is itself."""
-    number = sockets.unmapped(parse_address(address))
+    number = unmapped(parse_address(address))
     if len(number) == 4:
         address = socket.inet_ntoa(number)
     return {"0.0.0.0": LOOPBACK_IPV4, "::": LOOPBACK_IPV6}.get(address, address)
@@ -113,7 +113,7 @@ def asked_at(address: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether this is a numeric address of the loopback."""
-    return sockets.is_loopback(parse_address(address))
+    return addresses.is_loopback(parse_address(address))
 
 
 def distinct(services: Iterable[Service]) -> list[Service]:

@@ -6,7 +6,6 @@ import time
 
 from .. import BEGAN, __version__
 from ..diagnostics.log import log
-from . import ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def what_was_made(
         "forward": made.forward,
         "why relayed": made.why_relayed,
         "clients from": sandbox.allow_from.replace(",", ", "),
-        "published": ports.describe_pairs(sandbox.published),
+        "published": describe_published(sandbox),
         "host services": ", ".join(map(str, [*sandbox.host_services, *resolvers])),
         "ssh configuration": ssh_folders,
         "outbound": describe_outbound(made, driver),
@@ -43,6 +42,15 @@ def what_was_made(
         "driver": driver.name if driver else NONE,
         "hidden": ",".join(driver.hidden) if driver else "",
     }
+
+
+def describe_published(sandbox: Sandbox) -> str:
+    """The published ports, as they were asked for; "" for none."""
+    if not sandbox.published:
+        return ""
+    from . import port_lists
+
+    return port_lists.describe_pairs(sandbox.published)
 
 
 def describe_outbound(made: Native, driver: NetworkDriver | None) -> str:

@@ -22,10 +22,7 @@ built_by_builder = pytest.mark.usefixtures("built_by_builder")
 MAX_SIZE = 1_000_000  # bytes
 SOURCES = ("archive", "build.sh", "pyproject.toml", "batchspawner_portwrap.py", "portwrap", "share")
 TEXTS = ("README.md", "LICENSE")
-SHIV = {
-    "__main__.py",  # ours in its place
-    "environment.json",
-}
+SHIV = {"__main__.py"}  # ours in its place
 DIST_INFO = {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 

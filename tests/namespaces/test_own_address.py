@@ -15,7 +15,7 @@ from network_drivers import ChosenDriver
 from networks import HOST, HOST6, HOST_ON_SECOND, SERVER, SERVER6, Host, ip
 from outbound import is_native, native
 
-from portwrap.kernel.sockets import IPPROTO_MPTCP
+from portwrap.kernel.addresses import IPPROTO_MPTCP
 from portwrap.launch.own_address import MAX_ADDRESSES, MAX_RULES, own_addresses
 
 from helpers import NEIGHBOUR, OWNER, as_user, cannot, end, run_as

@@ -15,10 +15,12 @@ import sys
 
 from portwrap.kernel import seccomp
 from portwrap.kernel.callers import Memory
+from portwrap.kernel.machines import this_machine
+from portwrap.kernel.seccomp_filter import Trap, install_filter
 from portwrap.launch import namespaces
 
 OUTSIDE = socket.inet_aton(sys.argv[1])
-machine = seccomp.this_machine()
+machine = this_machine()
 assert machine is not None
 
 
@@ -26,8 +28,8 @@ def run(channel: socket.socket) -> None:
     """In the child: be the command."""
     assert machine is not None
     namespaces.enter_new(0)
-    trap = seccomp.Trap(machine.connect, argument=2, values=(16,))
-    listener = seccomp.install_filter(machine, [trap], True)
+    trap = Trap(machine.connect, argument=2, values=(16,))
+    listener = install_filter(machine, [trap], True)
     rights = struct.pack("=i", listener)
     channel.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     os.close(listener)

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from portwrap.check.api import InvalidUrl, parse_url
-from portwrap.cli.parser import nearest
-from portwrap.launch.ports import parse_ranges
+from portwrap.cli.mistakes import nearest
+from portwrap.launch.port_lists import parse_ranges
 
 from fuzzing import examples
 

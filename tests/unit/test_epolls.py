@@ -18,13 +18,13 @@ import pytest
 
 from portwrap.keeper import epolls as module
 from portwrap.keeper.epolls import EPOLL_EVENT, Epolls, NotMovable, control, entries_of
-from portwrap.kernel import seccomp
 from portwrap.kernel.callers import Callers
+from portwrap.kernel.machines import this_machine
 
 IN, OUT, EDGE, ONESHOT = select.EPOLLIN, select.EPOLLOUT, select.EPOLLET, select.EPOLLONESHOT
 ALWAYS = select.EPOLLERR | select.EPOLLHUP
 DATA = 0x1234567890ABCDEF
-MACHINE = seccomp.this_machine()
+MACHINE = this_machine()
 KCMP = MACHINE.kcmp if MACHINE else 0
 
 libc = ctypes.CDLL(None, use_errno=True)

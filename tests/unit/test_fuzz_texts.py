@@ -15,7 +15,7 @@ from portwrap.cli.run import as_lines
 from portwrap.diagnostics import lookup, remedies
 from portwrap.diagnostics.diagnostic import SYSTEMS, os_release, this_system
 from portwrap.diagnostics.errors import Failure, PortwrapError
-from portwrap.launch import dns, ports
+from portwrap.launch import dns, port_lists, ports
 
 from fuzzing import examples
 
@@ -112,17 +112,17 @@ def pairs_of_ports(draw: Any) -> list[tuple[int, int]]:
 @examples(200)
 @given(pairs_of_ports())
 def test_pairs_of_ports_are_written_as_they_are_read(pairs: list[tuple[int, int]]) -> None:
-    text = ports.describe_pairs(pairs)
-    assert ports.parse_pairs(text) == pairs
-    assert ports.parse_pairs(text.replace(" ", "")) == pairs
+    text = port_lists.describe_pairs(pairs)
+    assert port_lists.parse_pairs(text) == pairs
+    assert port_lists.parse_pairs(text.replace(" ", "")) == pairs
     plain = ",".join(f"{one}:{other}" for one, other in pairs)
-    assert ports.parse_pairs(plain) == pairs
+    assert port_lists.parse_pairs(plain) == pairs
 
 
 @examples(300)
 @given(st.text(st.sampled_from("0123459-:, "), max_size=14) | TEXT)
 def test_every_text_is_pairs_of_ports_or_none(text: str) -> None:
-    pairs = ports.parse_pairs(text)
+    pairs = port_lists.parse_pairs(text)
     assert pairs is None or (pairs and all(1 <= n <= 65535 for pair in pairs for n in pair))
 
 

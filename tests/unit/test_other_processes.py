@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from portwrap.kernel import procfs
+from portwrap.kernel.addresses import pack, serves
 from portwrap.kernel.callers import Memory
-from portwrap.kernel.processes import take_socket
-from portwrap.kernel.sockets import pack, serves
+from portwrap.kernel.other_processes import take_socket
 
 WAITS = "import os; print(flush=True); os.read(0, 1)"
 

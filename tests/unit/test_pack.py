@@ -73,7 +73,6 @@ def test_what_is_packed(tmp_path: Path) -> None:
         assert archive.namelist() == [
             START,
             "byte-code-tag.bin",
-            "environment.json",
             "site-packages/pack-1.dist-info/METADATA",
             "site-packages/pack/__init__.py",
             "site-packages/pack/a.py",

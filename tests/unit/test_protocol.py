@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from portwrap import early_refusal, protocol
-from portwrap.kernel.sockets import MAX_SENT_FILES
+from portwrap.kernel.addresses import MAX_SENT_FILES
 from portwrap.protocol import (
     PART,
     Descriptors,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from portwrap.kernel import seccomp
-from portwrap.kernel.seccomp import MACHINES, RET_ALLOW, RET_USER_NOTIF, Trap, filter_program
+from portwrap.kernel import seccomp_filter
+from portwrap.kernel.machines import MACHINES
+from portwrap.kernel.seccomp_filter import RET_ALLOW, RET_USER_NOTIF, Trap, filter_program
 
 MACHINE = MACHINES["x86_64"]
 TRAPS = [Trap(7), Trap(9, 2, [16, 28], above=110), Trap(11, 0, [5]), Trap(13, 1, above=3)]
@@ -29,23 +30,25 @@ CALLS = [  # number, arguments, whether it waits
 ]
 
 
-def decide(program: list[seccomp.Instruction], arch: int, number: int, *arguments: int) -> int:
+def decide(
+    program: list[seccomp_filter.Instruction], arch: int, number: int, *arguments: int
+) -> int:
     """What a filter returns, as bpf(4) has it run: the few instructions that ours has."""
-    data = {seccomp.NUMBER: number, seccomp.ARCH: arch}
+    data = {seccomp_filter.NUMBER: number, seccomp_filter.ARCH: arch}
     for place, value in enumerate(arguments):
-        data[seccomp.ARGUMENTS + 8 * place] = value & 0xFFFFFFFF
+        data[seccomp_filter.ARGUMENTS + 8 * place] = value & 0xFFFFFFFF
     loaded, place = 0, 0
     while True:
         code, true, false, constant = program[place]
         place += 1
-        if code == seccomp.LOAD:
+        if code == seccomp_filter.LOAD:
             loaded = data.get(constant, 0)
-        elif code == seccomp.JUMP_EQUAL:
+        elif code == seccomp_filter.JUMP_EQUAL:
             place += true if loaded == constant else false
-        elif code == seccomp.JUMP_GREATER:
+        elif code == seccomp_filter.JUMP_GREATER:
             place += true if loaded > constant else false
         else:
-            assert code == seccomp.RETURN
+            assert code == seccomp_filter.RETURN
             return constant
 
 

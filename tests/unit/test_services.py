@@ -10,7 +10,7 @@ import pytest
 from batchspawner_portwrap import PARSER, hub_services
 from portwrap.cli.common import common_settings
 from portwrap.diagnostics.errors import PortwrapError
-from portwrap.launch import ports, services
+from portwrap.launch import port_lists, services
 from portwrap.launch.services import Service
 
 API, ACTIVITY = "JUPYTERHUB_API_URL", "JUPYTERHUB_ACTIVITY_URL"
@@ -113,8 +113,8 @@ def test_ephemeral_ports_are_nothing_else(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("text", ["1, 3", "1-3", "1-2:8-9, 3:7", "5:6, 9-11"])
 def test_pairs_are_described_as_they_are_read(text: str) -> None:
-    pairs = ports.parse_pairs(text)
-    assert pairs is not None and ports.describe_pairs(pairs) == text
+    pairs = port_lists.parse_pairs(text)
+    assert pairs is not None and port_lists.describe_pairs(pairs) == text
 
 
 # ---- --host-service -----------------------------------------------------------------------------

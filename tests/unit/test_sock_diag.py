@@ -9,7 +9,8 @@ from typing import Iterator
 
 import pytest
 
-from portwrap.kernel import procfs, sock_diag
+from portwrap.kernel import sock_diag, socket_tables
+from portwrap.kernel.addresses import BoundSocket
 from portwrap.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket
 
 
@@ -39,7 +40,7 @@ def sockets() -> Iterator[dict[str, list[socket.socket]]]:
         yield waiting
 
 
-def inodes(found: list[procfs.BoundSocket]) -> dict[int, tuple[bytes, int, int]]:
+def inodes(found: list[BoundSocket]) -> dict[int, tuple[bytes, int, int]]:
     """What was found of this process's sockets."""
     links = {os.readlink(f"/proc/self/fd/{name}") for name in _open_now()}
     ours = [each for each in found if f"socket:[{each.inode}]" in links]
@@ -56,7 +57,7 @@ def test_the_kernel_names_what_proc_shows(
     table: str, sockets: dict[str, list[socket.socket]]
 ) -> None:
     found = inodes(sock_diag.waiting_sockets(table))
-    assert found == inodes(procfs.waiting_sockets("self", table))
+    assert found == inodes(socket_tables.waiting_sockets("self", table))
     for each in sockets[table]:
         address, port = each.getsockname()[:2]
         packed = socket.inet_pton(each.family, address)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import socket
 
 from ...diagnostics.errors import Failure, PortwrapError
+from ...kernel.addresses import pack
 from ...kernel.netlink import family_of
 from ...kernel.rtnetlink import TABLE_LOCAL, Netlink
-from ...kernel.sockets import pack
 from ..services import is_loopback
 from .driver import DIRECT, WITHOUT, NetworkDriver
 from .routes import ADDRESS6
