@@ -1,7 +1,9 @@
 /* flipping_connect OUTSIDE PORT COUNT [nonblocking]
 
    Connects COUNT times to OUTSIDE:PORT, while another thread writes 127.0.0.1 into the same address
-   and back, all the time. Prints how many connections got to which of the two, and how many to none. */
+   and back, all the time. Prints how many connections got to which of the two, and how many to none.
+   It goes on for up to TIMES as many where one address was hardly seen: on a busy machine the other
+   thread may not run for long. */
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -13,6 +15,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+enum { SEEN = 100, TIMES = 20 };
 
 static volatile struct sockaddr_in address = {.sin_family = AF_INET};
 static in_addr_t outside, loopback;
@@ -37,7 +41,7 @@ static in_addr_t peer_of(int number)
 
 int main(int count, char **words)
 {
-    int reached = 0, left = 0, failed = 0, flags = SOCK_STREAM;
+    int reached = 0, left = 0, failed = 0, flags = SOCK_STREAM, wanted;
     struct linger reset = {1, 0};
     pthread_t flipper;
     if (count < 4)
@@ -48,8 +52,9 @@ int main(int count, char **words)
     address.sin_addr.s_addr = outside;
     if (count > 4)
         flags |= SOCK_NONBLOCK;
+    wanted = atoi(words[3]);
     pthread_create(&flipper, NULL, flip, NULL);
-    for (int each = 0; each < atoi(words[3]); each++) {
+    for (int each = 0; each < wanted || (each < TIMES * wanted && (left <= SEEN || failed <= SEEN)); each++) {
         int number = socket(AF_INET, flags, 0);
         if (connect(number, (struct sockaddr *)&address, sizeof address) && errno == EINPROGRESS) {
             struct pollfd waiting = {number, POLLOUT, 0};
