@@ -113,6 +113,7 @@ def test_every_rival_and_every_network_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.timeout(1200)  # it takes two minutes on an idle machine
 def test_all_of_it(tmp_path: Path) -> None:
     """Memory and growth, too, and every rival's forward."""
     text = measure(tmp_path)

@@ -36,6 +36,14 @@ SERVERS = {
     "no extension": {"JUPYTERHUB_SINGLEUSER_EXTENSION": "0"},
     "jupyverse": {APP: "jupyverse"},
 }
+# It gives itself a second for each step of its start, which is too short on a busy machine.
+JUPYVERSE = """
+import functools
+from jupyverse_api import cli
+cli.main.callback = functools.partial(cli.main.callback, timeout=90)
+from jupyterhub.singleuser import main
+main()
+"""
 HUBS_WITH = {
     "jupyter_server": HUBS,
     "notebook": ("1.5", "2.3", "3.1", "4.1"),
@@ -151,7 +159,8 @@ class running:
     def __init__(self, hub: Hub, server: str) -> None:
         self.hub = hub
         environment = [f"{name}={value}" for name, value in SERVERS[server].items()]
-        self.cmd = shlex.join(["env", *environment, *hub.command("jupyterhub-singleuser")])
+        words = ["python3", "-c", JUPYVERSE] if server == "jupyverse" else ["jupyterhub-singleuser"]
+        self.cmd = shlex.join(["env", *environment, *hub.command(*words)])
 
     def __enter__(self) -> None:
         try:
