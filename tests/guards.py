@@ -437,21 +437,27 @@ LAUNCH = [
         ),
         (
             "the keeper does not act on the job's signals",
-            "            setsigmask=WAITING_SIGNALS,\n",
+            "        setsigmask=WAITING_SIGNALS,\n",
             "",
             f"{LIFETIME} every_process_of_the_job",
         ),
         (
             "the keeper hears of its children (SIGCHLD)",
-            "            setsigdef=[signal.SIGCHLD],\n",
+            "        setsigdef=[signal.SIGCHLD],\n",
             "",
             f"namespaces/test_signal_settings.py {LIFETIME} 'native_exec or ignored_sigchld'",
         ),
         (
             "the keeper has no output of the job",
-            "                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),\n",
-            "",
+            "nobodys = (0, 1) if",
+            "nobodys = (0,) if",
             f"{IDENTITY} leave_the_output",
+        ),
+        (
+            "the keeper's standard error is the job's, or nobody's",
+            " if os.get_inheritable(2) else (0, 1, 2)",
+            "",
+            "namespaces/test_in_process.py -k whose_standard_error",
         ),
         (
             "nothing of the environment changes the keeper",

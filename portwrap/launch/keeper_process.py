@@ -189,27 +189,23 @@ def _spawn(program: str, lifeline: int, importing: str, modules: int | None) -> 
         lifeline=lifeline,
         modules=modules,
     )
-    errors = os.dup(2)
+    # If the caller had it closed, 2 is a file of this process alone: our own, or one that libffi
+    # keeps open for its trampolines.
+    nobodys = (0, 1) if os.get_inheritable(2) else (0, 1, 2)
     os.set_inheritable(lifeline, True)
     if modules is not None:
         os.set_inheritable(modules, True)
-    try:
-        # Not fork: this process may have much memory, of which the kernel would copy the tables.
-        return os.posix_spawn(
-            INTERPRETER,
-            interpreter_command(text),
-            _lean_environment(),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
-                # From another number: it may be ours alone, if the caller had it closed.
-                (os.POSIX_SPAWN_DUP2, errors, 2),
-            ],
-            setsigmask=WAITING_SIGNALS,
-            setsigdef=[signal.SIGCHLD],
-        )
-    finally:
-        os.close(errors)
+    # Not fork: this process may have much memory, of which the kernel would copy the tables.
+    return os.posix_spawn(
+        INTERPRETER,
+        interpreter_command(text),
+        _lean_environment(),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in nobodys
+        ],
+        setsigmask=WAITING_SIGNALS,
+        setsigdef=[signal.SIGCHLD],
+    )
 
 
 KEEPER = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_run_path(portwrap: Portwrap, pyz: Path, settings: str) -> None:
         for pid in ours_alive() - before:
             assert int(status_of(pid)["VmRSS"].split()[0]) < MEMORY_LIMIT
         assert int(status_of(keeper)["VmHWM"].split()[0]) < MEMORY_LIMIT
+    finally:
+        end(process)
+
+
+def test_whose_standard_error(portwrap: Portwrap, pyz: Path) -> None:
+    """A file that no command inherits is not the job's."""
+    before, environ = ours_alive(), at_url(unused_port())
+    process = as_user(OWNER, in_process(portwrap, pyz, "no errors", "sleep", "600"), env=environ)
+    try:
+        wait_until_asleep(process.pid)
+        assert 2 not in descriptors_of(process.pid)
+        assert descriptors_of(keeper_among(ours_alive() - before))[2] == os.devnull
     finally:
         end(process)
 
