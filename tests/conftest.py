@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import measure
 import node
@@ -91,6 +91,8 @@ def why_namespaces_fail() -> str | None:
 # ---- which tests run, and where ---------------------------------------------------------------
 
 FORWARDS = ("auto", "native", "relay")  # the one that stands first is kept
+CHOOSES_FORWARD = ("each_forward", "forward", "busy")
+"""The parameters of tests that have these values; others have the same words for something else."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,6 +100,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--one-forward",
         action="store_true",
         help="leave out the tests that another one does with another forward",
+    )
+    parser.addoption(
+        "--one-case",
+        type=int,
+        metavar="NUMBER",
+        help="of each test one case: the first (0), the last (1), the one before (2), …; of those "
+        "that are marked as every_python all",
     )
 
 
@@ -109,9 +118,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)  # of what is left then
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--one-forward"):
-        kept = _with_one_forward(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+        _keep(config, items, _with_one_forward(items))
+    if config.getoption("--one-case") is not None:
+        _keep(config, items, _with_one_case(items, config.getoption("--one-case")))
     if hasattr(config, "workerinput"):
         _longest_files_first(items)
 
@@ -130,18 +139,36 @@ def _longest_files_first(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -files[item.path])
 
 
-def _with_one_forward(items: list[pytest.Item]) -> list[pytest.Item]:
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: Iterable[pytest.Item]) -> None:
+    chosen = set(map(id, kept))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
+
+
+def _with_one_case(items: list[pytest.Item], number: int) -> Iterator[pytest.Item]:
+    """Of each test one case, another one for another number; of some tests all."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("every_python"):
+            yield item
+        else:
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for several in cases.values():
+        yield several[-number % len(several)]
+
+
+def _with_one_forward(items: list[pytest.Item]) -> Iterator[pytest.Item]:
     """Of tests that differ in nothing but how connections reach the server, one."""
     chosen: dict[object, tuple[list[int], pytest.Item]] = {}
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        rank = [FORWARDS.index(value) for value in params.values() if value in FORWARDS]
-        others = [(name, str(value)) for name, value in params.items() if value not in FORWARDS]
+        forwards = {name: params[name] for name in CHOOSES_FORWARD if params.get(name) in FORWARDS}
+        rank = [FORWARDS.index(value) for value in forwards.values()]
+        others = [(name, str(value)) for name, value in params.items() if name not in forwards]
         key = item.nodeid.partition("[")[0], *others
         if key not in chosen or rank < chosen[key][0]:
             chosen[key] = rank, item
-    kept = {id(item) for _, item in chosen.values()}
-    return [item for item in items if id(item) in kept]
+    return (item for _, item in chosen.values())
 
 
 @pytest.hookimpl(tryfirst=True)

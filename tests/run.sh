@@ -5,12 +5,15 @@
 #   quick       what to run while you work: of unit and namespaces what is fast and tries no programs of
 #               other people, each test with one forward, in the system's Python; writes nothing into
 #               the checkout
-#   unit        no kernel features; in the system's Python, then in other Pythons
-#   namespaces  real namespaces; our code started by the system's Python, then by other Pythons
+#   unit        no kernel features; in the system's Python, and in other Pythons
+#   namespaces  real namespaces; our code started by the system's Python, and by other Pythons: of each
+#               test one case then, another one in each Python, for what differs is whether a line
+#               of ours runs there; all cases of those marked as every_python
 #   e2e         the archive, JupyterHub and batchspawner
 #   all         the three of them (the default)
 #   matrix      for the night: each JupyterHub and batchspawner, a browser, applications, Grid Engine,
-#               eight minutes of sessions that come and go, Pythons newer than this machine's
+#               eight minutes of sessions that come and go, every case of the namespaces tests in the
+#               other Pythons, Pythons newer than this machine's
 #   vm          for the night: virtual machines of Debian 13 and 11 with AppArmor, systemd and cgroups of
 #               version 2, emulated, one at a time
 #   coverage    how much of our code the unit and namespaces tests run, in all the processes they start
@@ -233,6 +236,16 @@ run_quick() {
         -m "not (slow or fuzz or matrix or browser or apps)"
 }
 
+# Every case, our code started by each.
+run_other_pythons() {
+    local minor python
+    while read -r minor _ <&4; do
+        python=$(python_of "$minor") || continue # told above
+        run_part "namespaces, every case, Python $minor" PORTWRAP_PYTHON="$python" "$runner" \
+            tests/namespaces "${in_other_pythons[@]}"
+    done 4< <(chosen_pythons)
+}
+
 # What is fast, our code started by each.
 run_newest_pythons() {
     local minor path
@@ -281,6 +294,10 @@ if [[ ${#together[@]} -gt 0 ]]; then
     plan "${together[*]#tests/}, Python $system_minor" "$runner" "${together[@]}"
 fi
 usual=${#titles[@]} # how many runs there are but for those of other Pythons
+# What tries other people's programs is left out, and what is about amounts.
+in_other_pythons=(-m "not (slow or apps)" --ignore=tests/namespaces/test_everyday.py
+    --ignore=tests/namespaces/test_network.py)
+case_number=0
 while read -r minor _ <&3; do
     python=$(python_of "$minor") || {
         printf 'tests/run.sh: Python %s is not set up; run tests/setup.sh\n' "$minor" >&2
@@ -289,17 +306,18 @@ while read -r minor _ <&3; do
     }
     for part in "${parts[@]}"; do
         case $part in
-            # Calls our functions: needs its pytest in that very Python. Linters see files only, and
-            # what is slow is about these scripts.
-            unit) plan "$part, Python $minor" "$(venv_of "$minor")/bin/python" tests/unit \
-                --ignore=tests/unit/test_linters.py -m "not slow" ;;
-            # Starts our programs: by this one. What tries other people's programs is left out, and
-            # what is about amounts.
+            # Calls our functions: needs its pytest in that very Python. Linters and the like see files
+            # only, and what is slow is about these scripts.
+            unit) plan "$part, Python $minor" PORTWRAP_TEST_FUZZ="${PORTWRAP_TEST_FUZZ:-0.2}" \
+                "$(venv_of "$minor")/bin/python" tests/unit --ignore=tests/unit/test_linters.py \
+                --ignore=tests/unit/test_guards.py --ignore=tests/unit/test_layout.py \
+                -m "not slow" ;;
+            # Starts our programs: by this one.
             namespaces) plan "$part, Python $minor" PORTWRAP_PYTHON="$python" "$runner" \
-                tests/namespaces -m "not (slow or apps)" --ignore=tests/namespaces/test_everyday.py \
-                --ignore=tests/namespaces/test_network.py ;;
+                tests/namespaces --one-case="$case_number" "${in_other_pythons[@]}" ;;
         esac
     done
+    case_number=$((case_number + 1))
 done 3< <([[ ${parts[*]} == quick ]] || chosen_pythons)
 perform_side_by_side "$usual"
 for number in "${!titles[@]}"; do judge "$number"; done
@@ -308,6 +326,7 @@ for part in "${parts[@]}"; do
         quick) run_quick ;;
         matrix)
             run_part matrix "$runner" tests/e2e tests/namespaces -m "matrix or browser or apps"
+            run_other_pythons
             run_newest_pythons
             ;;
         # One after the other: an emulated machine keeps two processors busy.

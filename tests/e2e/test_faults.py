@@ -19,7 +19,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import pytest
 from launches import at_url, ours_alive, wait_until_nothing_is_left
 
-from fuzzing import TIMES
+from fuzzing import LONGER, TIMES
 from helpers import OWNER, as_user, end, needs, run_as, state_of, wait_until
 from sessions import MARK, bearers_of, serves, unused_port
 
@@ -134,7 +134,7 @@ def traced(pyz: Path, options: list[str]) -> subprocess.CompletedProcess[str]:
     return run_as(OWNER, words, env=at_url(port), seconds=50)
 
 
-@pytest.mark.timeout(120 * TIMES)
+@pytest.mark.timeout(120 * LONGER)
 def test_a_call_of_the_launching_process_fails(pyz: Path, log: Path) -> None:
     before = ours_alive()
     result = traced(pyz, ["-o", str(log)])
@@ -239,7 +239,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.timeout(120 * TIMES)
+@pytest.mark.timeout(120 * LONGER)
 def test_a_call_of_the_interpreter_that_becomes_the_keeper_fails(
     python: str, pyz: Path, log: Path
 ) -> None:
@@ -258,7 +258,7 @@ def test_a_call_of_the_interpreter_that_becomes_the_keeper_fails(
     wait_until_nothing_is_left(before, unused_port())
 
 
-@pytest.mark.timeout(120 * TIMES)
+@pytest.mark.timeout(120 * LONGER)
 @pytest.mark.parametrize("forward", ["auto", "relay"])
 def test_a_call_of_the_keeper_fails(python: str, pyz: Path, log: Path, forward: str) -> None:
     before = ours_alive()

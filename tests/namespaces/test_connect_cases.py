@@ -148,6 +148,9 @@ MODES: dict[str, tuple[list[str], set[str]]] = {
     "pasta": (["--outward", "helper", "--network", "pasta"], OLD_PASTA),
 }
 
+NATIVELY = pytest.param(NATIVE, marks=pytest.mark.every_python)
+"""What is our own work. The others are one run each, of all cases."""
+
 
 class Servers:
     """Sockets on the server and on the host, and threads that answer at some of them."""
@@ -272,7 +275,7 @@ def test_every_case_is_in_the_table(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [NATIVELY, *(mode for mode in MODES if mode != NATIVE)])
 def test_a_case(runs: Runs, mode: str, case: str) -> None:
     if case in MODES[mode][1]:
         return

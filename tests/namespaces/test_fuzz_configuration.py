@@ -15,11 +15,11 @@ from launches import batchspawner_portwrap
 
 from portwrap.launch import dns, services, ssh_config
 
-from fuzzing import TIMES, examples
+from fuzzing import LONGER, examples
 from helpers import OWNER, SYSTEM_PATH, as_user, end, identity, needs
 from sessions import Portwrap, unused_port
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.fuzz, pytest.mark.timeout(60 * TIMES)]
+pytestmark = [pytest.mark.namespaces, pytest.mark.fuzz, pytest.mark.timeout(60 * LONGER)]
 
 # ---- resolv.conf -----------------------------------------------------------------------------
 

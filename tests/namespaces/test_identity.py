@@ -194,6 +194,7 @@ def test_a_low_limit_of_descriptors_is_enough(start: Callable[..., int], soft: i
     assert 3 <= lifeline < soft
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)], ids=str)
 def test_what_was_closed_stays_closed(start: Callable[..., int], closed: tuple[int, ...]) -> None:
     def close() -> None:

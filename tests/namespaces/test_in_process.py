@@ -22,7 +22,11 @@ from launches import (
 from helpers import OWNER, as_user, end, environment, needs, run_as
 from sessions import Portwrap, Session, unused_port
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("each_forward")]
+pytestmark = [
+    pytest.mark.namespaces,
+    pytest.mark.every_python,
+    pytest.mark.usefixtures("each_forward"),
+]
 
 MEMORY_LIMIT = 20_000
 """kB that a keeper may have resident; the interpreter of the test holds 100 MB."""

@@ -51,7 +51,7 @@ class Held:
         self.ours = {session.keeper, *names}
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.every_python) for name in FORMS])
 def held(request: pytest.FixtureRequest, portwrap: Portwrap) -> Iterator[Held]:
     options = FORMS[request.param]
     reading, writing = os.pipe()

@@ -30,7 +30,7 @@ from portwrap.keeper.pipes import Pipe
 from portwrap.keeper.reactor import Reactor
 from portwrap.keeper.relay import Relay
 
-from fuzzing import TIMES, examples
+from fuzzing import LONGER, examples
 from helpers import OWNER, cannot, run_as, wait_until
 from sessions import (
     Inside,
@@ -741,7 +741,7 @@ def check(schedule: list[Step], pair: tuple[socket.socket, socket.socket], readi
 
 
 @pytest.mark.fuzz
-@pytest.mark.timeout(180 * TIMES)
+@pytest.mark.timeout(180 * LONGER)
 @both_ways
 def test_any_schedule(inside: Inside, listener: socket.socket) -> None:
     # each failure takes a time limit to be seen: too long to look for the smallest

@@ -27,6 +27,7 @@ def settings(ignored: set[int], blocked: set[int]) -> Callable[[], None]:
     return prepare
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize(
     ("ignored", "blocked"),
     [

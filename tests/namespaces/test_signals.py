@@ -121,6 +121,7 @@ MOMENTS = [
 
 
 @one_forward
+@pytest.mark.every_python
 @pytest.mark.parametrize("number", [SIG.SIGTERM, SIG.SIGINT, SIG.SIGHUP])
 @pytest.mark.parametrize(
     ("call", "which"), MOMENTS, ids=[f"{name} {which}" for name, which in MOMENTS]

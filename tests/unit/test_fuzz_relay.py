@@ -30,7 +30,7 @@ from portwrap.keeper.reactor import Reactor
 from portwrap.keeper.relay import Relay
 from portwrap.keeper.streams import Endpoint, Streams
 
-from fuzzing import TIMES, examples
+from fuzzing import LONGER, examples
 
 if TYPE_CHECKING:
     from portwrap.keeper.reactor import Handler
@@ -284,6 +284,6 @@ class Wire(RuleBasedStateMachine):
 SETTINGS = examples(80, stateful_step_count=40, phases=[Phase.generate])
 
 
-@pytest.mark.timeout(60 * TIMES)
+@pytest.mark.timeout(60 * LONGER)
 def test_any_order_of_events() -> None:
     run_state_machine_as_test(Wire, settings=SETTINGS)

@@ -133,6 +133,7 @@ def test_it(text): pass
 TAKES_OPTIONS = """
 def pytest_addoption(parser):
     parser.addoption("--one-forward", action="store_true")
+    parser.addoption("--one-case")
 """
 
 
@@ -229,6 +230,25 @@ def test_other_pythons_beside_the_first(tmp_path: Path) -> None:
     result = project.run("unit", **with_another_python(project))
     assert result.stdout.endswith("\n2 passed, 0 failed, 0 skipped\n"), result
     assert [result.stdout.count(f"\n{number} workers [") for number in (3, 2)] == [1, 1], result
+
+
+TELLS_ITS_CASE = """
+from pathlib import Path
+def test_it(request): Path("{}", str(request.config.getoption("--one-case"))).touch()
+"""
+
+
+def test_other_pythons_run_other_cases(tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    project = Project(tmp_path, PASSES)
+    project.write("tests/conftest.py", TAKES_OPTIONS)
+    project.write("tests/namespaces/test_more.py", TELLS_ITS_CASE.format(chosen))
+    variables = with_another_python(project)
+    variables["PORTWRAP_PYTHONS"] = f"{sys.executable} {sys.executable}"
+    result = project.run("namespaces", **variables)
+    assert result.returncode == 0, result
+    assert {path.name for path in chosen.iterdir()} == {"None", "0", "1"}
 
 
 @pytest.mark.parametrize(
