@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import measure
 import node
@@ -94,6 +94,8 @@ FORWARDS = ("auto", "native", "relay")  # the one that stands first is kept
 CHOOSES_FORWARD = ("each_forward", "forward", "busy")
 """The parameters of tests that have these values; others have the same words for something else."""
 
+FEW = 4
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -108,6 +110,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="of each test one case: the first (0), the last (1), the one before (2), …; of those "
         "that are marked as every_python all",
     )
+    parser.addoption(
+        "--few-cases",
+        action="store_true",
+        help=f"the same with {FEW} cases of each test, from the first to the last",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -120,7 +127,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--one-forward"):
         _keep(config, items, _with_one_forward(items))
     if config.getoption("--one-case") is not None:
-        _keep(config, items, _with_one_case(items, config.getoption("--one-case")))
+        number = config.getoption("--one-case")
+        _keep(config, items, _with_cases(items, lambda cases: [cases[-number % len(cases)]]))
+    if config.getoption("--few-cases"):
+        _keep(config, items, _with_cases(items, _few))
     if hasattr(config, "workerinput"):
         _longest_files_first(items)
 
@@ -145,8 +155,15 @@ def _keep(config: pytest.Config, items: list[pytest.Item], kept: Iterable[pytest
     items[:] = [item for item in items if id(item) in chosen]
 
 
-def _with_one_case(items: list[pytest.Item], number: int) -> Iterator[pytest.Item]:
-    """Of each test one case, another one for another number; of some tests all."""
+def _few(cases: list[pytest.Item]) -> list[pytest.Item]:
+    last = len(cases) - 1
+    return [cases[place] for place in sorted({last * number // (FEW - 1) for number in range(FEW)})]
+
+
+def _with_cases(
+    items: list[pytest.Item], choose: Callable[[list[pytest.Item]], list[pytest.Item]]
+) -> Iterator[pytest.Item]:
+    """Of each test some cases; of some tests all."""
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("every_python"):
@@ -154,7 +171,7 @@ def _with_one_case(items: list[pytest.Item], number: int) -> Iterator[pytest.Ite
         else:
             cases[item.nodeid.partition("[")[0]].append(item)
     for several in cases.values():
-        yield several[-number % len(several)]
+        yield from choose(several)
 
 
 def _with_one_forward(items: list[pytest.Item]) -> Iterator[pytest.Item]:

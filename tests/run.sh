@@ -3,8 +3,8 @@
 #                             [pytest's arguments]
 #
 #   quick       what to run while you work: of unit and namespaces what is fast and tries no programs of
-#               other people, each test with one forward, in the system's Python; writes nothing into
-#               the checkout
+#               other people, each test with one forward and at most four cases, in the system's
+#               Python; writes nothing into the checkout
 #   unit        no kernel features; in the system's Python, and in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, and by other Pythons: of each
 #               test one case then, another one in each Python, for what differs is whether a line
@@ -231,7 +231,7 @@ measure_coverage() {
 # As root too, in a checkout of somebody else's.
 run_quick() {
     export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=$work/hypothesis
-    run_part quick "$runner" tests/unit tests/namespaces --one-forward \
+    run_part quick "$runner" tests/unit tests/namespaces --one-forward --few-cases \
         --ignore=tests/unit/test_linters.py --ignore=tests/namespaces/test_everyday.py \
         -m "not (slow or fuzz or matrix or browser or apps)"
 }

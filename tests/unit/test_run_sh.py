@@ -134,6 +134,7 @@ TAKES_OPTIONS = """
 def pytest_addoption(parser):
     parser.addoption("--one-forward", action="store_true")
     parser.addoption("--one-case")
+    parser.addoption("--few-cases", action="store_true")
 """
 
 

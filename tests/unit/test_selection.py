@@ -48,37 +48,46 @@ def test_one_forward_leaves_every_test_there_is() -> None:
     assert kept and not [test for test in kept if "[relay" in test]
 
 
-def test_other_parameters_with_the_words_of_a_forward_keep_their_values() -> None:
-    """Connections out of a session can be native, too."""
-
-    def behind_the_forward(*options: str) -> set[str]:
-        tests = collected("tests/namespaces", *options)
-        return {test.partition("-")[2] for test in tests if "::test_by_whose_socket[" in test}
-
-    values = behind_the_forward()
-    assert {value.partition("-")[0] for value in values} > {"auto", "native"}
-    assert behind_the_forward("--one-forward") == values
+SOME = [f"tests/namespaces/test_{name}.py" for name in ("keeper", "outbound", "signals")]
+"""Files with tests of all kinds: to collect all of them takes seconds."""
 
 
-def cases_by_test(tests: list[str]) -> dict[str, set[str]]:
-    found = defaultdict(set)
-    for test in tests:
-        found[test.partition("[")[0]].add(test)
+def cases_by_test(*options: str) -> dict[str, list[str]]:
+    """The tests of these files, and the cases that such a run of pytest would have of them."""
+    found = defaultdict(list)
+    for test in collected(*SOME, *options):
+        found[test.partition("[")[0]].append(test)
     return found
 
 
-def test_one_case_of_each_test_and_all_of_some() -> None:
-    every_python = cases_by_test(collected("tests/namespaces", "-m", "every_python"))
-    others = cases_by_test(collected("tests/namespaces"))
-    everything = {name: others[name] - every_python.get(name, set()) for name in others}
-    everything = {name: cases for name, cases in everything.items() if cases}
-    assert every_python and everything
-    chosen = [cases_by_test(collected("tests/namespaces", f"--one-case={n}")) for n in (0, 1)]
-    for cases in chosen:
-        assert set(cases) == set(others)
-    for name, all_cases in everything.items():
-        first, last = (cases[name] - every_python.get(name, set()) for cases in chosen)
-        assert len(first) == len(last) == 1 and first | last <= all_cases
-        assert (first == last) == (len(all_cases) == 1)
-    for name, all_cases in every_python.items():
-        assert all(all_cases <= cases[name] for cases in chosen)
+def test_other_parameters_with_the_words_of_a_forward_keep_their_values() -> None:
+    """Connections out of a session can be native, too."""
+    name = "tests/namespaces/test_outbound.py::test_by_whose_socket"
+    everything, one_forward = (
+        {case.partition("-")[2] for case in cases_by_test(*options)[name]}
+        for options in ([], ["--one-forward"])
+    )
+    assert {case.partition("-")[0] for case in everything} > {"auto", "native"}
+    assert one_forward == everything
+
+
+OTHERS = ("-m", "not (every_python or matrix or apps)")
+
+
+def test_one_case_of_each_test_another_one_for_another_python() -> None:
+    first, last = (cases_by_test(*OTHERS, f"--one-case={number}") for number in (0, 1))
+    for name, cases in cases_by_test(*OTHERS).items():
+        assert (first[name], last[name]) == (cases[:1], cases[-1:])
+
+
+def test_few_cases_from_the_first_to_the_last() -> None:
+    few = cases_by_test(*OTHERS, "--few-cases")
+    for name, cases in cases_by_test(*OTHERS).items():
+        assert [few[name][0], few[name][-1]] == [cases[0], cases[-1]]
+        assert len(few[name]) == min(4, len(cases)) and set(few[name]) <= set(cases)
+
+
+@pytest.mark.parametrize("option", ["--one-case=0", "--few-cases"])
+def test_all_cases_of_some_tests(option: str) -> None:
+    every_python = cases_by_test("-m", "every_python")
+    assert every_python and cases_by_test("-m", "every_python", option) == every_python
