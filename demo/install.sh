@@ -117,8 +117,8 @@ pip_install() {
     : >"$log"
     mkdir -p "$venv/tmp"
     for pause in 5 20 0; do # the network may be gone for a moment
-        if TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check "$@" \
-            </dev/null 2>&1 | pip_progress "$log"; then
+        if TMPDIR=$venv/tmp "$venv/bin/python" -m pip install --progress-bar off --disable-pip-version-check \
+            --constraint "$here/constraints.txt" "$@" </dev/null 2>&1 | pip_progress "$log"; then
             return
         fi
         sleep "$pause"

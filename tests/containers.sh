@@ -13,7 +13,7 @@ make_image() {
         libncursesw6 libnsl2 libpcre2-8-0 libpython3.11-minimal libpython3.11-stdlib libreadline8
         libseccomp2 libselinux1 libslirp0 libsqlite3-0 libssl3 libstdc++6 libtinfo6 libtirpc3 libuuid1
         python3 python3-minimal python3.11 python3.11-minimal slirp4netns zlib1g)
-    recipe="${packages[*]} $(<"$venv/.complete")"
+    recipe="${packages[*]} $(<"$venv/.complete") $(<"$project/demo/constraints.txt") byte code"
     [[ ! -f $image.complete || $(<"$image.complete") != "$recipe" ]] || return 0
     # The virtual environment runs in the image's Python only if that is the system's, too.
     grep -q '^VERSION_CODENAME=bookworm' /etc/os-release && type -P dpkg >/dev/null || return 0
@@ -23,6 +23,9 @@ make_image() {
     mkdir -p -- "$image"/{dev,home,mnt,proc,root,run,sys,tmp,usr/local/bin,var/tmp,"$PORTWRAP_TEST_ROOT"}
     tar -C "$PORTWRAP_TEST_ROOT" -c --exclude=hub-venv/share/jupyter/lab hub-venv |
         tar -C "$image/$PORTWRAP_TEST_ROOT" -x
+    # Nobody who starts it may write byte code there.
+    "$system_python" -m compileall -q -s "$image" -p / "$image"/usr/lib/python3* ||
+        die "the Python in $image does not compile"
     ln -s -- "$venv"/bin/{batchspawner,jupyterhub}-singleuser "$image/usr/local/bin/"
     # The engines write the user's entry and the host's names over these.
     echo 'root:x:0:0:root:/root:/bin/sh' >"$image/etc/passwd"
