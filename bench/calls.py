@@ -23,8 +23,7 @@ LISTEN = (*LEAN, "{programs}/listen.py")
 LISTENED = r"microseconds: (\S+)"
 TREE = "{temporary}/tree"
 MAKE = (*LEAN, "{programs}/make_tree.py", TREE)
-TIMES = 3
-BEST = (*LEAN, "{programs}/best_of.py", str(TIMES))
+BEST = (*LEAN, "{programs}/best_of.py")
 TOOK = r"seconds: (\S+)"
 TIMEOUT = 6.0
 """Many rows: longer than what has a few."""
@@ -89,7 +88,9 @@ def _real(rig: Rig) -> Iterator[Row]:
 
 
 def _best(rig: Rig, title: str, *command: str) -> Row:
-    return Row(rig.figure(GROUP, f"{title}, best of {TIMES}", "s"), (*BEST, *command), TOOK)
+    tries = rig.size.tries
+    figure = rig.figure(GROUP, f"{title}, best of {tries}", "s")
+    return Row(figure, (*BEST, str(tries), *command), TOOK)
 
 
 def _said(rig: Rig, way: Way, command: Sequence[str], pattern: str) -> list[float]:

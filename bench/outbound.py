@@ -95,13 +95,14 @@ def _kernels(rig: Rig, lab: Lab) -> None:
     """What a notebook waits for when it is opened."""
     if not shutil.which(rig.filled(START_KERNEL)[0]):
         return
-    figure = rig.figure(GROUP, "start of a kernel, best of 3", "ms")
+    tries = rig.size.tries
+    figure = rig.figure(GROUP, f"start of a kernel, best of {tries}", "ms")
     rig.say(f"outbound: {figure.title}")
     ways = {way.name: way for way in rig.outbound_ways}
     for name in rig.in_turn(rig.size.rounds, list(ways)):
-        rig.sample([figure], name, _started, rig, ways[name], lab)
+        rig.sample([figure], name, _started, rig, ways[name], lab, tries)
 
 
-def _started(rig: Rig, way: Way, lab: Lab) -> list[float]:
-    with rig.start(way, START_KERNEL, lab.node)[0] as session:
+def _started(rig: Rig, way: Way, lab: Lab, tries: int) -> list[float]:
+    with rig.start(way, (*START_KERNEL, str(tries)), lab.node)[0] as session:
         return [float(await_word(session, STARTED))]

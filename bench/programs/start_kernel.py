@@ -1,7 +1,11 @@
-"""How long a kernel of a notebook takes to start: until it answers, the best of some."""
+"""How long a kernel of a notebook takes to start, until it answers: start_kernel.py TIMES
+
+The best of so many.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 
 from jupyter_client.manager import (  # type: ignore[import-not-found,unused-ignore]
@@ -9,7 +13,7 @@ from jupyter_client.manager import (  # type: ignore[import-not-found,unused-ign
 )
 
 times = []
-for _ in range(3):
+for _ in range(int(sys.argv[1])):
     begin = time.perf_counter()
     manager, client = start_new_kernel()
     times.append(time.perf_counter() - begin)

@@ -138,6 +138,7 @@ def times_in(archive: Path) -> set[tuple[int, ...]]:
         return {info.date_time for info in file.infolist()}
 
 
+@built_by_builder
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_build_prints_path_size_and_sum_and_renames_into_place(tmp_path: Path) -> None:
@@ -270,10 +271,10 @@ def pip_install(python: Path, *words: str | Path, home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packages(tmp_path_factory: pytest.TempPathFactory, builder: Path) -> Path:
     """A folder with the wheel and the sdist of this checkout, made by what build.sh uses."""
     folder = tmp_path_factory.mktemp("packages")
-    python = make_venv(folder / "venv")
+    python = make_venv(folder / "venv", str(builder))
     pinned = PROJECT / "archive" / "requirements.txt"
     pip_install(python, "--no-deps", "--require-hashes", "-r", pinned, home=folder)
     command = [str(python), "-m", "hatchling", "build", "--directory", str(folder / "made")]

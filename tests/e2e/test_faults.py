@@ -160,10 +160,15 @@ def is_the_commands(trace: Path) -> bool:
 
 # ---- the keeper ------------------------------------------------------------------------------
 
-# It stops where it has been forked, and waits there for strace.
+# It stops where it has been forked, and waits there for strace. From byte code: what reads sources,
+# the other tests have.
 KEEPER = """
 import sys
-sys.path.insert(0, {path!r})
+from zipimport import zipimporter
+
+begin = {{"__name__": "begin"}}
+exec(zipimporter({archive!r}).get_code("__main__"), begin)
+assert begin["use_byte_code"]({archive!r})
 from portwrap.launch import keeper_process
 
 keeper_process.KEEPER = (
@@ -180,11 +185,11 @@ sys.exit(main())
 
 
 def traced_keeper(
-    python: str, pyz: Path, forward: str, options: list[str]
+    python: str, archive: Path, forward: str, options: list[str]
 ) -> subprocess.CompletedProcess[str]:
     """Start a session with strace at the keeper alone, from its first call."""
     mark = secrets.token_hex(8)
-    program = KEEPER.format(path=f"{pyz}/site-packages")
+    program = KEEPER.format(archive=str(archive))
     wait = " ".join(COMMAND) + "; read line; :"
     words = [python, "-c", program, "-q", "--forward", forward, "sh", "-c", wait]
     environ = at_url(unused_port(), **{MARK: mark})
@@ -260,15 +265,15 @@ def test_a_call_of_the_interpreter_that_becomes_the_keeper_fails(
 
 @pytest.mark.timeout(120 * LONGER)
 @pytest.mark.parametrize("forward", ["auto", "relay"])
-def test_a_call_of_the_keeper_fails(python: str, pyz: Path, log: Path, forward: str) -> None:
+def test_a_call_of_the_keeper_fails(python: str, fast_pyz: Path, log: Path, forward: str) -> None:
     before = ours_alive()
-    result = traced_keeper(python, pyz, forward, ["-o", str(log)])
+    result = traced_keeper(python, fast_pyz, forward, ["-o", str(log)])
     assert what_is_wrong(result) == "" and result.returncode == 0, result
     calls = calls_in(log, "(", "exit_group(")
 
     def run(fault: Fault) -> str:
         options = ["-o", "/dev/null", "-e", fault.option]
-        result = traced_keeper(python, pyz, forward, options)
+        result = traced_keeper(python, fast_pyz, forward, options)
         return told(what_is_wrong(result, late=True), result)
 
     sweep(chosen(calls), run)

@@ -27,6 +27,7 @@ def test_the_status_of_the_command_is_ours(portwrap: Portwrap, status: int) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(240)
 def test_every_status_there_is(portwrap: Portwrap) -> None:
     no_helper = {"PORTWRAP_NETWORK": "none"}

@@ -559,7 +559,14 @@ def one_random_run(portwrap: Portwrap, folder: Path, seed: str, pidfd: bool) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("pidfd", "runs", "at_once"), [(True, 200, 3), (False, 30, 5)])
+@pytest.mark.parametrize(
+    ("pidfd", "runs", "at_once"),
+    [
+        pytest.param(True, 200, 3, marks=pytest.mark.matrix),
+        (True, 60, 3),
+        (False, 30, 5),
+    ],
+)
 def test_at_random_moments(
     portwrap: Portwrap, world_dir: Path, pidfd: bool, runs: int, at_once: int
 ) -> None:
