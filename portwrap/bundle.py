@@ -8,7 +8,7 @@ so can run before anything of ours is imported, and then that of the others.
 from __future__ import annotations
 
 import marshal
-import posix as os
+import os
 import sys
 
 TYPE_CHECKING = False

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import marshal
-import posix as os
+import os
 import sys
 
 import _socket

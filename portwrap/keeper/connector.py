@@ -8,7 +8,7 @@ itself would wait a second.
 from __future__ import annotations
 
 import errno
-import posix as os
+import os
 import select
 import time
 

@@ -7,7 +7,7 @@ out of it.
 
 from __future__ import annotations
 
-import posix as os
+import os
 import sys
 
 import _socket

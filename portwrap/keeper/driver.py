@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-import posix as os
+import os
 import time
 
 import _signal as signal
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 REAP_PAUSE = 0.005
 """Seconds between two looks at a driver that is about to end."""
-VARIABLES = (b"PATH",)
+VARIABLES = ("PATH",)
 """What a driver gets of the job's environment. The rest could make it another program: G_DEBUG,
 SLIRP_DEBUG, GLIBC_TUNABLES, or LD_LIBRARY_PATH with another version of its libraries."""
-LINKER = b"LD_"
+LINKER = "LD_"
 """Beginning of the variables of the dynamic linker (ld.so(8))."""
 NOT_LINKED = 127
 """Exit status of a program whose libraries were not found."""
 
 
-def variables() -> dict[bytes, bytes]:
+def variables() -> dict[str, str]:
     """The environment of a driver."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
@@ -41,7 +41,7 @@ class WaitingChild:
     are no namespaces yet.
     """
 
-    def __init__(self, environ: Mapping[bytes, bytes]) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         """Raises OSError."""
         self.environ = environ
         self.ready, ready_end = os.pipe()
@@ -168,7 +168,7 @@ def how_ended(status: int) -> str:
 
 
 def _become_driver(
-    environ: Mapping[bytes, bytes], keeper: int, order: int, ready: int, messages: int
+    environ: Mapping[str, str], keeper: int, order: int, ready: int, messages: int
 ) -> NoReturn:
     """Become the network driver, which dies with the keeper (PR_SET_PDEATHSIG, prctl(2)), or end if
     there is to be none."""

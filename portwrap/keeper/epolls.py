@@ -8,7 +8,7 @@ replaces a socket adds the new one as the old one was, with the program's own ev
 from __future__ import annotations
 
 import errno
-import posix as os
+import os
 import struct
 import time
 

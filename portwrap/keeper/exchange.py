@@ -7,7 +7,7 @@ duplicate, in whatever process or message, would still mean the old one.
 
 from __future__ import annotations
 
-import posix as os
+import os
 
 from ..kernel.other_processes import take_socket
 from ..kernel.seccomp import addfd

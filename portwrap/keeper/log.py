@@ -6,7 +6,7 @@ So whoever writes a line does nothing else: a child of the keeper, or the keeper
 
 from __future__ import annotations
 
-import posix as os
+import os
 import select
 import time
 

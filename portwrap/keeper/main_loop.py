@@ -7,7 +7,7 @@ where it relays into it only; else it stays with the host, and a worker (`worker
 
 from __future__ import annotations
 
-import posix as os
+import os
 
 import _socket
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import posix as os
+import os
 import time
 
 import _socket

@@ -6,7 +6,7 @@ No more code than this needs is loaded before the command begins: it would keep 
 
 from __future__ import annotations
 
-import posix as os
+import os
 
 import _socket
 

@@ -3,7 +3,7 @@ listens instead: on another port, or in a network namespace of its own."""
 
 from __future__ import annotations
 
-import posix as os
+import os
 import time
 
 from ..kernel import procfs

@@ -12,7 +12,7 @@ The worker's death shows in the same way.
 from __future__ import annotations
 
 import marshal
-import posix as os
+import os
 import select
 import sys
 

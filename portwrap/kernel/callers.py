@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import posix as os
+import os
 import struct
 
 from . import libc, procfs

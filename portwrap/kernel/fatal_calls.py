@@ -8,7 +8,7 @@ ways that change nothing.
 
 from __future__ import annotations
 
-import posix as os
+import os
 
 from . import libc
 from .machines import this_machine

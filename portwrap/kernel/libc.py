@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import posix as os
+import os
 import sys
 
 from _ctypes import (

@@ -3,7 +3,7 @@ linux/audit.h)."""
 
 from __future__ import annotations
 
-import posix as os
+import os
 import sys
 
 TYPE_CHECKING = False

@@ -5,7 +5,7 @@ Numbers and structures are from linux/netlink.h and linux/rtnetlink.h.
 
 from __future__ import annotations
 
-import posix as os
+import os
 import struct
 import sys
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import posix as os
+import os
 import select
+import stat
 
 import _socket
 
@@ -29,7 +30,6 @@ RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 SIOCGSKNS = 0x894C  # linux/sockios.h
 TCP_CLOSE = 7  # enum of linux/tcp.h: it neither listens nor is connected, or about to be
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h
-S_ISVTX = 0o1000  # inode(7)
 AF_UNSPEC = bytes(16)
 """A struct sockaddr of no address family."""
 
@@ -103,13 +103,13 @@ def mark(socket: _socket.socket) -> None:
 
     The mode of a socket has no meaning once it is made, and belongs to all its descriptors.
     """
-    os.fchmod(socket.fileno(), 0o777 | S_ISVTX)
+    os.fchmod(socket.fileno(), 0o777 | stat.S_ISVTX)
 
 
 def is_marked(number: int) -> bool:
     """Whether a file descriptor of ours is of a socket that has been marked, by us or by its owner.
     Raises OSError."""
-    return bool(os.fstat(number).st_mode & S_ISVTX)
+    return bool(os.fstat(number).st_mode & stat.S_ISVTX)
 
 
 class OpenFiles:

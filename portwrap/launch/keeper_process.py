@@ -209,7 +209,7 @@ def _spawn(program: str, lifeline: int, importing: str, modules: int | None) -> 
 
 
 KEEPER = (
-    "{title!r}; import sys, posix as os, marshal;"
+    "{title!r}; import sys, os, marshal;"
     " sys.excepthook = lambda kind, error, trace: {refuse};"
     " {importing}from portwrap.keeper.setup import main;"
     " sys.excepthook = sys.__excepthook__; main({lifeline}, {modules})"

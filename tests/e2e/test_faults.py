@@ -172,7 +172,7 @@ assert begin["use_byte_code"]({archive!r})
 from portwrap.launch import keeper_process
 
 keeper_process.KEEPER = (
-    "import posix as os, signal\\n"
+    "import os, signal\\n"
     "def fork(original=os.fork):\\n"
     "    os.fork = original\\n"
     "    return original() or os.kill(os.getpid(), signal.SIGSTOP) or 0\\n"

@@ -19,12 +19,13 @@ for name in sys.argv[2:]:
     import_module(name)
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
-ALLOWED = {"errno", "fcntl", "marshal", "posix", "select", "struct", "time"}
+ALLOWED = {"errno", "fcntl", "marshal", "os", "select", "struct", "time"}
+ALLOWED |= {"abc", "genericpath", "posixpath", "stat"}  # of os
 
 
 @pytest.mark.parametrize("version", pythons())
-def test_nothing_but_modules_in_c(version: str) -> None:
-    """`os` and `socket` alone would be a third of what the keeper has beyond its interpreter."""
+def test_little_but_modules_in_c(version: str) -> None:
+    """`socket` alone would be 1.1 MB."""
     words = [str(pythons()[version]), "-I", "-S", "-B", "-c", LOADED, str(PROJECT), *KEEPER]
     result = subprocess.run(words, capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
