@@ -94,7 +94,7 @@ FORWARDS = ("auto", "native", "relay")  # the one that stands first is kept
 CHOOSES_FORWARD = ("each_forward", "forward", "busy")
 """The parameters of tests that have these values; others have the same words for something else."""
 
-FEW = 4
+FEW = 3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -135,7 +135,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _longest_files_first(items)
 
 
-WEIGHTS = {"slow": 40, "e2e": 4, "namespaces": 1}
+WEIGHTS = {"slow": 25, "e2e": 5, "namespaces": 1}
 """About how long a test takes with one of these marks, the first that it has."""
 
 

@@ -3,7 +3,7 @@
 #                             [pytest's arguments]
 #
 #   quick       what to run while you work: of unit and namespaces what is fast and tries no programs of
-#               other people, each test with one forward and at most four cases, in the system's
+#               other people, each test with one forward and at most three cases, in the system's
 #               Python; writes nothing into the checkout
 #   unit        no kernel features; in the system's Python, and in other Pythons
 #   namespaces  real namespaces; our code started by the system's Python, and by other Pythons: of each

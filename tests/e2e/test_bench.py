@@ -16,7 +16,7 @@ from e2e.conftest import needs_a_hub
 from conftest import TEST_ROOT
 from helpers import PROJECT, needs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 RIVALS = {"slirp4netns", "pasta", "socket-proxyd", "rootlesskit"}
 OURS = {"portwrap native", "portwrap relay"}

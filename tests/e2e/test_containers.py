@@ -17,7 +17,7 @@ from e2e.hub import Hub, needs_installed
 from conftest import TEST_ROOT
 from helpers import PROJECT, cannot, needs, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
 IMAGE = TEST_ROOT / "image"
 APPTAINER = TEST_ROOT / "apptainer" / "usr" / "bin" / "apptainer"

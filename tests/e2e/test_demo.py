@@ -20,7 +20,7 @@ from demo.rig import claim, own_address, own_port
 from conftest import TEST_ROOT, why_namespaces_fail
 from helpers import PROJECT, cannot, descendants, end, free_port, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ACCOUNTS = ("portwrap-alice", "portwrap-bob")
 # Without the sandbox, said in the words of an archive.

@@ -23,7 +23,7 @@ from fuzzing import LONGER, TIMES
 from helpers import OWNER, as_user, end, needs, run_as, state_of, wait_until
 from sessions import MARK, bearers_of, serves, unused_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.namespaces, pytest.mark.fuzz]
+pytestmark = [pytest.mark.e2e, pytest.mark.namespaces, pytest.mark.fuzz, pytest.mark.slow]
 
 ERRORS = ("EIO", "EPERM", "EINTR")
 HARMLESS = {"brk", "exit_group", "exit", "rt_sigreturn"}

@@ -20,7 +20,7 @@ from e2e.test_hub_ends import assert_free
 from conftest import TEST_ROOT, why_namespaces_fail
 from helpers import cannot, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 HERE = Path(__file__).parent
 GUEST_PORT = 8888

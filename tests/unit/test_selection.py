@@ -84,7 +84,7 @@ def test_few_cases_from_the_first_to_the_last() -> None:
     few = cases_by_test(*OTHERS, "--few-cases")
     for name, cases in cases_by_test(*OTHERS).items():
         assert [few[name][0], few[name][-1]] == [cases[0], cases[-1]]
-        assert len(few[name]) == min(4, len(cases)) and set(few[name]) <= set(cases)
+        assert len(few[name]) == min(3, len(cases)) and set(few[name]) <= set(cases)
 
 
 @pytest.mark.parametrize("option", ["--one-case=0", "--few-cases"])
