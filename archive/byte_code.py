@@ -36,7 +36,7 @@ START = Path(__file__).with_name("__main__.py")
 NOT_AT_A_START = re.compile(
     r"portwrap/((__main__|archive|bundle)\.py|check/|cli/(byte_code|help|mistakes|version)\.py"
     r"|diagnostics/(?!(__init__|errors|log)\.py)"
-    r"|kernel/fatal_calls\.py|launch/(drivers/direct|port_lists|ssh_cover)\.py)"
+    r"|kernel/fatal_calls\.py|launch/(drivers/direct|ssh_cover)\.py)"
 )
 """Modules that no session imports, or few do, in the process that has the sources as well. The
 keeper has byte code only."""
