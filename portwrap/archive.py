@@ -7,6 +7,7 @@ modules that a session needs (`archive/byte_code.py`); the sources have the othe
 
 from __future__ import annotations
 
+import os
 import sys
 from zipimport import zipimporter
 
@@ -14,8 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
 
-PACKAGE = __file__.rpartition("/")[0]
-TREE = PACKAGE.rpartition("/")[0]
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+TREE = os.path.dirname(PACKAGE)
 """The entry of sys.path that this package comes from."""
 
 

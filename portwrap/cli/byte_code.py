@@ -31,4 +31,4 @@ def compile_command() -> str:
     python = shlex.quote(interpreter())
     if IS_ARCHIVE:
         return f"./build.sh --for {python}"
-    return f"{python} -m compileall -q {shlex.quote(os.path.abspath(PACKAGE))}"
+    return f"{python} -m compileall -q {shlex.quote(PACKAGE)}"
